@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help setup demo test test-slow test-vllm docs check bench
+.PHONY: help setup demo test test-slow test-trackers test-vllm docs check bench
 
 USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -32,6 +32,18 @@ test-slow: setup ## run the others: Docker, PostgreSQL, Chromium, kills and long
 
 docs: setup ## build the documentation into build/site (`.venv/bin/zensical serve` shows it while you write)
 	@.venv/bin/zensical build --strict
+
+test-trackers: setup ## test Weights & Biases, MLflow and trackio (50 MB), in an environment that adds them to .venv
+	@python=.venv-trackers/bin/python
+	if [ ! -e .venv-trackers/ready ]; then
+		.venv/bin/python -m venv --clear .venv-trackers
+		purelib='import sysconfig; print(sysconfig.get_path("purelib"))'
+		echo "import site; site.addsitedir('$$(.venv/bin/python -c "$$purelib")')" \
+			>$$($$python -c "$$purelib")/venv.pth
+		$$python -m pip --quiet --disable-pip-version-check install --editable '.[mlflow,trackio,wandb]'
+		touch .venv-trackers/ready
+	fi
+	$$python -m pytest tests/trackers $(ARGS)
 
 test-vllm: ## test the vLLM engine on the real vLLM, in an environment of its own (3.5 GB) that can train
 	@python=.venv-vllm/bin/python

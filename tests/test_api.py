@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import shutil
 import signal
+import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +17,8 @@ from typing import Any
 import golden
 import pytest
 import tiny
+from hub_server import Hub
+from recorder import Recorder
 
 import envkit
 from envkit import api
@@ -21,7 +26,7 @@ from envkit.api.common import short_tasks
 from envkit.api.training import _adapters
 from envkit.benchmark.report import load_report
 from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
-from envkit.errors import StoreError, TaskFileError, UsageError
+from envkit.errors import MissingExtraError, ModelError, StoreError, TaskFileError, UsageError
 from envkit.store import RunFolder
 from envkit.types import Task
 
@@ -89,6 +94,7 @@ def trained(
         max_task_chars=max(task.chars for task in [*tasks, *heldout]),
         allow_unaudited=True,
         root=folder / "runs",
+        trackers=["tensorboard", Recorder().track],
         display="quiet",
     )
 
@@ -128,6 +134,19 @@ def test_nothing_is_printed_when_quiet(
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_resumed_run_is_logged_to_the_trackers_that_have_a_name_or_to_others(
+    trained: envkit.TrainResult,
+) -> None:
+    folder, tracker = trained.run / "tensorboard", Recorder()
+    before = len([*folder.iterdir()])
+    assert json.loads((trained.run / "manifest.json").read_text())["trackers"] == ["tensorboard"]
+    envkit.resume_train(trained.run, display="quiet")
+    assert len([*folder.iterdir()]) == before + 1
+    envkit.resume_train(trained.run, trackers=[tracker.track], display="quiet")
+    assert len([*folder.iterdir()]) == before + 1
+    assert tracker.events == [("begin", trained.run.name), ("eval", 2), ("end", trained.run.name)]
+
+
 def test_a_loaded_adapter_answers_and_exposes_its_model(trained: envkit.TrainResult) -> None:
     with envkit.load_adapter(trained.run, temperature=1.0) as adapter:
         assert adapter.path == trained.adapter
@@ -139,6 +158,142 @@ def test_a_loaded_adapter_answers_and_exposes_its_model(trained: envkit.TrainRes
         assert adapter.model.active_adapter == "trained"
         assert [*adapter.model.peft_config] == ["trained"]
         assert adapter.tokenizer("x")["input_ids"]
+
+
+PUBLISHED = {
+    "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "base.json",
+    "claim.json",
+    "manifest.json",
+}
+
+
+def test_a_published_adapter_holds_its_own_files_and_nothing_hidden(
+    trained: envkit.TrainResult, tmp_path: Path, heldout: Sequence[Task]
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    def evidence(folder: Path) -> list[Any]:
+        [part] = json.loads((folder / "claim.json").read_text())["environments"]
+        return [episode["info"].get("evidence") for episode in part["episodes"]]
+
+    folder = tmp_path / "published"
+    result = envkit.push_adapter(trained.run, "me/tiny", dry_run=folder)
+    assert (result.adapter, result.url) == (trained.adapter, "")
+    assert {*result.files} == {file.name for file in folder.iterdir()} == PUBLISHED
+    assert {file.name for file in trained.adapter.iterdir()} > PUBLISHED  # the optimizer's state
+    assert all(evidence(trained.adapter))
+    assert not any(evidence(folder))
+    model = Path(json.loads((trained.run / "manifest.json").read_text())["model"])
+    texts = [file.read_text() for file in folder.iterdir() if file.suffix != ".safetensors"]
+    assert not [text for text in texts if str(model.parent) in text]
+    with pytest.raises(StoreError, match="cannot write"):
+        envkit.push_adapter(trained.run, "me/tiny", dry_run=folder)
+    # A stranger can load and verify it.
+    assert envkit.verify(folder, tasks=heldout, model=model, display="quiet").reproduced
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of transformers, for PEFT
+        loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), folder)
+    assert loaded.peft_config["default"].r == 2
+    with envkit.load_adapter(folder, model=model) as adapter:
+        assert adapter.act("Mend it.")
+    without = tmp_path / "without"
+    envkit.push_adapter(trained.run, "me/tiny", claim=False, dry_run=without)
+    assert {file.name for file in without.iterdir()} == PUBLISHED - {"claim.json"}
+    assert "`envkit verify` cannot replay it" in (without / "README.md").read_text()
+
+
+def test_a_model_card_says_what_was_trained_and_measured(trained: envkit.TrainResult, tmp_path: Path) -> None:
+    import yaml
+
+    envkit.push_adapter(trained.run, "me/tiny", dry_run=tmp_path / "published")
+    card = (tmp_path / "published" / "README.md").read_text()
+    _, header, body = card.split("---\n", 2)
+    assert yaml.safe_load(header) == {
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["envkit", "lora", "grpo", "code-editor"],
+    }
+    manifest = json.loads((trained.run / "manifest.json").read_text())
+    report = load_report(trained.run)
+    assert "2 steps of reinforcement learning" in body
+    assert "This adapter is the row **RL**." in body
+    rate = trained.report.solve_rate("RL")
+    assert f"| RL | 2 | {100 * rate.estimate:.1f} | [{100 * rate.low:.1f}, {100 * rate.high:.1f}] |" in body
+    assert f"certificate: `{report.certificate}`" in body
+    for digest in (*manifest["tasks"].values(), manifest["code"], manifest["model_digest"]):
+        assert f"`{digest}`" in body
+    assert all(warning in body for warning in report.warnings)
+    assert "| lora_r | 2 |" in body
+    assert "envkit verify adapter" in body
+
+
+def test_an_adapter_without_its_run_has_a_card_of_what_is_known(
+    trained: envkit.TrainResult, tmp_path: Path
+) -> None:
+    adapter = Path(shutil.copytree(trained.adapter, tmp_path / "adapter"))
+    envkit.push_adapter(adapter, "me/tiny", dry_run=tmp_path / "published")
+    card = (tmp_path / "published" / "README.md").read_text()
+    assert "was not measured, or its measurements are not beside it" in card
+    assert f"certificate: `{load_report(trained.run).certificate}`" in card  # of the claim
+    envkit.push_adapter(adapter, "me/tiny", measured_in=trained.run, dry_run=tmp_path / "measured")
+    assert "This adapter is the row **RL**." in (tmp_path / "measured" / "README.md").read_text()
+    file = adapter / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(ModelError, match=r"safetensors differs from its manifest"):
+        envkit.push_adapter(adapter, "me/tiny", dry_run=tmp_path / "damaged")
+    (adapter / "manifest.json").unlink()
+    with pytest.raises(ModelError, match=r"claim\.json is of other weights"):
+        envkit.push_adapter(adapter, "me/tiny", dry_run=tmp_path / "damaged")
+    (adapter / "claim.json").unlink()
+    with pytest.raises(UsageError, match="did not measure the adapter"):
+        envkit.push_adapter(adapter, "me/tiny", measured_in=trained.run, dry_run=tmp_path / "damaged")
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_an_adapter_is_pushed_to_the_hub(
+    trained: envkit.TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with Hub("hf_right") as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        result = envkit.push_adapter(trained.run, "me/tiny", private=True)
+        assert result.url == f"{hub.url}/me/tiny"
+        assert hub.private == {"me/tiny": True}
+        envkit.push_adapter(trained.run, "me/tiny", dry_run=tmp_path / "published")
+        assert hub.files["me/tiny"] == {
+            file.name: file.read_bytes() for file in (tmp_path / "published").iterdir()
+        }
+        envkit.push_adapter(trained.run, "me/tiny", claim=False)
+        assert {*hub.files["me/tiny"]} == PUBLISHED - {"claim.json"}  # the older claim is gone
+        hub.private["me/tiny"] = False
+        with pytest.raises(UsageError, match="me/tiny is public already; make it private on the hub"):
+            envkit.push_adapter(trained.run, "me/tiny", private=True)
+        monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+        with pytest.raises(UsageError, match=r"the hub did not take me/other \(HfHubHTTPError: .*401"):
+            envkit.push_adapter(trained.run, "me/other")
+        assert [*hub.files] == ["me/tiny"]
+
+
+def test_without_a_token_or_an_owner_nothing_is_pushed(
+    trained: envkit.TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(*_: object, **__: object) -> None:
+        raise AssertionError("work began")
+
+    monkeypatch.setattr("envkit.studies.publishing.write_publication", write)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(UsageError, match="no token of the Hugging Face Hub; log in with `hf auth login`"):
+        envkit.push_adapter(trained.run, "me/tiny")
+    with pytest.raises(UsageError, match="'tiny' has no owner; expected owner/name"):
+        envkit.push_adapter(trained.run, "tiny")
+    with pytest.raises(UsageError, match=r"repository 'me/ti ny': .*"):
+        envkit.push_adapter(trained.run, "me/ti ny")
+    with pytest.raises(UsageError, match="no adapter there"):
+        envkit.push_adapter(tmp_path, "me/tiny")
 
 
 def test_a_missing_adapter_is_refused(trained: envkit.TrainResult, tmp_path: Path) -> None:
@@ -208,6 +363,11 @@ def test_bad_input_is_refused_before_any_work(
         envkit.train(warm_start=tmp_path, display="quiet")
     with pytest.raises(UsageError, match="display is 'loud'; expected 'rich', 'quiet' or a Display"):
         envkit.train(display="loud", allow_unaudited=True)  # pyright: ignore
+    with pytest.raises(UsageError, match="no tracker is named 'comet'"):
+        envkit.train(trackers=["comet"], display="quiet", allow_unaudited=True)
+    monkeypatch.setitem(sys.modules, "wandb", None)  # not installed
+    with pytest.raises(MissingExtraError, match=r"pip install 'envkit-rl\[wandb\]'"):
+        envkit.train(trackers=["tensorboard", "wandb"], display="quiet", allow_unaudited=True)
     with pytest.raises(StoreError, match="not a run's manifest"):
         envkit.resume_train(tmp_path, display="quiet")
     with pytest.raises(UsageError, match="no agent to compare"):

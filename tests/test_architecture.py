@@ -27,7 +27,7 @@ LAYERS = (
     ("envkit",),
     ("engine",),
     ("agents", "environments", "sandboxes"),
-    ("benchmark", "training"),
+    ("benchmark", "trackers", "training"),
     ("studies",),
     ("api",),
     ("cli",),
@@ -35,7 +35,7 @@ LAYERS = (
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
 #: Layers whose parts do not import each other.
-SIBLINGS = (("agents", "environments", "sandboxes"), ("benchmark", "training"))
+SIBLINGS = (("agents", "environments", "sandboxes"), ("benchmark", "trackers", "training"))
 
 #: ``import envkit`` offers names that stand to its right; it loads them when they are first used.
 LOADED_ON_USE = ("envkit.api", "envkit.benchmark.spec", "envkit.training.config")

@@ -1,13 +1,15 @@
-"""Python interface: functions that train, evaluate, compare agents and load adapters, as the commands do.
+"""Python interface: functions that train, evaluate, compare, load and publish, as the commands do.
 
 The names are also in `envkit`: ``envkit.train(...)``. PyTorch is imported only when it is needed.
 """
 
 from envkit.api.adapter import Adapter, load_adapter
 from envkit.api.measuring import bench, evaluate, leaderboard, rescore, resume_bench, spec_of
+from envkit.api.pushing import push_adapter
 from envkit.api.results import (
     BenchResult,
     EvalResult,
+    PushResult,
     Report,
     RescoreResult,
     SFTResult,
@@ -21,6 +23,7 @@ __all__ = [
     "Adapter",
     "BenchResult",
     "EvalResult",
+    "PushResult",
     "Report",
     "RescoreResult",
     "SFTResult",
@@ -30,6 +33,7 @@ __all__ = [
     "evaluate",
     "leaderboard",
     "load_adapter",
+    "push_adapter",
     "rescore",
     "resume_bench",
     "resume_train",

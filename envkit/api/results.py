@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -200,6 +201,21 @@ class RescoreResult:
     episodes: int
     changed: tuple[Change, ...]
     stopped_by: signal.Signals | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    """The result of `envkit.push_adapter`.
+
+    Args:
+        adapter: the adapter's folder.
+        url: where the adapter is on the hub; empty after a dry run.
+        files: size in bytes of each published file, by name.
+    """
+
+    adapter: Path
+    url: str
+    files: Mapping[str, int]
 
 
 def read_report(page: Path) -> Report:

@@ -24,16 +24,19 @@ from envkit.api.interrupts import stopping_on_signal
 from envkit.api.results import SFTResult, TrainResult, read_report
 from envkit.api.rich_display import DisplayChoice, open_display
 from envkit.errors import ConfigError, Stopped, UsageError
+from envkit.trackers import DEFAULT as DEFAULT_TRACKERS
+from envkit.trackers import resolve as resolve_trackers
 
 if TYPE_CHECKING:
     from envkit.display import Display
     from envkit.env import Env
     from envkit.sandbox import SandboxBackend
     from envkit.store import RunFolder
+    from envkit.trackers import NamedTracker, Tracker
     from envkit.training.config import TrainConfig
 
 #: Folders that a run creates inside its own. With several environments, none may have such a name.
-_RUN_FOLDERS = frozenset({"checkpoints", "sft", "tasks", "tensorboard"})
+_RUN_FOLDERS = frozenset({"checkpoints", "sft", "tasks", "tensorboard", "wandb"})
 
 
 def train(
@@ -54,6 +57,7 @@ def train(
     allow_unsafe: bool = False,
     allow_unaudited: bool = False,
     evaluate: bool = True,
+    trackers: Sequence[str | Tracker] = DEFAULT_TRACKERS,
     root: Path | str = RUNS,
     display: DisplayChoice = "rich",
     command: str | None = None,
@@ -84,6 +88,9 @@ def train(
         allow_unsafe: accept a sandbox that does not isolate.
         allow_unaudited: accept an environment without a valid certificate.
         evaluate: measure on the held-out tasks before and after training.
+        trackers: experiment trackers to log to: ``"tensorboard"``, ``"wandb"``, ``"mlflow"``, ``"trackio"``,
+            or functions of your own; see `envkit.trackers`. One that fails while the run trains is left out
+            from then on. `resume_train` takes those that have a name again.
         root: folder in which the run folder is created.
         display: ``"rich"``, ``"quiet"`` or a display of your own.
         command: command to show in the reports; by default this call.
@@ -122,6 +129,7 @@ def train(
     kinds = [registry.environment(name) for name in names]
     before_after_setup.require_checks(settings.shaping, kinds)
     turns_of(kinds, settings.max_turns)  # raises before tasks are made
+    resolved = resolve_trackers(trackers)
     if len(chosen) > 1:
         before_after_seeds.configurations(settings, chosen)
     if not allow_unaudited:
@@ -153,12 +161,13 @@ def train(
             adapters=max(len(chosen), 1),
             evaluate=evaluate,
             note=note,
+            trackers=[tracker for tracker in trackers if isinstance(tracker, str)],
         )
         if len(chosen) > 1:
             run = before_after_seeds.start(Path(root), planned, chosen)
         else:
             run = before_after_setup.start(Path(root), planned)
-        return _run(run, kinds, sandbox_backend, progress)
+        return _run(run, kinds, sandbox_backend, progress, resolved)
 
 
 def resume_train(
@@ -166,6 +175,7 @@ def resume_train(
     *,
     sandbox: SandboxBackend | str = "auto",
     allow_unsafe: bool = False,
+    trackers: Sequence[str | Tracker] | None = None,
     display: DisplayChoice = "rich",
 ) -> TrainResult:
     """Continue a training run that was interrupted, from its last checkpoint and with its own settings.
@@ -174,6 +184,7 @@ def resume_train(
         run: the run folder.
         sandbox: a backend or its registered name.
         allow_unsafe: accept a sandbox that does not isolate.
+        trackers: as for `train`; by default the named ones that the run began with.
         display: ``"rich"``, ``"quiet"`` or a display of your own.
 
     Raises:
@@ -189,9 +200,12 @@ def resume_train(
 
     folder = RunFolder.open(Path(run))
     kinds = [registry.environment(name) for name in before_after_setup.environments_of(folder)]
+    # Runs of older versions named none.
+    began_with = folder.manifest.get("trackers", DEFAULT_TRACKERS)
+    resolved = resolve_trackers(began_with if trackers is None else trackers)
     with open_display(display) as progress:
         sandbox_backend = isolated_backend(sandbox, progress, allow_unsafe=allow_unsafe)
-        return _run(folder, kinds, sandbox_backend, progress)
+        return _run(folder, kinds, sandbox_backend, progress, resolved)
 
 
 def sft(
@@ -250,7 +264,11 @@ def sft(
 
 
 def _run(
-    run: RunFolder, kinds: Sequence[type[Env]], backend: SandboxBackend, display: Display
+    run: RunFolder,
+    kinds: Sequence[type[Env]],
+    backend: SandboxBackend,
+    display: Display,
+    trackers: Sequence[NamedTracker],
 ) -> TrainResult:
     """Run all phases of a run that are not finished."""
     from envkit.studies import before_after, before_after_seeds
@@ -267,7 +285,7 @@ def _run(
         else before_after.BeforeAfter
     )
     with stopping_on_signal(display.say, message) as request:
-        pages = work(run, kinds, backend, display, request.should_stop).run()
+        pages = work(run, kinds, backend, display, request.should_stop, trackers=trackers).run()
     return TrainResult(run.path, _adapters(run), tuple(map(read_report, pages)), request.signal)
 
 

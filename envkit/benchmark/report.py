@@ -40,7 +40,7 @@ def render(data: ReportData) -> dict[str, bytes]:
         "training": tables.training(data),
         "phases": tables.phases(data),
         "facts": tables.facts(data),
-        "config": tables.config(data),
+        "config": tables.config(data.config),
         "charts": _charts(data, summary),
     }
     environment = templates()

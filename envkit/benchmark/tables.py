@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from envkit.benchmark.number_text import MINUS, NONE, bounds, number, percent, points
@@ -202,9 +202,9 @@ def _described(machine: Machine) -> str:
     return f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads, {machine.dtype}{card}"
 
 
-def config(data: ReportData) -> Table:
-    """Every setting of the run, by name."""
-    rows = tuple((key, _setting(data.config[key])) for key in sorted(data.config))
+def config(settings: Mapping[str, Scalar]) -> Table:
+    """Every setting of a run, by name."""
+    rows = tuple((key, _setting(settings[key])) for key in sorted(settings))
     return Table("Settings", ("Setting", "Value"), rows, text_columns=2)
 
 

@@ -17,7 +17,7 @@ import typer.main
 from rich.markup import escape
 
 from envkit.api.interrupts import Interrupted, handling_signals, raise_interrupted
-from envkit.cli import audit, info, measure, models, new, play, sandbox, tasks, train, verify, view
+from envkit.cli import audit, info, measure, models, new, play, push, sandbox, tasks, train, verify, view
 from envkit.cli.help import Command, Group
 from envkit.cli.output import err, out
 from envkit.errors import EnvkitError, StoreError, UsageError
@@ -67,6 +67,7 @@ app.add_typer(sandbox.app, cls=Group, name="sandbox", rich_help_panel=_BUILD)
 app.add_typer(models.app, cls=Group, name="models", rich_help_panel=_TRAIN)
 app.command(cls=Command, rich_help_panel=_TRAIN)(train.train)
 app.command(cls=Command, rich_help_panel=_TRAIN)(train.sft)
+app.command(cls=Command, rich_help_panel=_TRAIN)(push.push)
 app.command("eval", cls=Command, rich_help_panel=_MEASURE)(measure.evaluate)
 app.command(cls=Command, rich_help_panel=_MEASURE)(verify.verify)
 app.command(cls=Command, rich_help_panel=_MEASURE)(measure.bench)

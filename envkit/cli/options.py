@@ -45,6 +45,13 @@ def complete_models(incomplete: str) -> list[str]:
     return _beginning(incomplete, KNOWN)
 
 
+def complete_trackers(incomplete: str) -> list[str]:
+    """Complete the name of an experiment tracker."""
+    from envkit.trackers import NAMES
+
+    return _beginning(incomplete, NAMES)
+
+
 def complete_runs(incomplete: str) -> list[str]:
     """Run folders in ``runs/``, or in the folder that was typed, newest first."""
     folder = Path(incomplete.rpartition("/")[0] or ".") if "/" in incomplete else Path("runs")

@@ -19,6 +19,7 @@ from envkit.cli.options import (
     Split,
     command_line,
     complete_environments,
+    complete_trackers,
     exit_if_stopped,
     print_reports,
     reports_as_data,
@@ -26,6 +27,7 @@ from envkit.cli.options import (
 from envkit.cli.output import emit, out
 from envkit.errors import UsageError
 from envkit.models import SHORT_MINUTES
+from envkit.trackers import DEFAULT as DEFAULT_TRACKERS
 
 Config = Annotated[
     Path | None, typer.Option(metavar="FILE", help="TOML file of training settings (see TrainConfig).")
@@ -139,6 +141,15 @@ def train(
     no_evaluation: Annotated[
         bool, typer.Option("--no-evaluation", help="Only train; measure later with `envkit bench`.")
     ] = False,
+    tracker: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Experiment tracker to log to: tensorboard, wandb, mlflow or trackio. Repeat to log to "
+            "several. Default: tensorboard; of a resumed run, the same again.",
+            autocompletion=complete_trackers,
+        ),
+    ] = None,
     root: Root = RUNS,
     as_json: Json = False,
 ) -> None:
@@ -163,7 +174,8 @@ def train(
         }
         if given := [f"--{name}" for name, value in fixed.items() if value not in (None, [])]:
             raise UsageError(f"--resume continues a run with its own settings; leave out {', '.join(given)}")
-        _print(api.resume_train(resume, sandbox=sandbox, allow_unsafe=unsafe), as_json)
+        result = api.resume_train(resume, sandbox=sandbox, allow_unsafe=unsafe, trackers=tracker or None)
+        _print(result, as_json)
         return
     result = api.train(
         env or DEFAULT_ENVIRONMENT,
@@ -182,6 +194,7 @@ def train(
         allow_unsafe=unsafe,
         allow_unaudited=unaudited,
         evaluate=not no_evaluation,
+        trackers=tracker or DEFAULT_TRACKERS,
         root=root,
         command=command_line(),
     )

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Generator, Sequence
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final, final
 
 from rich.markup import escape
 
-from envkit.benchmark.report_data import Origin
+from envkit.benchmark.report_data import Origin, ReportData
 from envkit.benchmark.report_text import MANY_RAISED
+from envkit.benchmark.summary import summarise_row
 from envkit.display import Display
 from envkit.env import Env
 from envkit.errors import EnvkitError, Stopped, StoreError
@@ -35,12 +37,13 @@ from envkit.studies.provenance import training_code_digest
 from envkit.studies.run_records import PhaseTime
 from envkit.studies.timing import Stopwatch, phases, training_seconds
 from envkit.studies.warm_start import run_warm_start, split_for_warm_start
+from envkit.trackers import Log, NamedTracker, TrackedRun, open_trackers
 from envkit.training.checkpoint import CheckpointStore, load_adapter, save_adapter
+from envkit.training.config import to_mapping
 from envkit.training.grpo import GRPOTrainer, Trainer
 from envkit.training.metrics import StepMetrics
 from envkit.training.policy import Policy
 from envkit.training.rollouts import RolloutCollector
-from envkit.training.tensorboard import TensorBoardWriter
 from envkit.training.trl_backend import TRLTrainer
 from envkit.types import Task
 
@@ -60,6 +63,7 @@ class BeforeAfter:
         should_stop: polled between short units of work; if it returns True, the run ends cleanly and writes
             its report.
         sibling_of: another seed's run, whose base model and engine are shared.
+        trackers: experiment trackers that the run is logged to; see `envkit.trackers.resolve`.
 
     Raises:
         StoreError: environments, tasks or weights have changed since the run began, or the folder holds
@@ -74,8 +78,12 @@ class BeforeAfter:
         display: Display,
         should_stop: ShouldStop,
         sibling_of: BeforeAfter | None = None,
+        trackers: Sequence[NamedTracker] = (),
     ) -> None:
         self._run, self._backend, self._display, self._should_stop = run, backend, display, should_stop
+        self._trackers = trackers
+        #: Logs to the trackers inside `tracked`.
+        self._log: Log = _log_nothing
         study = reopen(run, kinds)
         manifest = study.facts
         #: Sentences that a reader of the report must see.
@@ -146,7 +154,7 @@ class BeforeAfter:
             raise StoreError(
                 f"{self._run.path} is one seed of {parent}, and its seeds train together; resume {parent}"
             )
-        with self._run.locked(), contextlib.closing(self.policy):
+        with self._run.locked(), contextlib.closing(self.policy), self.tracked():
             try:
                 self.begin()
                 self._train_rl()
@@ -156,6 +164,23 @@ class BeforeAfter:
             pages = self.report(complete=True)
             self.claim()
             return pages
+
+    @contextlib.contextmanager
+    def tracked(self) -> Generator[None]:
+        """Log to the trackers for the length of the block.
+
+        Raises:
+            UsageError: see `envkit.trackers.open_trackers`.
+        """
+        manifest = self._run.manifest
+        run = TrackedRun(
+            str(manifest["id"]).replace("/", "-"),
+            str(manifest.get("part_of", "")),
+            self._run.path,
+            {**to_mapping(self._plan.train), "environments": [each.kind.id for each in self._evals]},
+        )
+        with open_trackers(self._trackers, run, lambda line: self._display.say(escape(line))) as self._log:
+            yield
 
     def begin(self) -> None:
         """Run every phase before RL: controls, base evaluation, warm start.
@@ -232,7 +257,12 @@ class BeforeAfter:
             *(f"Training ended early: {reason}." for reason in self._alarms()),
         )
         origins = {name: self._origin(name) for name in MODEL_ROWS}
-        return [env_eval.report(origins, warnings) for env_eval in self._evals]
+        reports = [env_eval.report(origins, warnings) for env_eval in self._evals]
+        step = max(CheckpointStore(self._run.path / "checkpoints").steps(), default=0)
+        sft_alone = self._plan.train.is_sft_alone
+        if rates := {name: rate for _, data in reports for name, rate in _rates_of(data, sft_alone).items()}:
+            self._log("eval", step, rates)
+        return [page for page, _ in reports]
 
     def copy_shared_results(self, other: BeforeAfter) -> None:
         """Copy the results of another seed's run that do not depend on the seed."""
@@ -267,9 +297,6 @@ class BeforeAfter:
         alarm = CheckpointStore(self._run.path / "checkpoints").alarm()
         return [alarm] if alarm else []
 
-    def _scalars(self) -> TensorBoardWriter:
-        return TensorBoardWriter(self._run.path / "tensorboard")
-
     def env_factories(self) -> dict[str, EnvFactory]:
         """Map each RL task's id to a function that makes its environment."""
         turns, found = self._plan.train.max_turns, dict[str, EnvFactory]()
@@ -293,16 +320,12 @@ class BeforeAfter:
             raise StoreError(
                 f"{folder} is gone; it was a copy of {config.warm_start}. Restore it, or start a new run"
             )
-        with (
-            Stopwatch(self._run, "SFT warm start") as watch,
-            self._run.journal("metrics") as journal,
-            self._scalars() as scalars,
-        ):
+        with Stopwatch(self._run, "SFT warm start") as watch, self._run.journal("metrics") as journal:
 
             def on_loss(step: int, loss: float) -> None:
                 watch.lap()
                 journal.append({"phase": "sft", "step": step, "loss": loss})
-                scalars.add("sft", step, {"loss": loss})
+                self._log("sft", step, {"loss": loss})
 
             run_warm_start(
                 self.policy,
@@ -362,7 +385,6 @@ class BeforeAfter:
         with (
             self._run.journal("metrics") as metrics,
             self._run.journal("episodes") as episodes,
-            self._scalars() as scalars,
             Stopwatch(self._run, _RL) as watch,
         ):
             kind = TRLTrainer if config.backend == "trl" else GRPOTrainer
@@ -371,7 +393,7 @@ class BeforeAfter:
 
             def on_step(m: StepMetrics) -> bool:
                 watch.lap(m.completion_tokens, at_once())
-                scalars.add("rl", m.step, {k: v for k, v in asdict(m).items() if k != "step"})
+                self._log("rl", m.step, {k: v for k, v in asdict(m).items() if k != "step"})
                 speed = m.completion_tokens / m.rollout_s
                 facts = f"reward {m.reward:.2f}, mixed groups {m.mixed:.0%}, {speed:.0f} tokens/s"
                 if self._is_timed:
@@ -391,6 +413,24 @@ class BeforeAfter:
                 return not self._should_stop()
 
             yield trainer, on_step
+
+
+def _log_nothing(phase: str, step: int, metrics: Mapping[str, float]) -> None: ...
+
+
+def _rates_of(data: ReportData, sft_alone: bool) -> dict[str, float]:
+    """Return pass@1 of base, warm start and trained model, with the ends of its interval, for trackers.
+
+    Names have only characters that every tracker accepts, and are the same for all runs.
+    """
+    names = {"base": "base", "SFT": "trained" if sft_alone else "sft", "RL": "trained", "SFT+RL": "trained"}
+    found: dict[str, float] = {}
+    for row in data.rows:
+        interval = summarise_row(row, (1,)).solve_rate.interval if row.name in names else None
+        if interval is not None:
+            rate = f"{data.environment}/{names[row.name]}/pass_at_1"
+            found |= {rate: interval.estimate, f"{rate}_low": interval.low, f"{rate}_high": interval.high}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def _with_prefix(kind: type[Env], task: Task) -> Task:

@@ -21,6 +21,7 @@ from envkit.stop import ShouldStop, raise_if_stopped
 from envkit.store import RunFolder
 from envkit.studies.before_after import BeforeAfter
 from envkit.studies.before_after_setup import Study, start_part, with_openings
+from envkit.trackers import NamedTracker
 from envkit.training.config import TrainConfig
 from envkit.training.grpo import GRPOTrainer
 from envkit.training.metrics import StepMetrics
@@ -79,6 +80,7 @@ class MultiSeedStudy:
         display: live view.
         should_stop: polled between short units of work; if it returns True, the run ends cleanly and writes
             its reports.
+        trackers: experiment trackers; each seed is a tracked run of its own, in one group.
 
     Raises:
         StoreError: see `envkit.studies.before_after.BeforeAfter`.
@@ -91,6 +93,7 @@ class MultiSeedStudy:
         backend: SandboxBackend,
         display: Display,
         should_stop: ShouldStop,
+        trackers: Sequence[NamedTracker] = (),
     ) -> None:
         if (found := run.manifest.get("kind")) != KIND:
             raise StoreError(f"{run.path} is a run of kind {found!r}; expected {KIND!r}")
@@ -102,7 +105,9 @@ class MultiSeedStudy:
         for seed in cast("list[int]", found):
             part = RunFolder.open(run.path / f"seed-{seed}")
             first = self._studies[0] if self._studies else None
-            self._studies.append(BeforeAfter(part, kinds, backend, display, should_stop, sibling_of=first))
+            self._studies.append(
+                BeforeAfter(part, kinds, backend, display, should_stop, sibling_of=first, trackers=trackers)
+            )
 
     def run(self) -> list[Path]:
         """Run all phases that are not finished; returns the paths of the HTML reports, in the order of seeds.
@@ -110,7 +115,11 @@ class MultiSeedStudy:
         Raises:
             StoreError: another process is writing to the run folder.
         """
-        with self._run.locked(), contextlib.closing(self._studies[0].policy):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._run.locked())
+            stack.enter_context(contextlib.closing(self._studies[0].policy))
+            for study in self._studies:
+                stack.enter_context(study.tracked())
             complete = True
             try:
                 self._begin()

@@ -70,6 +70,7 @@ def prepare(
     adapters: int = 1,
     evaluate: bool = True,
     note: str = "",
+    trackers: Sequence[str] = (),
 ) -> Study:
     """Size a new study for this machine.
 
@@ -88,6 +89,7 @@ def prepare(
         evaluate: measure on the held-out tasks before and after training; if False, the run only trains, and
             plays the few episodes of the adapter's claim.
         note: a sentence about the tasks that a reader of the report must see.
+        trackers: names of the experiment trackers, which a resumed run is logged to as well.
 
     Raises:
         TaskFileError: the held-out tasks are not held out.
@@ -136,6 +138,7 @@ def prepare(
     facts = {
         "evaluate": evaluate,
         "note": note,
+        "trackers": [*trackers],
         "command": command,
         "commit": commit(),
         "model": config.model,

@@ -6,7 +6,7 @@ import itertools
 import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -216,7 +216,31 @@ def make_claim(
         sampling,
         tuple(environments),
     )
+    write_claim(claim, folder)
+
+
+def write_claim(claim: Claim, folder: Path) -> None:
+    """Write a claim to an adapter's folder.
+
+    Raises:
+        StoreError: the disk refused.
+    """
     write_atomic(folder / CLAIM, (json.dumps(encode(claim), indent=1) + "\n").encode())
+
+
+def without_evidence(claim: Claim) -> Claim:
+    """Return a claim without the graders' notes, which may quote a hidden expected value.
+
+    The replay compares nothing of them.
+    """
+    environments = tuple(
+        replace(
+            part,
+            episodes=tuple(ClaimedEpisode(replace(one.trajectory, info={})) for one in part.episodes),
+        )
+        for part in claim.environments
+    )
+    return replace(claim, environments=environments)
 
 
 def read_claim(folder: Path) -> Claim:

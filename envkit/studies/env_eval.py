@@ -8,7 +8,7 @@ from typing import final
 
 from envkit.agents.local import LocalAgent
 from envkit.agents.scripted import baseline
-from envkit.benchmark.report_data import Difference, Origin
+from envkit.benchmark.report_data import Difference, Origin, ReportData
 from envkit.display import Display
 from envkit.engine.protocol import Sampling
 from envkit.env import Baseline, Env
@@ -165,8 +165,8 @@ class EnvEval:
         with self._rollouts() as rollouts:
             self._runner.play(rollouts, agent, row, self._plan.samples)
 
-    def report(self, origins: Mapping[str, Origin], warnings: Sequence[str]) -> Path:
-        """Write the report of the episodes played so far; returns the path of the HTML page.
+    def report(self, origins: Mapping[str, Origin], warnings: Sequence[str]) -> tuple[Path, ReportData]:
+        """Write the report of the episodes played so far; returns the path of the HTML page and the data.
 
         Args:
             origins: origin of the answers of each row of `MODEL_ROWS`.
@@ -187,7 +187,7 @@ class EnvEval:
         ]
         config, fault = self._plan.train, self.folder.manifest.get("unaudited")
         unaudited = [f"The environment had no valid certificate: {fault}."] if fault else []
-        path, _ = build_report(
+        return build_report(
             self.folder,
             self.kind,
             self._backend,
@@ -206,4 +206,3 @@ class EnvEval:
             },
             warnings=(*warnings, *opening_note(self._run.manifest, self.kind.id), *unaudited),
         )
-        return path

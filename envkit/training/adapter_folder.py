@@ -15,6 +15,8 @@ from envkit.models import KNOWN, ModelRef
 BASE = "base.json"
 #: File with the digests of all other files.
 MANIFEST = "manifest.json"
+#: Files of an adapter itself. A checkpoint has files of the training beside them.
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", BASE)
 
 #: Highest rank of an adapter that is loaded. PEFT allocates what its settings say.
 _MAX_RANK = 4096

@@ -20,7 +20,7 @@ from envkit.files import open_regular_file, read_json_object, read_settings
 from envkit.models import model_errors
 from envkit.store import whole_folder, write_atomic
 from envkit.training.adapter_folder import (
-    BASE,
+    ADAPTER_FILES,
     MANIFEST,
     damaged_files,
     manifest_files,
@@ -32,7 +32,6 @@ from envkit.training.policy import Policy
 #: How many checkpoints are kept.
 _KEPT = 2
 _ALARM = "alarm.txt"
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", BASE)
 _STEP = re.compile(r"step-(\d{6,})")
 
 
@@ -187,7 +186,7 @@ def copy_adapter(source: Path, folder: Path) -> None:
         StoreError: a file cannot be read or written, or the folder is there already.
     """
     try:
-        files = {path.name: path.read_bytes() for name in _ADAPTER_FILES if (path := source / name).exists()}
+        files = {path.name: path.read_bytes() for name in ADAPTER_FILES if (path := source / name).exists()}
     except OSError as error:
         raise StoreError(f"cannot read adapter {source}: {error.strerror or error}") from error
     with _new_folder(folder) as making:

@@ -72,7 +72,7 @@ def test_every_table_cell_stands_in_both_files(run: ReportData) -> None:
         tables.training(run),
         tables.phases(run),
         tables.facts(run),
-        tables.config(run),
+        tables.config(run.config),
     ]
     for table in shown:
         for row in table.rows:

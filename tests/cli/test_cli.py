@@ -61,6 +61,8 @@ def test_doctor_finds_a_machine_ready_that_runs_no_model(tmp_path: Path) -> None
         (("train", "--seed", "1", "--seed", "2", "--minutes", "1"), ("--minutes is 1.0; at least 2",)),
         (("train", "--seed", "1", "--seed", "2", "--backend", "trl"), ("'trl'", "one adapter at a time")),
         (("train", "--seed", "1", "--seed", "5000000000"), ("seed is 5000000000",)),
+        (("train", "--tracker", "comet"), ("no tracker is named 'comet'", "wandb")),
+        (("push", "nothing", "me/tiny"), ("nothing", "no adapter there")),
         (
             ("train", "--env", "sql-desk", "--env", "code-editor", "--tasks", "good.jsonl"),
             ("task files", "one"),
@@ -174,6 +176,26 @@ def test_train_tasks_are_not_called_held_out(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "is of split 'train'; expected 'heldout'" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_push_says_what_it_would_upload(tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt"):
+        (adapter / name).write_text("{}")
+    (adapter / "base.json").write_text('{"model": "owner/base", "digest": "d1"}')
+    done = envkit("push", "adapter", "me/tiny", "--dry-run", "out", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    names = ["README.md", "adapter_config.json", "adapter_model.safetensors", "base.json", "manifest.json"]
+    assert [line.split()[-1] for line in done.stdout.splitlines()[:-1]] == names
+    assert done.stdout.splitlines()[-1] == "nothing is uploaded; the files are in out"
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text()) == {
+        "base_model_name_or_path": "owner/base"
+    }
+    assert "base_model: owner/base\n" in (tmp_path / "out" / "README.md").read_text()
+    done = envkit("push", "adapter", "me/tiny", "--dry-run", "again", "--json", cwd=tmp_path)
+    found = json.loads(done.stdout)
+    assert (found["adapter"], found["url"], [*found["files"]]) == ("adapter", "", names)
 
 
 @pytest.mark.parametrize("minutes", ["0.5", "nan", "inf"])

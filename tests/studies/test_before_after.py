@@ -13,6 +13,7 @@ from typing import Any, final
 
 import pytest
 import tiny
+from recorder import Recorder
 from safetensors.torch import load_file, save_file
 from stops import StopWhenShown, stop_after
 from transformers import AutoTokenizer
@@ -40,6 +41,7 @@ from envkit.studies.build_report import _latest_steps
 from envkit.studies.claim import read_claim
 from envkit.studies.run_records import LoggedStep
 from envkit.studies.warm_start import split_for_warm_start
+from envkit.trackers import resolve as resolve_trackers
 from envkit.training.checkpoint import save_adapter
 from envkit.training.config import TrainConfig
 from envkit.training.policy import Policy
@@ -115,7 +117,11 @@ def test_a_run_ends_with_a_report_of_every_row(
     tmp_path: Path, model: Path, backend: SandboxBackend, learner: str
 ) -> None:
     run = begin(tmp_path, model, backend=learner)
-    [page] = study(run, backend).run()
+    tracker, broken, said = Recorder(), Recorder(fails="rl"), list[str]()
+    display = Silent()
+    display.say = said.append
+    trackers = [*resolve_trackers(["tensorboard"]), ("mine", tracker.track), ("broken", broken.track)]
+    [page] = BeforeAfter(run, [CodeEditorEnv], backend, display, never, trackers=trackers).run()
     data = load_report(run.path)
     assert page.read_text().startswith("<!doctype html>")
     assert [row.name for row in data.rows] == [*SCRIPTS, "base", "SFT", "SFT+RL"]
@@ -125,7 +131,28 @@ def test_a_run_ends_with_a_report_of_every_row(
     assert all(item.samples == 4 for item in base.results)
     assert all(item.seconds > 0 for row in data.rows for item in row.results)
     assert data.isolation == "sandbox"
-    assert len([*(run.path / "tensorboard").iterdir()]) == 2  # of the warm start and of RL
+    assert len([*(run.path / "tensorboard").iterdir()]) == 1
+    steps = [("sft", 1), ("sft", 2), ("rl", 1), ("rl", 2), ("eval", 2)]
+    assert tracker.events == [("begin", run.id), *steps, ("end", run.id)]
+    assert broken.events == [("begin", run.id), *steps[:2], ("failed", ConnectionError)]
+    assert [line for line in said if line.startswith("tracker")] == [
+        "tracker broken failed at step 1 of phase rl and is left out from here on (ConnectionError: no "
+        "network); the run goes on, and its journals have every step"
+    ]
+    [logged] = tracker.runs
+    assert (logged.folder, logged.group) == (run.path, "")
+    assert (logged.config["lora_r"], logged.config["environments"]) == (2, ["code-editor"])
+    for record in run.records("metrics"):
+        metrics = tracker.metrics[run.id, record["phase"], record["step"]]
+        assert metrics == {name: record[name] for name in metrics}
+        assert record.keys() == {"schema", "phase", "step", *metrics}
+    evaluation = tracker.metrics[run.id, "eval", 2]
+    rates = {row.name: row.solve_rate.interval for row in summarise(data).rows}
+    for name, row in (("base", "base"), ("sft", "SFT"), ("trained", "SFT+RL")):
+        rate, interval = f"code-editor/{name}/pass_at_1", rates[row]
+        assert interval is not None
+        assert evaluation[rate] == interval.estimate
+        assert (evaluation[f"{rate}_low"], evaluation[f"{rate}_high"]) == (interval.low, interval.high)
     assert json.loads((run.path / "sft" / "base.json").read_text())["digest"] == data.model_digest
     assert {row.origin.digest for row in data.rows[len(SCRIPTS) :]} == {data.model_digest}
     assert [pair.meaning for pair in data.differences][-3:] == [

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import tiny
+from recorder import Recorder
 from safetensors.torch import load_file
 from stops import stop_after
 
@@ -75,8 +76,17 @@ def adapter(run: RunFolder, seed: int) -> dict[str, Any]:
 
 
 def test_each_seed_has_a_report_and_an_adapter(tmp_path: Path, model: Path, backend: SandboxBackend) -> None:
-    run = start(tmp_path, model)
-    pages = resume(run, backend)
+    run, tracker = start(tmp_path, model), Recorder()
+    work = before_after_seeds.MultiSeedStudy(
+        run, [CodeEditorEnv], backend, Silent(), never, trackers=[("mine", tracker.track)]
+    )
+    pages = work.run()
+    ids = [f"{run.id}-seed-{seed}" for seed in SEEDS]
+    assert [(each.id, each.group, each.config["seed"]) for each in tracker.runs] == [
+        (name, run.id, seed) for name, seed in zip(ids, SEEDS, strict=True)
+    ]
+    assert {name for name, phase, step in tracker.metrics if (phase, step) == ("rl", 2)} == {*ids}
+    assert {name for name, phase, _ in tracker.metrics if phase == "eval"} == {*ids}
     assert [page.parent for page in pages] == [run.path / "seed-3", run.path / "seed-8"]
     first, second = (load_report(page.parent) for page in pages)
     for data in (first, second):
