@@ -225,12 +225,12 @@ def _json_call(following: str, by_name: Mapping[str, Tool]) -> tuple[ToolCall | 
         name, given = value["name"], value.get("arguments", {})
         given = json.loads(given) if isinstance(given, str) else given
         tool = by_name[name]
-        faults = [f"{key} holds {fault}" for key, part in given.items() if (fault := _fault_in(part))]
+        fault = _fault_in(given)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return f"That is no call between <tool_call> tags. Write JSON: {form}", 0
-    if faults:
-        return f"{name}: {faults[0]}. It is {tool.usage()}", length
-    return _checked(tool, given), length
+    if fault or not isinstance(given, dict):
+        return f"{name}: arguments holds {fault or 'no object'}. It is {tool.usage()}", length
+    return _checked(tool, cast("dict[str, Any]", given)), length
 
 
 def _fault_in(value: object) -> str:
