@@ -13,8 +13,9 @@ from typing import Any, ClassVar, TypeVar, cast, final
 import gymnasium
 
 from envkit.checks import Check, find_checks, run_checks, run_turn_checks
-from envkit.display import Display
+from envkit.display import Display, Silent
 from envkit.errors import SETUP_ERRORS, CheckError, ContractError, UsageError
+from envkit.plugins import sandbox_backend
 from envkit.random_calls import random_calls
 from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.secret_values import blotted_out, read_secrets
@@ -139,7 +140,7 @@ class Env(gymnasium.Env[str, str], ABC):
 
     Args:
         tasks: the tasks to choose from; ids are unique.
-        sandbox: backend that makes one fresh sandbox per episode.
+        sandbox: backend that makes one fresh sandbox per episode; by default the best one of this machine.
         max_turns: actions until truncation, at least 1; by default the class's own number.
         max_observation_bytes: the middle of longer observations is cut out.
         max_action_bytes: longer actions are refused, and use up a turn.
@@ -148,6 +149,7 @@ class Env(gymnasium.Env[str, str], ABC):
     Raises:
         UsageError: no tasks, two tasks of one id, ``max_turns`` < 1, an unknown render mode, or one of
             `secrets` is not set.
+        SandboxUnavailable: no sandbox is given, and code cannot be isolated on this machine.
         ContractError: the class has no ``id``, no check with weight, neither tools nor an `apply`, or a
             `reward_range` or `turn_cost` that it cannot have.
     """
@@ -215,7 +217,7 @@ class Env(gymnasium.Env[str, str], ABC):
         self,
         *,
         tasks: Sequence[Task],
-        sandbox: SandboxBackend,
+        sandbox: SandboxBackend | None = None,
         max_turns: int | None = None,
         max_observation_bytes: int = 16_384,
         max_action_bytes: int = 16_384,
@@ -242,7 +244,7 @@ class Env(gymnasium.Env[str, str], ABC):
         self.max_turns = max_turns
         self.render_mode = render_mode
         self._secrets = read_secrets(self.secrets)
-        self._backend = sandbox
+        self._backend = sandbox or sandbox_backend()
         self._sandbox: Sandbox | None = None
         self._task: Task | None = None
         self._visit_seed = 0
@@ -282,6 +284,21 @@ class Env(gymnasium.Env[str, str], ABC):
             UsageError: the environment has no tasks of that split.
         """
         raise UsageError(f"environment {cls.id} has no {split!r} tasks of its own; name a task file")
+
+    @final
+    @classmethod
+    def tasks_of(cls, split: str, sandbox: SandboxBackend | None = None) -> Sequence[Task]:
+        """The environment's own tasks of a split, such as ``MyEnv.tasks_of("train")``; see `make_tasks`.
+
+        Args:
+            split: as for `make_tasks`.
+            sandbox: by default the best one of this machine.
+
+        Raises:
+            UsageError: the environment has no tasks of that split.
+            SandboxUnavailable: code cannot be isolated on this machine.
+        """
+        return cls.make_tasks(split, sandbox=sandbox or sandbox_backend(), display=Silent())
 
     @classmethod
     def validate_task(cls, task: Task) -> None:

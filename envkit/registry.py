@@ -1,56 +1,27 @@
-"""Find environments and sandboxes by name, through entry points."""
+"""Environments by name: their classes, instances, task files and Gymnasium ids."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
 from envkit.display import Silent
 from envkit.env import Env
 from envkit.errors import RegistryError, TaskFileError
+from envkit.plugins import load, names, points, sandbox_backend
 from envkit.taskfile import read_tasks
 
 if TYPE_CHECKING:
     from envkit.sandbox import SandboxBackend
     from envkit.types import Task
 
-#: Entry point groups that plugins may add to.
-GROUPS = {
-    "environment": "envkit.environments",
-    "sandbox": "envkit.sandboxes",
-}
-
 #: Versions in the Gymnasium ids of envkit's environments. Others have the major version of their package.
 _VERSIONS = {"code-editor": 0, "service-desk": 0, "sql-desk": 3, "sql-desk-postgres": 3}
-
-#: Backends in order of preference; plugins' backends come after these.
-_PREFERENCE = ("zygote", "bubblewrap", "docker")
-
-
-def names(kind: str) -> list[str]:
-    """Registered names of a kind (``environment`` or ``sandbox``), sorted."""
-    return sorted(_points(kind))
-
-
-def _points(kind: str) -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUPS[kind])}
-
-
-def load(kind: str, name: str) -> Any:
-    """Load the object that is registered under a name.
-
-    Raises:
-        RegistryError: no such name; the message lists the registered ones.
-    """
-    found = _points(kind)
-    if name not in found:
-        raise RegistryError(f"no {kind} {name!r}; there is: {', '.join(sorted(found)) or 'none'}")
-    return found[name].load()
 
 
 def environment(name: str) -> type[Env]:
@@ -73,14 +44,16 @@ def make(
     name: str,
     tasks: Sequence[Task] | Path | str | None = None,
     sandbox: SandboxBackend | str = "auto",
+    split: str = "starter",
     **options: Any,
 ) -> Env:
     """Make an environment from names; ``gymnasium.make("envkit/CodeEditor-v0")`` calls this.
 
     Args:
         name: name of the environment.
-        tasks: tasks, or the path of a task file; by default the environment's starter tasks.
+        tasks: tasks, or the path of a task file; by default the environment's own tasks of ``split``.
         sandbox: a backend or its registered name; ``"auto"`` for the best isolated one on this machine.
+        split: ``"starter"``, ``"train"``, ``"heldout"``, or ``"test"`` if there is one.
         options: further arguments of the environment, such as ``max_turns`` and ``render_mode``.
 
     Raises:
@@ -91,7 +64,7 @@ def make(
     kind = environment(name)
     backend = sandbox_backend(sandbox) if isinstance(sandbox, str) else sandbox
     if tasks is None:
-        tasks = kind.make_tasks("starter", sandbox=backend, display=Silent())
+        tasks = kind.make_tasks(split, sandbox=backend, display=Silent())
     elif isinstance(tasks, str | Path):
         tasks = read_tasks_for(kind, Path(tasks))
     return kind(tasks=tasks, sandbox=backend, **options)
@@ -128,35 +101,6 @@ def _accepts(name: str, task: Task) -> bool:
     return kind.validate_task.__func__ is not Env.validate_task.__func__
 
 
-def sandbox_backend(name: str = "auto") -> SandboxBackend:
-    """Return a usable backend: the named one, or for ``"auto"`` the best isolated one on this machine.
-
-    Raises:
-        RegistryError: no such backend.
-        SandboxUnavailable: it cannot run here. The message names the likely cause and the command that mends
-            it; its notes hold the error of each backend that was tried.
-    """
-    from envkit.sandbox_check.diagnosis import unavailable
-
-    if name != "auto":
-        backend = cast("SandboxBackend", load("sandbox", name)())
-        if problem := backend.available():
-            raise unavailable({name: problem})
-        return backend
-    known = names("sandbox")
-    order = [n for n in _PREFERENCE if n in known] + [n for n in known if n not in _PREFERENCE]
-    problems: dict[str, str] = {}
-    for candidate in order:
-        backend = cast("SandboxBackend", load("sandbox", candidate)())
-        if not backend.isolated:
-            continue
-        problem = backend.available()
-        if problem is None:
-            return backend
-        problems[candidate] = problem
-    raise unavailable(problems)
-
-
 def register_gymnasium() -> None:
     """Register every environment with Gymnasium, such as ``gymnasium.make("envkit/CodeEditor-v0")``.
 
@@ -164,7 +108,7 @@ def register_gymnasium() -> None:
     so ``import envkit`` calls this function. A program that does not import envkit can write
     ``gymnasium.make("envkit:envkit/CodeEditor-v0")``.
     """
-    for name, point in _points("environment").items():
+    for name, point in points("environment").items():
         if re.fullmatch(r"[\w-]+", name):  # Gymnasium accepts no other names
             words = "".join(word.capitalize() for word in name.split("-"))
             id_ = f"envkit/{words}-v{_version(name, point)}"

@@ -20,7 +20,7 @@ LAYERS = (
     ("errors",),
     ("cache", "display", "files", "lease", "plain", "secret_values", "spaces", "stop", "syntax", "types"),
     ("agent", "sandbox", "sandbox_check"),
-    ("inputs",),
+    ("inputs", "plugins"),
     ("checks", "grading", "hidden"),
     ("env", "mcp", "random_calls", "service", "tool_runner", "tools", "wrapped"),
     ("audit", "mining", "models", "prices", "registry", "rollout", "scaffold", "store", "taskfile"),

@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import gymnasium
 import pytest
 
-from envkit import RegistryError, SandboxUnavailable, registry
+from envkit import RegistryError, SandboxUnavailable, UsageError, plugins, registry
+from envkit.environments.service_desk import ServiceDeskEnv
+from envkit.environments.service_desk.tasks import generate
 from envkit.sandbox import Sandbox, SandboxBackend
 
 
@@ -47,7 +49,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, backends: Mapping[str, type[Sandb
         def load(self) -> type[SandboxBackend]:
             return backends[self.name]
 
-    monkeypatch.setattr(registry, "entry_points", lambda group: tuple(map(Point, backends)))
+    monkeypatch.setattr(plugins, "entry_points", lambda group: tuple(map(Point, backends)))
 
 
 def test_the_shipped_plugins_are_registered() -> None:
@@ -118,7 +120,7 @@ def test_gymnasium_ids_of_plugins_contain_their_packages_major_version(
         return SimpleNamespace(name=name, dist=SimpleNamespace(version=version))
 
     points = [point("stock-room", "2.1"), point("x2", "0.1.dev3+g1"), point("not an id", "1")]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points)
     monkeypatch.setattr(gymnasium.envs.registration, "registry", {})
     registry.register_gymnasium()
     assert [*gymnasium.envs.registration.registry] == ["envkit/StockRoom-v2", "envkit/X2-v0"]
@@ -128,3 +130,13 @@ def test_gymnasium_ids_of_plugins_contain_their_packages_major_version(
 def test_gymnasium_imports_envkit_for_an_id_with_a_module() -> None:
     code = "import gymnasium; gymnasium.make('envkit:envkit/CodeEditor-v0', sandbox='process').close()"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_an_instance_may_have_the_tasks_of_another_split() -> None:
+    for split in ("starter", "heldout"):
+        env = gymnasium.make("envkit/ServiceDesk-v0", split=split)
+        own = ServiceDeskEnv.tasks_of(split)
+        assert [*env.unwrapped.tasks.values()] == [*own] == generate(split)
+        env.close()
+    with pytest.raises(UsageError, match="service-desk has no 'test' tasks of its own"):
+        ServiceDeskEnv.tasks_of("test")

@@ -10,7 +10,7 @@ from typing import Final
 import typer
 from rich.markup import escape
 
-from envkit import registry
+from envkit import plugins
 from envkit.cli.options import Json, RunArgument
 from envkit.cli.output import emit, out
 from envkit.errors import EnvkitError
@@ -24,7 +24,7 @@ def list_(as_json: Json = False) -> None:
     from envkit.agents.cards import shipped_cards
     from envkit.benchmark.spec import SCRIPTS
 
-    found = {kind: registry.names(kind) for kind in registry.GROUPS}
+    found = {kind: plugins.names(kind) for kind in plugins.GROUPS}
     found |= {"script": sorted(SCRIPTS), "card": shipped_cards()}
     if as_json:
         emit(found)
@@ -45,7 +45,7 @@ def doctor(as_json: Json = False) -> None:
         ("cores", True, str(len(os.sched_getaffinity(0)))),
     ]
     try:
-        backend = registry.sandbox_backend()
+        backend = plugins.sandbox_backend()
         findings = self_check(backend)
         failed = [f"{finding.name}: {finding.detail}" for finding in findings if not finding.ok]
         text = failed[0] if failed else f"{backend.name}, {len(findings)} checks pass"

@@ -41,6 +41,7 @@ OTHER_PARTS = {
     ),
     *(
         "models",
+        "plugins",
         "prices",
         "random_calls",
         "registry",

@@ -62,7 +62,7 @@ def test_an_error_is_one_line_and_its_exit_code(
     code: int,
     words: str,
 ) -> None:
-    monkeypatch.setattr("envkit.registry.names", failing(error))
+    monkeypatch.setattr("envkit.plugins.names", failing(error))
     assert main.run(["list"]) == code
     said = capsys.readouterr().err
     assert words in said
@@ -73,7 +73,7 @@ def test_an_error_is_one_line_and_its_exit_code(
 def test_verbose_prints_the_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("envkit.registry.names", failing(EnvkitError("broken")))
+    monkeypatch.setattr("envkit.plugins.names", failing(EnvkitError("broken")))
     assert main.run(["-v", "list"]) == 1
     said = capsys.readouterr().err
     assert "Traceback" in said
