@@ -34,7 +34,10 @@ def audit(
     ] = None,
     attack_by_training: Annotated[
         bool,
-        typer.Option(help="First train a throwaway adapter to earn the reward and fail the held-out checks."),
+        typer.Option(
+            "--attack-by-training",
+            help="First train a throwaway adapter to earn the reward and fail the held-out checks.",
+        ),
     ] = False,
     minutes: Annotated[float, typer.Option(metavar="M", help="Time of that training.")] = 5.0,
     sandbox: SandboxName = "auto",
