@@ -84,7 +84,8 @@ def render_card(card: ModelCard) -> bytes:
     measured = [
         {
             "environment": data.environment,
-            "row": next(row.name for row in data.rows if row.origin.adapter == card.adapter),
+            # The last one: if RL has changed nothing, the warm start has the same weights.
+            "row": [row.name for row in data.rows if row.origin.adapter == card.adapter][-1],
             "results": tables.results(data, summary),
             "differences": tables.differences(summary),
             "warnings": report_text.warnings(data, summary),
