@@ -78,7 +78,7 @@ def test_a_bench_is_graded_again_and_put_on_a_leaderboard(tmp_path: Path) -> Non
     board = found(envkit("leaderboard", ran["run"], "-o", "new/board", "--json", cwd=tmp_path))
     assert (tmp_path / board["leaderboard"]).parent == tmp_path / "new" / "board"
     text = (tmp_path / "new" / "board" / "leaderboard.md").read_text()
-    assert "No agent was measured, only controls" in text
+    assert "| random |" in text, "its chance level stands beside the controls"
 
 
 def test_rows_have_their_cards_names_and_their_own_prices(tmp_path: Path, api: Api) -> None:
@@ -92,8 +92,8 @@ def test_rows_have_their_cards_names_and_their_own_prices(tmp_path: Path, api: A
     cards = ["--card", "gpt-5.1.toml", "--card", "gpt-5.2.toml", "--prices", "prices.toml"]
     ran = found(envkit("bench", *cards, *words, cwd=tmp_path))
     rows = ran["reports"][0]["summary"]["arms"]
-    assert [row["name"] for row in rows] == ["oracle", "no-op", "gpt-5.1", "gpt-5.2"]
-    assert [row["solve_rate"]["interval"]["estimate"] for row in rows] == [1.0, 0.0, 1.0, 1.0]
+    assert [row["name"] for row in rows] == ["oracle", "no-op", "gpt-5.1", "gpt-5.2", "random"]
+    assert [row["solve_rate"]["interval"]["estimate"] for row in rows] == [1.0, 0.0, 1.0, 1.0, 0.0]
     board = (tmp_path / ran["leaderboard"]).with_suffix(".csv").read_text()
     assert board.count(",20.0,") >= 2  # 20 tokens read at a dollar each, for every solved task
     assert len(api.asked) == 8
@@ -116,7 +116,12 @@ def test_a_budget_that_is_used_up_leaves_reports_and_can_be_raised(tmp_path: Pat
     assert f"continue with: envkit bench --resume runs/{run.name}" in stopped.stdout
     assert api.asked == []
     ran = found(envkit("bench", "--resume", f"runs/{run.name}", "--budget-usd", "1", "--json", cwd=tmp_path))
-    assert [row["name"] for row in ran["reports"][0]["summary"]["arms"]] == ["oracle", "no-op", "mine"]
+    assert [row["name"] for row in ran["reports"][0]["summary"]["arms"]] == [
+        "oracle",
+        "no-op",
+        "mine",
+        "random",
+    ]
 
 
 class Recorded(Exception):
