@@ -33,12 +33,17 @@ class Budget:
 
     Args:
         limit_usd: at least 0; infinite for no limit.
+        remedy: what to do if it is used up.
     """
 
-    def __init__(self, limit_usd: float = math.inf) -> None:
+    def __init__(
+        self,
+        limit_usd: float = math.inf,
+        remedy: str = "raise budget_usd, or lower max_completion_length",
+    ) -> None:
         if not limit_usd >= 0:
             raise UsageError(f"the budget is {limit_usd} dollars; it must be at least 0")
-        self.limit_usd = limit_usd
+        self.limit_usd, self._remedy = limit_usd, remedy
         self._spent_usd = 0.0
         self._holds: list[Hold] = []
         self._counted: set[Path] = set()
@@ -71,8 +76,7 @@ class Budget:
                 if not self._holds:
                     raise BudgetError(
                         f"the budget of ${self.limit_usd:g} is used up: ${self._spent_usd:.4f} are spent, "
-                        f"and the next call may cost ${worst_usd:.4f}; raise budget_usd, or lower "
-                        "max_completion_length"
+                        f"and the next call may cost ${worst_usd:.4f}; {self._remedy}"
                     )
                 self._changed.wait()
             self._holds.append(hold)

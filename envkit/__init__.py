@@ -21,6 +21,7 @@ from envkit.errors import (
     EnvkitError,
     MissingExtraError,
     ModelError,
+    ModelUnavailable,
     RegistryError,
     SandboxError,
     SandboxUnavailable,
@@ -33,6 +34,7 @@ from envkit.errors import (
     UsageError,
 )
 from envkit.grading import Grade
+from envkit.judging import LabelledText, Rubric
 from envkit.registry import make
 from envkit.registry import register_gymnasium as _register_gymnasium
 from envkit.rollout import Rollouts
@@ -131,9 +133,11 @@ __all__ = [
     "Grade",
     "GymnasiumEnv",
     "ImportedTasks",
+    "LabelledText",
     "Limits",
     "MissingExtraError",
     "ModelError",
+    "ModelUnavailable",
     "Outcome",
     "Peer",
     "PeerGone",
@@ -143,6 +147,7 @@ __all__ = [
     "Report",
     "RescoreResult",
     "Rollouts",
+    "Rubric",
     "SFTResult",
     "Sandbox",
     "SandboxBackend",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from envkit.errors import (
@@ -16,6 +17,7 @@ from envkit.errors import (
     UsageError,
 )
 from envkit.grading import Grade, SubmissionRejected
+from envkit.judging import Rubric, card_name
 from envkit.types import Verdict, total_reward
 
 _MARK = "__envkit_check__"
@@ -36,6 +38,8 @@ class Check:
         each_turn: if True, it also runs after every earlier turn, and its part of the reward is paid as its
             score changes. The episode's total is the same: only the last scores count.
         required: if True, the task is solved only if this check scores 1.
+        rubric: the question that it asks a model; ``None`` if it asks none.
+        judge: name of that model's card.
     """
 
     name: str
@@ -44,6 +48,8 @@ class Check:
     held_out: bool = False
     each_turn: bool = False
     required: bool = True
+    rubric: Rubric | None = None
+    judge: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,7 @@ def check(
     required: bool | None = None,
     held_out: bool = False,
     each_turn: bool = False,
+    judged: Rubric | None = None,
 ) -> Callable[[Method], Method]:
     """Mark a method of an environment as a check; see `Check`.
 
@@ -93,13 +100,17 @@ def check(
     By default, gates and checks with weight are required. A check that only makes a solution better, such as
     one of its length, is not: ``@check(weight=0.1, required=False)``.
 
+    A check that asks a model names its question, ``@check(weight=0.2, judged=Rubric(...))``, and calls
+    `Env.judge`. Its scores are labelled in every report. By default it is not required; it can be, if another
+    check that asks no model is required as well.
+
     Some exceptions are results. `SubmissionRejected` is the grade that it carries. ``FileNotFoundError`` and
     `UsageError` are a FAIL with the message as evidence, because the agent's files may be unreadable. Errors
     of the setup, such as `ConfigError`, end the run. Any other exception becomes a `CheckError`.
 
     Raises:
         ContractError: the weight is negative or not finite, a held-out check is a gate or required, a gate is
-            not, or a check of each turn has no part of the reward.
+            not, a check of each turn has no part of the reward, or a judged check is a gate.
     """
     if not (math.isfinite(weight) and weight >= 0):
         raise ContractError(f"check weight {weight}; expected a finite number >= 0")
@@ -111,11 +122,13 @@ def check(
         raise ContractError("a gate is required: without it nothing is earned")
     if each_turn and (held_out or not weight):
         raise ContractError("a check of each turn pays reward; expected a weight > 0, and not held_out")
+    if judged is not None and gate:
+        raise ContractError("a judged check cannot be a gate: a model may be wrong; give it a weight instead")
     weight = 0.0 if held_out else weight
-    decides = gate or weight > 0 if required is None else required
+    decides = (gate or weight > 0) and judged is None if required is None else required
 
     def mark(method: Method) -> Method:
-        setattr(method, _MARK, (weight, gate, held_out, each_turn, decides))
+        setattr(method, _MARK, (weight, gate, held_out, each_turn, decides, judged))
         return method
 
     return mark
@@ -123,12 +136,14 @@ def check(
 
 def find_checks(cls: type) -> tuple[Check, ...]:
     """The checks of a class, base classes first, in order of definition."""
+    judges: list[str | Path] = [*getattr(cls, "judges", ())]
     found: dict[str, Check] = {}
     for base in reversed(cls.__mro__):
         for name in vars(base):
             marked: Any = getattr(getattr(cls, name, None), _MARK, None)
             if marked is not None:
-                found[name] = Check(name, *marked)
+                is_judged = judges and marked[-1] is not None
+                found[name] = Check(name, *marked, judge=card_name(judges[0]) if is_judged else "")
     return tuple(found.values())
 
 
@@ -153,10 +168,10 @@ def run_checks(env: object, checks: tuple[Check, ...], *, held_out: bool = False
         score, found = _run_counting(env, item)
         if found is not None:
             evidence[item.name] = found.evidence
-            if found.weakness:
-                weaknesses[item.name] = found.weakness
             if found.verdict is Verdict.TAMPERED:
                 verdict = Verdict.TAMPERED
+        if weakness := _weakness(item, found):
+            weaknesses[item.name] = weakness
         scores[item.name] = score
         if score < 1 and item.required:
             gated = gated or item.gate
@@ -174,6 +189,8 @@ def run_checks(env: object, checks: tuple[Check, ...], *, held_out: bool = False
                 held[item.name], found = outcome
                 if found is not None:
                     evidence[item.name] = found.evidence
+                if item.rubric:
+                    weaknesses[item.name] = _weakness(item, found)
     return Score(parts, solved, withheld, scores, verdict, evidence, weaknesses, held)
 
 
@@ -185,6 +202,12 @@ def run_turn_checks(env: object, checks: tuple[Check, ...]) -> dict[str, float]:
     """
     total = _total_weight(env, checks)
     return {item.name: _run_counting(env, item)[0] * item.weight / total for item in checks if item.each_turn}
+
+
+def _weakness(item: Check, found: Grade | None) -> str:
+    """Why a check's verdict proves less than a split oracle's, if it does: a label that no check can omit."""
+    own = "" if found is None else found.weakness
+    return own if item.rubric is None else "; ".join(filter(None, (f"judged by {item.judge}", own)))
 
 
 def _total_weight(env: object, checks: tuple[Check, ...]) -> float:
@@ -201,8 +224,9 @@ def _run_counting(env: object, item: Check) -> tuple[float, Grade | None]:
     return outcome
 
 
-def _run(env: object, item: Check) -> tuple[float, Grade | None] | None:
+def _run(env: Any, item: Check) -> tuple[float, Grade | None] | None:
     """Run one check; returns its score and its grade, if any. ``None`` if a held-out check does not apply."""
+    env.running_check = item  # decides whom it may ask
     try:
         result = getattr(env, item.name)()
     except SETUP_ERRORS:
@@ -215,6 +239,8 @@ def _run(env: object, item: Check) -> tuple[float, Grade | None] | None:
         raise
     except Exception as error:
         raise CheckError(f"check {item.name} raised {type(error).__name__}: {error}") from error
+    finally:
+        env.running_check = None
     if result is None:
         return None
     if isinstance(result, Grade):

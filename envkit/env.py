@@ -15,6 +15,8 @@ import gymnasium
 from envkit.checks import Check, find_checks, run_checks, run_turn_checks
 from envkit.display import Display, Silent
 from envkit.errors import SETUP_ERRORS, CheckError, ContractError, UsageError
+from envkit.grading import Grade
+from envkit.judging import ask, judge, open_model
 from envkit.plugins import sandbox_backend
 from envkit.random_calls import random_calls
 from envkit.sandbox import Sandbox, SandboxBackend
@@ -148,10 +150,11 @@ class Env(gymnasium.Env[str, str], ABC):
 
     Raises:
         UsageError: no tasks, two tasks of one id, ``max_turns`` < 1, an unknown render mode, or one of
-            `secrets` is not set.
+            `secrets` is not set, or a card cannot be used.
         SandboxUnavailable: no sandbox is given, and code cannot be isolated on this machine.
-        ContractError: the class has no ``id``, no check with weight, neither tools nor an `apply`, or a
-            `reward_range` or `turn_cost` that it cannot have.
+        ContractError: the class has no ``id``, no check with weight, neither tools nor an `apply`, a
+            `reward_range` or `turn_cost` that it cannot have, or judged checks without two `judges` or
+            without a required check beside them.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012  (Gymnasium's own attribute)
@@ -174,6 +177,13 @@ class Env(gymnasium.Env[str, str], ABC):
     #: Environment variables with secrets that the application needs, such as the key of an API. An instance
     #: cannot be made without them. Their values are blotted out in observations and evidence; see `secret`.
     secrets: ClassVar[Sequence[str]] = ()
+    #: Cards of two models for judged checks: the first one judges, and audits compare it with the second. A
+    #: card is a name or a path; see `envkit.agents.cards.load_card`.
+    judges: ClassVar[Sequence[str | Path]] = ()
+    #: Card of the model that `ask` asks.
+    simulator: ClassVar[str | Path] = ""
+    #: The check that is running.
+    running_check: Check | None = None
     tasks: Mapping[str, Task]
     #: Actions per episode. An author sets the number that the tasks need; each instance may have another.
     max_turns: int = 3
@@ -244,6 +254,8 @@ class Env(gymnasium.Env[str, str], ABC):
         self.max_turns = max_turns
         self.render_mode = render_mode
         self._secrets = read_secrets(self.secrets)
+        self._judge = open_model(self.judges[0]) if self.judges else None
+        self._simulator = open_model(self.simulator) if self.simulator else None
         self._backend = sandbox or sandbox_backend()
         self._sandbox: Sandbox | None = None
         self._task: Task | None = None
@@ -420,6 +432,57 @@ class Env(gymnasium.Env[str, str], ABC):
         if name not in self._secrets:
             raise ContractError(f"{type(self).__name__} reads secret {name!r}; add the name to its `secrets`")
         return self._secrets[name]
+
+    def judge(self, text: str, facts: str = "") -> Grade:
+        """Ask the first of `judges` the question of the running check. See `envkit.judging`.
+
+        Args:
+            text: what is judged. It may be hostile: an agent may have written it.
+            facts: what the judge must know beside the question, such as the right answer; never an agent's.
+
+        Raises:
+            ContractError: no judged check is running.
+            UsageError: the text is too long; the check has failed unless it catches this.
+            SandboxError: the judge gives no usable answer. `ModelUnavailable`: it is down.
+        """
+        check = self.running_check
+        if check is None or check.rubric is None or self._judge is None:
+            where = "no check is running" if check is None else f"check {check.name} is not marked"
+            raise ContractError(f"judge() is for checks marked @check(judged=Rubric(...)); {where}")
+        told = [blotted_out(words, self._secrets) for words in (text, facts)]
+        answer = judge(self._judge, check.rubric, *told, seed=self._visit_seed)
+        return Grade(score=check.rubric.answers[answer], evidence=f"{check.judge} answers {answer}")
+
+    def ask(self, prompt: str, text: str | None = None, *, temperature: float = 0.0) -> str:
+        """Ask the `simulator` for a text, such as the next words of a simulated user. Not for checks.
+
+        All episodes of a group get the same answer to the same words.
+
+        Args:
+            prompt: the task, in the environment's words. What they hold may reach the agent.
+            text: an agent's words. They are fenced off, and may still persuade the model.
+            temperature: of sampling.
+
+        Raises:
+            ContractError: a check is running, or the class names no simulator.
+            UsageError: the text is too long; a tool's agent is told so.
+            SandboxError: the model gives no usable answer. `ModelUnavailable`: it is down.
+        """
+        if self.running_check is not None:
+            raise ContractError(
+                f"check {self.running_check.name} calls ask(); mark it @check(judged=Rubric(...)) and call "
+                "judge()"
+            )
+        if self._simulator is None:
+            raise ContractError(f"{type(self).__name__} calls ask(); name a card in its `simulator`")
+        return ask(
+            self._simulator,
+            blotted_out(prompt, self._secrets),
+            None if text is None else blotted_out(text, self._secrets),
+            seed=self._visit_seed,
+            read=lambda reply: reply.strip() or None,
+            temperature=temperature,
+        )
 
     @property
     def visit_seed(self) -> int:
@@ -607,6 +670,17 @@ def _require_complete(kind: type[Env]) -> None:
         raise ContractError(f"{name} has no id; give the class one, such as id = 'my-env'")
     if not any(item.weight > 0 for item in kind.checks):
         raise ContractError(f"{name} has no check with weight > 0; mark one with @check()")
+    if any(item.rubric for item in kind.checks):
+        if len(set(kind.judges)) != 2:
+            raise ContractError(
+                f"{name}.judges is {kind.judges!r}; expected two cards: one that judges, and another that "
+                "audits compare it with"
+            )
+        if not any(item.required and (item.gate or item.weight) for item in kind.checks if not item.rubric):
+            raise ContractError(
+                f"{name}: a model alone decides what is solved; expected a required check with weight that "
+                "asks no model"
+            )
     if not kind.tools and kind.apply is Env.apply:
         raise ContractError(f"{name} has no actions; mark methods with @tool, or write apply()")
     low, high = kind.reward_range

@@ -15,6 +15,7 @@
     │   └── CheckError         a check raised, or returned no score
     ├── SandboxError           broken machinery; an episode becomes void, never a reward
     │   ├── BrokenTask         a task's own reference fails, whatever the agent did
+    │   ├── ModelUnavailable   a model that an environment asks answers nothing at present
     │   ├── SandboxUnavailable no way to isolate code on this machine
     │   └── UnenforceableLimit the backend cannot enforce a limit that was asked for
     ├── AgentError             the agent's provider did not answer; the episode is void, never a failure
@@ -92,6 +93,10 @@ class SandboxError(EnvkitError):
 
 class BrokenTask(SandboxError):
     """A task's own reference does not give what it is asked for; trying again would change nothing."""
+
+
+class ModelUnavailable(SandboxError):
+    """A model that an environment asks answers no prompt at present, whatever the agent did."""
 
 
 class SandboxUnavailable(SandboxError):

@@ -18,6 +18,7 @@ from envkit.errors import (
     BrokenTask,
     CheckError,
     ContractError,
+    ModelUnavailable,
     SandboxError,
     Stopped,
     StoreError,
@@ -142,7 +143,8 @@ class Rollouts:
         No action ends the run. If a sandbox breaks, or an action, a tool or a check raises, the episode's
         actions are repeated once in a fresh sandbox. If that fails too, the agent may have caused it and the
         episode has failed. An episode is void if `Env.reset` fails twice in a row (before the agent acted),
-        if the agent answers with an `AgentError`, or if the task itself is broken (`BrokenTask`).
+        if the agent answers with an `AgentError`, if the task itself is broken (`BrokenTask`), or if a model
+        that the environment asks is down (`ModelUnavailable`).
 
         If the environment's code raised, the episode's ``info["trace"]`` holds the end of the traceback,
         whatever became of the episode; see `raised`.
@@ -248,7 +250,7 @@ def _step(agent: Agent, episode: _Episode, turn: Turn | AgentError) -> Trajector
         return _void(env, agent, key, episode.steps, turn)
     try:
         observation, reward, terminated, truncated, info = env.step(turn.text)
-    except BrokenTask as error:
+    except (BrokenTask, ModelUnavailable) as error:
         return _void(env, agent, key, [*episode.steps, StepRecord(episode.observation, turn, 0.0)], error)
     except _FATAL:
         raise

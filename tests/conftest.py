@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -16,6 +17,9 @@ from envkit.registry import sandbox_backend
 from envkit.sandbox import SandboxBackend
 from envkit.sandboxes.docker import DockerBackend
 from envkit.types import Task
+
+if TYPE_CHECKING:
+    from api_server import Api, Say
 
 sys.path.append(str(Path(__file__).parent))  # for helper modules: tiny.py, polling.py ...
 
@@ -60,6 +64,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def backend() -> SandboxBackend:
     """The default isolated backend. On a machine without one, the error names the remedy."""
     return sandbox_backend()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Api]:
+    """A real HTTP server that stands for a provider of models."""
+    from api_server import Api
+
+    with Api() as api:
+        yield api
+
+
+@pytest.fixture
+def serve(server: Api) -> Iterator[Callable[[Say], Api]]:
+    """Set how the server answers; answers that never end are cut off after the test."""
+    yield server.begin
+    server.end()
 
 
 @pytest.fixture(scope="session")

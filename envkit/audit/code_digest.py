@@ -36,8 +36,9 @@ SCHEME: Final = "syntax-tree-1"
 #: the tasks.
 VERDICT_PARTS: Final = frozenset(
     {
-        *("checks", "env", "errors", "grading", "hidden", "inputs", "mcp", "plain", "sandbox"),
+        *("checks", "env", "errors", "grading", "hidden", "inputs", "judging", "mcp", "plain"),
         *(
+            "sandbox",
             "secret_values",
             "service",
             "spaces",
