@@ -14,6 +14,7 @@ from typing import Final, cast
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable, PlayedEpisode
 from envkit.audit.cases import replay_cases
 from envkit.audit.instrumented import InstrumentedBackend
+from envkit.audit.judges import judges_agree
 from envkit.audit.leaks import find_leaks
 from envkit.display import Display
 from envkit.errors import EnvkitError, SandboxError
@@ -260,5 +261,6 @@ AUDIT_CHECKS: Final[Mapping[str, AuditCheck]] = {
     "exploits earn nothing": _exploits,
     "known attacks earn nothing": replay_cases,
     "verdicts are right": _fidelity,
+    "judges agree": judges_agree,
     "time per step": _pace,
 }
