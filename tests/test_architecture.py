@@ -20,13 +20,8 @@ LAYERS = (
     ("errors",),
     ("cache", "display", "files", "lease", "plain", "secret_values", "spaces", "stop", "syntax", "types"),
     ("agent", "sandbox", "sandbox_check"),
-<<<<<<< HEAD
     ("inputs", "plugins"),
-    ("checks", "grading", "hidden"),
-=======
-    ("inputs",),
     ("checks", "grading", "hidden", "judging"),
->>>>>>> A check lets a language model judge a text, and a tool asks one to play a user, within a budget
     ("env", "mcp", "random_calls", "service", "tool_runner", "tools", "wrapped"),
     ("audit", "mining", "models", "prices", "registry", "rollout", "scaffold", "store", "taskfile"),
     ("envkit",),

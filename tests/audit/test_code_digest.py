@@ -42,6 +42,7 @@ OTHER_PARTS = {
     *(
         "models",
         "plugins",
+        "trackers",
         "prices",
         "random_calls",
         "registry",
