@@ -12,9 +12,10 @@ from typing import Any, ClassVar, TypeVar, cast, final
 import gymnasium
 
 from envkit.checks import Check, find_checks, run_checks, run_turn_checks
+from envkit.contents import declared_contents
 from envkit.display import Display
 from envkit.errors import SETUP_ERRORS, CheckError, ContractError, UsageError
-from envkit.sandbox import Sandbox, SandboxBackend
+from envkit.sandbox import Contents, Sandbox, SandboxBackend
 from envkit.spaces import Utf8
 from envkit.tools import Tool, describe_tools, find_tools, parse_call
 from envkit.types import ResetInfo, StepInfo, Task, total_reward
@@ -140,6 +141,16 @@ class Env(gymnasium.Env[str, str], ABC):
     #: ``"sandbox"`` if the application runs in the episode's sandbox. ``"external"`` if it cannot; every
     #: certificate and report then says so.
     isolation: ClassVar[str] = "sandbox"
+    #: Python packages that programs in the sandbox can import, as lines of a pip requirements file, such as
+    #: ``pandas==2.3.3``. Installed once per machine, from wheels only.
+    packages: ClassVar[Sequence[str]] = ()
+    #: Other languages of the sandbox, such as ``node`` or ``node==22.*``.
+    toolchains: ClassVar[Sequence[str]] = ()
+    #: Files or folders beside the class's module. The sandbox holds each read-only, in ``/data`` under its
+    #: own name: ``data/prices.csv`` is ``/data/prices.csv``.
+    data: ClassVar[Sequence[str]] = ()
+    #: OCI image that the sandbox is made of, such as ``python:3.12-slim``; only sandbox ``docker`` can.
+    image: ClassVar[str] = ""
     #: An action that does nothing.
     noop_action: ClassVar[str] = "pass"
     checks: ClassVar[tuple[Check, ...]] = ()
@@ -209,7 +220,7 @@ class Env(gymnasium.Env[str, str], ABC):
         self.action_space: Utf8 = Utf8(max_action_bytes)  # pyright: ignore[reportIncompatibleVariableOverride]
         self.max_turns = max_turns
         self.render_mode = render_mode
-        self._backend = sandbox
+        self._backend = self.equip(sandbox)
         self._sandbox: Sandbox | None = None
         self._task: Task | None = None
         self._visit_seed = 0
@@ -234,6 +245,23 @@ class Env(gymnasium.Env[str, str], ABC):
     def dispose(self) -> None:
         """Release what is kept between episodes. Called by every `close`; further episodes may follow."""
 
+    @final
+    @classmethod
+    def equip(cls, sandbox: SandboxBackend) -> SandboxBackend:
+        """A backend whose sandboxes also hold what the class declares, from `packages` to `image`.
+
+        Every episode has such a one. It is needed only to run programs apart from episodes.
+
+        Raises:
+            ContractError: a declaration is malformed.
+            ConfigError, SandboxUnavailable: see `envkit.sandbox.SandboxBackend.with_contents`.
+        """
+        declared = declared_contents(cls)
+        if declared == Contents():
+            return sandbox
+        wanted = sandbox.contents | declared
+        return sandbox if wanted == sandbox.contents else sandbox.with_contents(wanted)
+
     @classmethod
     def make_tasks(cls, split: str, *, sandbox: SandboxBackend, display: Display) -> Sequence[Task]:
         """Make the environment's own tasks: the same ones at every call.
@@ -241,7 +269,7 @@ class Env(gymnasium.Env[str, str], ABC):
         Args:
             split: ``"train"``, ``"heldout"``, ``"starter"`` for a few to play with, or ``"test"`` for tasks
                 that are only for final reports, if there are any.
-            sandbox: runs code that is needed to make them.
+            sandbox: runs code that is needed to make them; see `equip`.
             display: shows the progress.
 
         Raises:
@@ -379,8 +407,8 @@ class Env(gymnasium.Env[str, str], ABC):
         self._turns, self._paid = 0, {}
         self._sandbox = self._backend.create()
         with self._ending_on_error():
-            for path, text in self._task.files.items():
-                self._sandbox.write(path, text.encode())
+            for path, content in self._task.files.items():
+                self._sandbox.write(path, content if isinstance(content, bytes) else content.encode())
             seen = _returned(self.setup(self._task), str, "setup", "a str, the first observation")
             self._last = self.observation_space.clip(seen)
         info: ResetInfo = {"task": task_id, "split": self._task.split}

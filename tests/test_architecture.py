@@ -21,7 +21,7 @@ LAYERS = (
     ("cache", "display", "files", "lease", "plain", "spaces", "stop", "syntax", "types"),
     ("agent", "sandbox", "sandbox_check"),
     ("inputs",),
-    ("checks", "grading", "hidden"),
+    ("checks", "contents", "grading", "hidden"),
     ("env", "tools"),
     ("audit", "mining", "models", "prices", "registry", "rollout", "scaffold", "store", "taskfile"),
     ("envkit",),

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 
 from envkit.environments.service_desk.service_client import STORE
-from envkit.errors import TaskFileError
-from envkit.hidden import read_hidden, to_json
+from envkit.hidden import read_hidden, text_file, to_json
 from envkit.types import Task
 
 #: Split -> place -> devices that break there.
@@ -113,8 +112,7 @@ class TicketHidden:
         Raises:
             TaskFileError: the task is not one of the service desk.
         """
-        if STORE not in task.files:
-            raise TaskFileError(f"task {task.id}: files has no {STORE!r}; expected the tickets there")
+        text_file(task, STORE, "the tickets")
         return read_hidden(cls, task)
 
 
@@ -137,7 +135,7 @@ def generate(split: str, per_kind: int = 4) -> list[Task]:
 
 def tickets_of(task: Task) -> list[Ticket]:
     """Return the tickets as they are at the start."""
-    return json.loads(task.files[STORE])["tickets"]
+    return json.loads(text_file(task, STORE, "the tickets"))["tickets"]
 
 
 def changed(tickets: Sequence[Ticket], numbers: Sequence[int], change: Mapping[str, str]) -> list[Ticket]:
