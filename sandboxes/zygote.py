@@ -66,7 +66,7 @@ class ZygoteBackend(SandboxBackend):
 
     def with_contents(self, contents: Contents, warm: Sequence[str] = ()) -> ZygoteBackend:
         """See `envkit.sandbox.SandboxBackend.with_contents`."""
-        made = ZygoteBackend(contents, [*dict.fromkeys((*self._warm, *warm))], self._quota)
+        made = ZygoteBackend(contents, warm, self._quota)
         layers.folders(os.geteuid() or NOBODY, contents)
         return made
 

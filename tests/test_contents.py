@@ -108,7 +108,7 @@ def test_tasks_made_checked_and_played_by_name_have_the_packages(
 ) -> None:
     monkeypatch.setattr(registry, "environment", lambda name: Letters)
     tasks = load_tasks(Letters, None, "train", backend, Silent())
-    assert validate_tasks(Letters, tasks, backend, Silent(), never) == []
+    assert validate_tasks(Letters, tasks, backend, Silent(), never, seed=0) == []
     env = registry.make("letters", sandbox=backend)
     env.reset(seed=1)
     action, last = Letters.oracle(env.task)

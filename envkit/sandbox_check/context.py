@@ -90,12 +90,11 @@ class CheckContext:
         """The report of a program in the sandbox that looks for the host."""
         hidden = {
             "canary": str(self.canary),
-            "home": str(Path.home()),
             "source": str(Path(__file__).resolve().parent),
             "docker": "/var/run/docker.sock",
         }
-        if not self.backend.contents.image:  # which has accounts of its own
-            hidden |= {"shadow": "/etc/shadow", "accounts": "/etc/passwd"}
+        if not self.backend.contents.image:  # which has accounts and homes of its own
+            hidden |= {"home": str(Path.home()), "shadow": "/etc/shadow", "accounts": "/etc/passwd"}
         packages = () if self.backend.contents.image else _PACKAGES
         given = json.dumps([hidden, packages, self._listener.getsockname(), self._abstract]).encode()
         # Without -S, because site-packages must be absent and not only missing from the path.

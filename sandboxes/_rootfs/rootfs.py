@@ -35,6 +35,8 @@ ENVIRONMENT: Final = {
     # Sets have the same order on every run, and no bytecode files appear in exports.
     "PYTHONHASHSEED": "0",
     "PYTHONDONTWRITEBYTECODE": "1",
+    # Numerical libraries would start a thread for each core, which may be more than a command's limit.
+    "OMP_NUM_THREADS": "1",
 }
 
 #: Part of the folder's name. Raise it when the copied files change.

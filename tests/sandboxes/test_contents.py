@@ -8,6 +8,8 @@ import pickle
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from wheelhouse import add_wheel
@@ -17,6 +19,7 @@ from envkit.inputs.call import Call
 from envkit.sandbox import PYTHON_OPTIONS, Contents, Limits, Sandbox, SandboxBackend
 from envkit.sandbox_check import self_check
 from envkit.sandbox_check.isolation import ISOLATION
+from envkit.sandboxes._workspace.mounts import MountHelper
 from envkit.types import Verdict
 
 #: Its one dependency, MarkupSafe, holds compiled code.
@@ -116,6 +119,20 @@ def test_data_is_seen_byte_by_byte_and_is_no_part_of_the_workspace(sandbox: Sand
 
 def test_a_sandbox_with_contents_is_as_tight(filled: SandboxBackend) -> None:
     assert [finding for finding in self_check(filled, ISOLATION) if not finding.ok] == []
+
+
+def test_packages_that_lie_on_a_disk_are_noticed(
+    bubblewrap: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, copied = bubblewrap.with_contents(Contents(PACKAGES)), MountHelper.root
+
+    def root(helper: MountHelper, folder: Path) -> Any:
+        on_disk = SimpleNamespace(path=str(folder))
+        return on_disk if folder.name.startswith("packages-") else copied(helper, folder)
+
+    monkeypatch.setattr(MountHelper, "root", root)
+    failed = {finding.name for finding in self_check(backend, ISOLATION) if not finding.ok}
+    assert "learns nothing from locks on shared files" in failed
 
 
 def test_other_sandboxes_see_nothing_of_it(isolating: SandboxBackend, filled: SandboxBackend) -> None:

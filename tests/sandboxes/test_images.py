@@ -261,7 +261,8 @@ def test_outdated_images_are_removed_once_unused(
         gone = images.get(client, "host", docker_engine.user()).tag
     current = module.build(["host"])[0].tag
     assert current != old
-    layered = images.get(client, "dockerfile", docker_engine.user(), base=base).tag
+    # Built anew, because containers of other tests may still use an older one.
+    layered = images.get(client, "dockerfile", docker_engine.user(), base=base, force=True).tag
     replaced = client.images.get(layered).id
     images.get(client, "dockerfile", docker_engine.user(), base=base, force=True)
     user = client.containers.create(old, ["/usr/bin/python3"])
