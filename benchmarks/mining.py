@@ -42,7 +42,7 @@ class CpuCountingBackend(SandboxBackend):
     def __init__(self, backend: SandboxBackend) -> None:
         self._backend = backend
         self.name, self.isolated = backend.name, backend.isolated
-        self.packages, self.quota = backend.packages, backend.quota
+        self.contents, self.quota = backend.contents, backend.quota
         self.used_s: list[float] = []
 
     def available(self) -> str | None:

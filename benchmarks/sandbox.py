@@ -27,10 +27,11 @@ from typing import Any, Final
 
 from side_by_side import Measures, Ratio, compare
 
-from envkit.grading import PYTEST, pytest_modules
+from envkit.grading import PYTEST, PYTEST_MODULES
 from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Sandbox
 from envkit.sandboxes._docker import engine as docker_engine
 from envkit.sandboxes._docker import images
+from envkit.sandboxes._rootfs import layers
 from envkit.sandboxes._rootfs.rootfs import NOBODY, PYTHON, WORKSPACE
 from envkit.sandboxes._workspace.mounts import shared_mounts
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
@@ -141,7 +142,7 @@ class Containers:
 
     def __init__(self, folder: Path) -> None:
         self._client: Any = docker_engine.client(os.getpid())
-        self._tag = images.get(self._client, "host", NOBODY, PYTEST).tag
+        self._tag = images.get(self._client, "host", NOBODY).tag
         self._folder = folder
         self.live: Any = self._create([PYTHON, "-c", "import signal; signal.pause()"])
         self.live.start()
@@ -159,7 +160,10 @@ class Containers:
             pids_limit=32,
             mem_limit=2**29,
             tmpfs={"/tmp": "size=64m,mode=1777"},
-            volumes={str(self._folder): {"bind": WORKSPACE, "mode": "rw"}},
+            volumes={
+                str(self._folder): {"bind": WORKSPACE, "mode": "rw"},
+                str(layers.folders(NOBODY, PYTEST)[PACKAGES]): {"bind": PACKAGES, "mode": "ro"},
+            },
             log_config={"type": "none"},
             init=False,
         )
@@ -240,7 +244,7 @@ def measures() -> Generator[Measures]:
         for way, plain, tester in (
             ("docker attached", DockerBackend(), DockerBackend(PYTEST)),
             ("bubblewrap", BubblewrapBackend(), BubblewrapBackend(PYTEST)),
-            ("zygote", ZygoteBackend(), ZygoteBackend(PYTEST, warm=pytest_modules())),
+            ("zygote", ZygoteBackend(), ZygoteBackend(PYTEST, warm=PYTEST_MODULES)),
         ):
             for operation, measure in own_operations(
                 *map(stack.enter_context, (plain.create(), tester.create()))

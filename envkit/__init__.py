@@ -38,7 +38,17 @@ from envkit.judging import LabelledText, Rubric
 from envkit.registry import make
 from envkit.registry import register_gymnasium as _register_gymnasium
 from envkit.rollout import Rollouts
-from envkit.sandbox import ExecResult, Limits, Peer, PeerGone, Quota, Sandbox, SandboxBackend, StopReason
+from envkit.sandbox import (
+    Contents,
+    ExecResult,
+    Limits,
+    Peer,
+    PeerGone,
+    Quota,
+    Sandbox,
+    SandboxBackend,
+    StopReason,
+)
 from envkit.spaces import Utf8
 from envkit.tools import Tool, tool
 from envkit.types import (
@@ -122,6 +132,7 @@ __all__ = [
     "BrokenTask",
     "Check",
     "ConfigError",
+    "Contents",
     "ContractError",
     "Env",
     "EnvironmentSpec",

@@ -13,13 +13,14 @@ from typing import Any, ClassVar, TypeVar, cast, final
 import gymnasium
 
 from envkit.checks import Check, find_checks, run_checks, run_turn_checks
+from envkit.contents import declared_contents
 from envkit.display import Display, Silent
 from envkit.errors import SETUP_ERRORS, CheckError, ContractError, UsageError
 from envkit.grading import Grade
 from envkit.judging import ask, judge, open_model
 from envkit.plugins import sandbox_backend
 from envkit.random_calls import random_calls
-from envkit.sandbox import Sandbox, SandboxBackend
+from envkit.sandbox import Contents, Sandbox, SandboxBackend
 from envkit.secret_values import blotted_out, read_secrets
 from envkit.spaces import Utf8
 from envkit.tool_runner import run_tool
@@ -165,6 +166,16 @@ class Env(gymnasium.Env[str, str], ABC):
     #: ``"sandbox"`` if the application runs in the episode's sandbox. ``"external"`` if it cannot; every
     #: certificate and report then says so.
     isolation: ClassVar[str] = "sandbox"
+    #: Python packages that programs in the sandbox can import, as lines of a pip requirements file, such as
+    #: ``pandas==2.3.3``. Installed once per machine, from wheels only.
+    packages: ClassVar[Sequence[str]] = ()
+    #: Other languages of the sandbox, such as ``node`` or ``node==22.*``.
+    toolchains: ClassVar[Sequence[str]] = ()
+    #: Files or folders beside the class's module. The sandbox holds each read-only, in ``/data`` under its
+    #: own name: ``data/prices.csv`` is ``/data/prices.csv``.
+    data: ClassVar[Sequence[str]] = ()
+    #: OCI image that the sandbox is made of, such as ``python:3.12-slim``; only sandbox ``docker`` can.
+    image: ClassVar[str] = ""
     #: An action that does nothing.
     noop_action: ClassVar[str] = "pass"
     checks: ClassVar[tuple[Check, ...]] = ()
@@ -256,7 +267,7 @@ class Env(gymnasium.Env[str, str], ABC):
         self._secrets = read_secrets(self.secrets)
         self._judge = open_model(self.judges[0]) if self.judges else None
         self._simulator = open_model(self.simulator) if self.simulator else None
-        self._backend = sandbox or sandbox_backend()
+        self._backend = self.equip(sandbox)
         self._sandbox: Sandbox | None = None
         self._task: Task | None = None
         self._visit_seed = 0
@@ -282,6 +293,28 @@ class Env(gymnasium.Env[str, str], ABC):
     def dispose(self) -> None:
         """Release what is kept between episodes. Called by every `close`; further episodes may follow."""
 
+    @final
+    @classmethod
+    def equip(cls, sandbox: SandboxBackend | None = None) -> SandboxBackend:
+        """A backend whose sandboxes also hold what the class declares, from `packages` to `image`.
+
+        Every episode has such a one. It is needed only to run programs apart from episodes.
+
+        Args:
+            sandbox: by default the best one of this machine that can.
+
+        Raises:
+            ContractError: a declaration is malformed.
+            ConfigError, SandboxUnavailable: see `envkit.sandbox.SandboxBackend.with_contents`.
+        """
+        if sandbox is None:
+            sandbox = sandbox_backend("docker" if cls.image else "auto")
+        declared = declared_contents(cls)
+        if declared == Contents():
+            return sandbox
+        wanted = sandbox.contents | declared
+        return sandbox if wanted == sandbox.contents else sandbox.with_contents(wanted)
+
     @classmethod
     def make_tasks(cls, split: str, *, sandbox: SandboxBackend, display: Display) -> Sequence[Task]:
         """Make the environment's own tasks: the same ones at every call.
@@ -289,7 +322,7 @@ class Env(gymnasium.Env[str, str], ABC):
         Args:
             split: ``"train"``, ``"heldout"``, ``"starter"`` for a few to play with, or ``"test"`` for tasks
                 that are only for final reports, if there are any.
-            sandbox: runs code that is needed to make them.
+            sandbox: runs code that is needed to make them; see `equip`.
             display: shows the progress.
 
         Raises:
@@ -310,7 +343,7 @@ class Env(gymnasium.Env[str, str], ABC):
             UsageError: the environment has no tasks of that split.
             SandboxUnavailable: code cannot be isolated on this machine.
         """
-        return cls.make_tasks(split, sandbox=sandbox or sandbox_backend(), display=Silent())
+        return cls.make_tasks(split, sandbox=cls.equip(sandbox), display=Silent())
 
     @classmethod
     def validate_task(cls, task: Task) -> None:
@@ -525,8 +558,8 @@ class Env(gymnasium.Env[str, str], ABC):
         self._turns, self._earned = 0, {}
         self._sandbox = self._backend.create()
         with self._ending_on_error():
-            for path, text in self._task.files.items():
-                self._sandbox.write(path, text.encode())
+            for path, content in self._task.files.items():
+                self._sandbox.write(path, content if isinstance(content, bytes) else content.encode())
             seen = _returned(self.setup(self._task), str, "setup", "a str, the first observation")
             self._last = self.observation_space.clip(blotted_out(seen, self._secrets))
         info: ResetInfo = {"task": task_id, "split": self._task.split}

@@ -1,4 +1,4 @@
-"""Typed hidden fields: a frozen dataclass of an environment's own, to and from `envkit.types.Task.hidden`."""
+"""Typed access to a task: hidden fields as a frozen dataclass of the environment's own, files as text."""
 
 from __future__ import annotations
 
@@ -22,6 +22,27 @@ def read_hidden(kind: type[Hidden], task: Task) -> Hidden:
         return decode(kind, task.hidden, "hidden")
     except ValueError as error:
         raise TaskFileError(f"task {task.id}: {error}") from error
+
+
+def text_file(task: Task, path: str, what: str) -> str:
+    """Return a task's file that must be text.
+
+    Args:
+        task: the task.
+        path: of the file.
+        what: its content, for people: ``the file to edit``.
+
+    Raises:
+        TaskFileError: the task has no such file, or it is binary.
+    """
+    content = task.files.get(path)
+    if content is None:
+        raise TaskFileError(f"task {task.id}: files has no {path!r}; expected {what} there")
+    if isinstance(content, bytes):
+        raise TaskFileError(
+            f"task {task.id}: {path!r} is binary, {len(content):,} bytes; expected {what}, as text"
+        )
+    return content
 
 
 def to_json(hidden: object) -> Mapping[str, JSON]:

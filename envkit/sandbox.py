@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import enum
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self, runtime_checkable
 
 from envkit.errors import ConfigError, UsageError
 
-#: Folder of a backend's ``packages``, as seen from inside. It is not on a program's path by default.
+#: Folder of `Contents.packages`, as seen from inside. Python searches it last, and not with `PYTHON_OPTIONS`.
 PACKAGES: Final = "/usr/lib/packages"
+#: Folder of `Contents.data`, as seen from inside.
+DATA: Final = "/data"
 #: Options for a sandbox's Python that let a program import only the standard library. Unlike with ``-I``,
 #: Python reads the sandbox's environment variables, so that sets have the same order on every run.
 PYTHON_OPTIONS: Final = ("-P", "-S")
@@ -68,6 +73,73 @@ class Quota:
     def __post_init__(self) -> None:
         if self.total_bytes < 1 or self.files < 2:  # to a file system, 0 means no limit
             raise UsageError(f"{self} has no room for a file; expected at least 1 byte and 2 files")
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What sandboxes hold, read-only, beside Python and its standard library.
+
+    Args:
+        packages: lines of a pip requirements file, such as ``pandas==2.3.3``, with ``--hash`` if wanted. Only
+            wheels are installed, with what they depend on.
+        toolchains: other languages, with a version if wanted: ``node`` or ``node==22.*``.
+        data: absolute paths of files and folders; each appears in `DATA` under its own name.
+        image: OCI image that takes the place of envkit's own root, such as ``python:3.12-slim``. It brings
+            its own packages and languages.
+
+    Raises:
+        ConfigError: packages or toolchains beside an image, or two data files of one name.
+    """
+
+    packages: tuple[str, ...] = ()
+    toolchains: tuple[str, ...] = ()
+    data: tuple[Path, ...] = ()
+    image: str = ""
+
+    def __post_init__(self) -> None:
+        if self.image and (added := (*self.packages, *self.toolchains)):
+            raise ConfigError(
+                f"{added[0]!r} cannot be added to image {self.image!r}, which brings its own packages and "
+                "languages; install it in the image"
+            )
+        names = [path.name for path in self.data]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ConfigError(f"two data files are called {twice[0]!r}, and {DATA} can hold one; rename one")
+
+    def __or__(self, other: Contents) -> Contents:
+        """Both together. If both name an image, the other's."""
+        return Contents(
+            tuple(dict.fromkeys((*self.packages, *other.packages))),
+            tuple(dict.fromkeys((*self.toolchains, *other.toolchains))),
+            tuple(dict.fromkeys((*self.data, *other.data))),
+            other.image or self.image,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """Exactly what sandboxes hold for a `Contents`: versions and digests, for reports and certificates.
+
+    Args:
+        packages: ``NAME==VERSION --hash=sha256:HEX`` for each wheel, those of toolchains included, sorted.
+        data: SHA-256 over names and contents of the data files, as hex; empty if there are none.
+        image: ``NAME@sha256:HEX``, or the image's id if no registry has it; empty if there is none.
+    """
+
+    packages: tuple[str, ...] = ()
+    data: str = ""
+    image: str = ""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all fields, as hex; empty if sandboxes hold nothing beside Python."""
+        return "" if self == Lock() else hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
+
+    def __str__(self) -> str:
+        """A line for people: image, versions, and the beginning of the digest."""
+        versions = (line.partition(" ")[0].replace("==", " ") for line in self.packages)
+        parts = [*filter(None, (self.image,)), *versions, *(["data"] if self.data else [])]
+        return f"{', '.join(parts)} ({self.digest[:12]})" if parts else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +207,11 @@ class Peer(Protocol):
 
 @runtime_checkable
 class Sandbox(Protocol):
-    """A private workspace in which commands run, with only a Python interpreter and its standard library.
+    """A private workspace in which commands run, with a Python interpreter and its standard library.
 
-    The workspace is the current directory and ``$HOME`` of commands, read-write. The host's site-packages,
-    home folders and network are absent. Not thread-safe: one owner at a time.
+    The workspace is the current directory and ``$HOME`` of commands, read-write. Other packages, languages
+    and data are there only if the backend's `Contents` name them. The host's site-packages, home folders and
+    network are absent. Not thread-safe: one owner at a time.
     """
 
     @property
@@ -247,8 +320,8 @@ class SandboxBackend(Protocol):
     name: str
     #: True if code reaches no network, no other processes and no host files but Python and its library.
     isolated: bool
-    #: Distributions that programs can import from `PACKAGES`.
-    packages: Sequence[str] = ()
+    #: What its sandboxes hold beside Python.
+    contents: Contents = Contents()
     #: Limit of each workspace; ``None`` if there is none.
     quota: Quota | None = None
 
@@ -256,18 +329,33 @@ class SandboxBackend(Protocol):
         """Return ``None`` if it works here, else one line: what is missing, and the command that mends it."""
         ...
 
-    def with_packages(self, packages: Sequence[str], warm: Sequence[str] = ()) -> SandboxBackend:
-        """A copy of this backend whose sandboxes have further packages.
-
-        Args:
-            packages: installed pure Python distributions.
-            warm: modules of these packages to import ahead, if the backend does that.
+    @property
+    def lock(self) -> Lock:
+        """Versions and digests of its `contents`.
 
         Raises:
-            ConfigError: sandboxes of this kind cannot have packages.
+            ConfigError, SandboxUnavailable: as for `with_contents`.
         """
+        return Lock()
+
+    def with_contents(self, contents: Contents, warm: Sequence[str] = ()) -> SandboxBackend:
+        """A copy of this backend whose sandboxes hold ``contents`` instead of its own.
+
+        Packages are installed by this call, once per machine.
+
+        Args:
+            contents: usually ``backend.contents | more``.
+            warm: modules of trusted packages to import ahead, if the backend does that. They are imported
+                with more rights than a command has.
+
+        Raises:
+            ConfigError: sandboxes of this kind cannot hold them; or there is no such package, no wheel of it
+                for this Python, or no such file.
+            SandboxUnavailable: the package index or the image registry cannot be reached.
+        """
+        added = (*contents.packages, *contents.toolchains, *map(str, contents.data), contents.image)
         raise ConfigError(
-            f"sandbox {self.name!r} cannot hold package {packages[0]!r}; choose another sandbox: envkit list"
+            f"sandbox {self.name!r} cannot hold {added[0]!r}; choose another sandbox: envkit list"
         )
 
     def create(self) -> Sandbox:

@@ -3,15 +3,17 @@
 The header has the fields ``schema``, ``seed``, ``packages``, ``count`` (tasks in the file) and, if known,
 ``environment``. Tasks of a checkout share many files, such as its tests. Each long text that occurs more than
 once stands on a line of its own between header and tasks. The header's ``texts`` counts these lines, and a
-task refers to a text by its number.
+task refers to a text by its number. A binary file is an object, ``{"base64": TEXT}``.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, cast
@@ -29,6 +31,8 @@ MAX_BYTES: Final = 2**28
 #: Deepest nesting of JSON that is read: Python's recursion limit allows some hundred levels.
 MAX_DEPTH: Final = 100
 
+#: Key of a binary file's content.
+_BASE64: Final = "base64"
 #: Shorter texts are not worth a line of their own, in characters.
 _MIN_SHARED = 200
 
@@ -74,7 +78,7 @@ def write_tasks(path: Path, tasks: Sequence[Task], seed: int, environment: str |
     if texts:
         header["texts"] = len(texts)
     numbers = {text: number for number, text in enumerate(texts)}
-    lines = [header, *texts, *(_with_numbers(asdict(task), numbers) for task in tasks)]
+    lines = [header, *texts, *(_with_base64(_with_numbers(asdict(task), numbers)) for task in tasks)]
     write_once(path, "".join(f"{canonical(line)}\n" for line in lines))
     return digest(tasks)
 
@@ -155,7 +159,7 @@ def _require_environment(path: Path, found: object, kind: type[Env]) -> None:
 
 
 def _line(task: Task) -> str:
-    return canonical(asdict(task)) + "\n"
+    return canonical(_with_base64(asdict(task))) + "\n"
 
 
 def _shareable_files(task: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -168,8 +172,9 @@ def _shareable_files(task: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _shared_texts(tasks: Sequence[Task]) -> list[str]:
     """Long texts that occur in more than one file, in order of appearance."""
     parts = ({"files": task.files, "hidden": task.hidden} for task in tasks)
-    texts = (text for part in parts for files in _shareable_files(part) for text in files.values())
-    return [text for text, count in Counter(texts).items() if count > 1 and len(text) >= _MIN_SHARED]
+    contents = (content for part in parts for files in _shareable_files(part) for content in files.values())
+    counted = Counter(content for content in contents if isinstance(content, str))
+    return [text for text, count in counted.items() if count > 1 and len(text) >= _MIN_SHARED]
 
 
 def _with_numbers(task: dict[str, Any], numbers: Mapping[str, int]) -> dict[str, Any]:
@@ -177,6 +182,25 @@ def _with_numbers(task: dict[str, Any], numbers: Mapping[str, int]) -> dict[str,
     for files in _shareable_files(task):
         files |= {path: numbers.get(text, text) for path, text in files.items()}
     return task
+
+
+def _with_base64(task: dict[str, Any]) -> dict[str, Any]:
+    """Replace the contents of binary files by JSON, in place."""
+    files: dict[str, Any] = task["files"]
+    for path, content in files.items():
+        if isinstance(content, bytes):
+            files[path] = {_BASE64: base64.b64encode(content).decode()}
+    return task
+
+
+def _bytes(content: object) -> bytes | None:
+    """The content of a binary file; ``None`` if it is not in the form of `_with_base64`."""
+    fields = cast("dict[str, object]", content) if isinstance(content, dict) else {}
+    text = fields.get(_BASE64)
+    if len(fields) == 1 and isinstance(text, str):
+        with suppress(ValueError):
+            return base64.b64decode(text, validate=True)
+    return None
 
 
 def _json(path: Path, number: int, line: str) -> object:
@@ -244,8 +268,14 @@ def _task(path: Path, number: int, line: str, texts: Sequence[str]) -> Task:
                         "the file was cut or edited, so make it again"
                     )
                 files[name] = texts[text]
-    for name, text in data["files"].items():
-        if not isinstance(text, str):
-            found = type(text).__name__
-            raise TaskFileError(f"{path}, line {number}, field 'files': {name!r} is {found}, expected a text")
+    files: dict[str, object] = data["files"]
+    for name, content in files.items():
+        if isinstance(content, str):
+            continue
+        if (found := _bytes(content)) is None:
+            raise TaskFileError(
+                f"{path}, line {number}, field 'files': {name!r} is {content!r:.60}, expected a text, or "
+                f'{{"{_BASE64}": ...}} for a binary file'
+            )
+        files[name] = found
     return Task(**{name: data[name] for name in _FIELDS})

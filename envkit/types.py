@@ -39,7 +39,7 @@ class Task:
         id: unique within its file, stable across machines.
         split: ``"train"``, ``"heldout"`` to choose by, or ``"test"`` to report on.
         prompt: what the agent is asked, plain text.
-        files: workspace-relative POSIX path -> text.
+        files: workspace-relative POSIX path -> text, or bytes for a binary file.
         metadata: public facts (package, function, operator ...); ``metadata["source"]`` names the
             statistical cluster: what the task was made from, such as a function.
         hidden: data that only the grader on the host may know. It is never written into a sandbox,
@@ -49,7 +49,7 @@ class Task:
     id: str
     split: str
     prompt: str
-    files: Mapping[str, str]
+    files: Mapping[str, str | bytes]
     metadata: Mapping[str, JSON] = field(default_factory=dict[str, JSON])
     hidden: Mapping[str, JSON] = field(default_factory=dict[str, JSON], repr=False)
 
@@ -60,8 +60,9 @@ class Task:
 
     @property
     def chars(self) -> int:
-        """Length of prompt and files together, in characters."""
-        return len(self.prompt) + sum(map(len, self.files.values()))
+        """Length of prompt and text files together, in characters."""
+        texts = (content for content in self.files.values() if isinstance(content, str))
+        return len(self.prompt) + sum(map(len, texts))
 
 
 class ResetInfo(TypedDict):

@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import IO, Final, final
 
 from envkit.errors import SandboxError, UnenforceableLimit
-from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Limits, Quota, Sandbox, SandboxBackend
+from envkit.sandbox import PYTHON_OPTIONS, Contents, Limits, Lock, Quota, Sandbox, SandboxBackend
 from envkit.sandboxes._linux import bwrap, procfs, seccomp
 from envkit.sandboxes._linux.cgroup import Cgroup
 from envkit.sandboxes._linux.child import Child, launch, memory_file
+from envkit.sandboxes._rootfs import layers
 from envkit.sandboxes._rootfs.rootfs import (
     ENVIRONMENT,
     NOBODY,
@@ -36,7 +37,6 @@ from envkit.sandboxes._rootfs.rootfs import (
     SCRATCH_BYTES,
     SCRATCH_FILES,
     WORKSPACE,
-    packages_folder,
     root_folder,
 )
 from envkit.sandboxes._sandbox import FolderSandbox, system_errors
@@ -64,15 +64,16 @@ class BubblewrapBackend(SandboxBackend):
     """Runs code in Linux namespaces made by ``bwrap``.
 
     Args:
-        packages: installed pure Python distributions; see `envkit.sandbox.SandboxBackend.packages`.
+        contents: what its sandboxes hold beside Python.
         quota: limit of each workspace.
     """
 
     name = "bubblewrap"
     isolated = True
 
-    def __init__(self, packages: Sequence[str] = (), quota: Quota = Quota()) -> None:
-        self.packages, self.quota = tuple(packages), quota
+    def __init__(self, contents: Contents = Contents(), quota: Quota = Quota()) -> None:
+        layers.require_no_image(self.name, contents)
+        self.contents, self.quota = contents, quota
         self._quota = quota
 
     def available(self) -> str | None:
@@ -86,17 +87,22 @@ class BubblewrapBackend(SandboxBackend):
             return f"a trivial program in bubblewrap ended: {result.stop} {result.stderr[-300:]!r}"
         return None
 
-    def with_packages(self, packages: Sequence[str], warm: Sequence[str] = ()) -> BubblewrapBackend:
-        """See `envkit.sandbox.SandboxBackend.with_packages`."""
-        return BubblewrapBackend([*dict.fromkeys((*self.packages, *packages))], self._quota)
+    @property
+    def lock(self) -> Lock:
+        """See `envkit.sandbox.SandboxBackend.lock`."""
+        return layers.lock(os.geteuid() or NOBODY, self.contents)
+
+    def with_contents(self, contents: Contents, warm: Sequence[str] = ()) -> BubblewrapBackend:
+        """See `envkit.sandbox.SandboxBackend.with_contents`."""
+        made = BubblewrapBackend(contents, self._quota)
+        layers.folders(os.geteuid() or NOBODY, contents)
+        return made
 
     def create(self) -> Sandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
         user = os.geteuid() or NOBODY
         with system_errors("make a sandbox"):
-            shared = {"/": root_folder(user)}
-            if self.packages:
-                shared[PACKAGES] = packages_folder(user, self.packages)
+            shared = {"/": root_folder(user), **layers.folders(user, self.contents)}
             return _BubblewrapSandbox(user, shared, self._quota)
 
 

@@ -7,22 +7,26 @@ through a UNIX socket, so starting one takes a fork instead of an ``exec`` by th
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, final
 
 from envkit.errors import MissingExtraError, SandboxError, SandboxUnavailable
 from envkit.lease import Lease
-from envkit.sandbox import PYTHON_OPTIONS, Limits, Quota, SandboxBackend
+from envkit.sandbox import PYTHON_OPTIONS, Contents, Limits, Lock, Quota, SandboxBackend
 from envkit.sandboxes._docker import engine as docker_engine
 from envkit.sandboxes._docker import images
+from envkit.sandboxes._docker.base import Base
 from envkit.sandboxes._docker.cleanup import labels, reap
 from envkit.sandboxes._docker.container import Container, DockerTree
 from envkit.sandboxes._docker.engine import docker_errors, known_runtime
+from envkit.sandboxes._docker.named_image import named
 from envkit.sandboxes._docker.volumes import Volume, VolumePool
-from envkit.sandboxes._rootfs.rootfs import PYTHON
+from envkit.sandboxes._rootfs import layers
 from envkit.sandboxes._sandbox import FolderSandbox, system_errors, temporary
 from envkit.sandboxes._supervisor import Tree
 from envkit.sandboxes._workspace.files import Workspace
@@ -36,9 +40,9 @@ class DockerBackend(SandboxBackend):
     """Runs code in containers of a Docker engine on this machine.
 
     Args:
-        packages: installed pure Python distributions; see `envkit.sandbox.SandboxBackend.packages`.
-        image: one of `envkit.sandboxes._docker.images.KINDS`, built on first use. Defaults to the variable
-            ``ENVKIT_DOCKER_IMAGE``, or ``host``.
+        contents: what its sandboxes hold beside Python.
+        image: one of `envkit.sandboxes._docker.images.KINDS`, built on first use; not used if ``contents``
+            names an image. Defaults to the variable ``ENVKIT_DOCKER_IMAGE``, or ``host``.
         runtime: name of the container runtime. Defaults to the variable ``ENVKIT_DOCKER_RUNTIME``, or the
             engine's default. It must let a container connect to a socket of the host and pass descriptors
             both ways, as runc and crun do. gVisor's ``runsc`` does not work: registered with
@@ -56,12 +60,12 @@ class DockerBackend(SandboxBackend):
 
     def __init__(
         self,
-        packages: Sequence[str] = (),
+        contents: Contents = Contents(),
         image: str | None = None,
         runtime: str | None = None,
         quota: Quota = Quota(),
     ) -> None:
-        self.packages, self.quota = tuple(packages), quota
+        self.contents, self.quota = contents, quota
         self._quota = quota
         self.image = image or os.environ.get(IMAGE_VARIABLE) or "host"
         self.runtime = runtime or os.environ.get(RUNTIME_VARIABLE) or None
@@ -87,23 +91,38 @@ class DockerBackend(SandboxBackend):
             else f"a trivial program in Docker ended: {result.stop} {result.stderr[-300:]!r}"
         )
 
-    def with_packages(self, packages: Sequence[str], warm: Sequence[str] = ()) -> DockerBackend:
-        """See `envkit.sandbox.SandboxBackend.with_packages`."""
-        held = [*dict.fromkeys((*self.packages, *packages))]
-        return DockerBackend(held, self.image, self.runtime, self._quota)
+    @property
+    def lock(self) -> Lock:
+        """See `envkit.sandbox.SandboxBackend.lock`."""
+        pinned = self._base(docker_engine.answering(os.getpid())).pinned if self.contents.image else ""
+        return dataclasses.replace(layers.lock(docker_engine.user(), self.contents), image=pinned)
+
+    def with_contents(self, contents: Contents, warm: Sequence[str] = ()) -> DockerBackend:
+        """See `envkit.sandbox.SandboxBackend.with_contents`."""
+        made = DockerBackend(contents, self.image, self.runtime, self._quota)
+        layers.folders(docker_engine.user(), contents)
+        if contents.image:
+            made._base(docker_engine.answering(os.getpid()))
+        return made
 
     def create(self) -> FolderSandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
         with system_errors("make a sandbox"):
             client, user = docker_engine.answering(os.getpid()), docker_engine.user()
             _reap_once(os.getpid())
-            with docker_errors("make an image"):
-                made = images.get(client, self.image, user, self.packages)
-            pool = _pool(client, made.tag, self.runtime, user, self._quota)
+            base = self._base(client)
+            added = tuple(layers.folders(user, self.contents).items())
+            pool = _pool(client, base, added, self.runtime, user, self._quota)
             with docker_errors("make a workspace"), known_runtime(self.runtime):
                 pool.shared_files()  # made now, because it takes a moment
                 volume = pool.acquire()
-            return _DockerSandbox(self, client, made.tag, user, self.runtime, pool, volume, self._quota)
+            return _DockerSandbox(self, client, base, user, self.runtime, pool, volume, self._quota)
+
+    def _base(self, client: Any) -> Base:
+        if self.contents.image:
+            return named(client, self.contents.image, docker_engine.user(), self.runtime)
+        with docker_errors("make an image"):
+            return Base(images.get(client, self.image, docker_engine.user()).tag)
 
 
 @final
@@ -114,7 +133,7 @@ class _DockerSandbox(FolderSandbox):
         self,
         backend: DockerBackend,
         client: Any,
-        tag: str,
+        base: Base,
         user: int,
         runtime: str | None,
         pool: VolumePool,
@@ -125,7 +144,7 @@ class _DockerSandbox(FolderSandbox):
         self._backend, self._pool = backend, pool
         self._volume, self._device = volume, os.fstat(volume.root).st_dev
         self._lease = Lease(temporary())
-        self._client, self._tag, self._user, self._runtime = client, tag, user, runtime
+        self._client, self._base, self._user, self._runtime = client, base, user, runtime
         #: Idle containers, by their limits on memory and processes.
         self._idle: dict[tuple[int, int], list[Container]] = {}
         self._made: list[Container] = []
@@ -133,8 +152,8 @@ class _DockerSandbox(FolderSandbox):
 
     @property
     def python(self) -> str:
-        """See `envkit.sandbox.Sandbox.python`; the same version as the host's."""
-        return PYTHON
+        """See `envkit.sandbox.Sandbox.python`; the same version as the host's, or the image's own."""
+        return self._base.python
 
     def reset(self, snapshot: str | None = None) -> None:
         """See `envkit.sandbox.Sandbox.reset`; also removes the containers and their kernel objects."""
@@ -169,9 +188,9 @@ class _DockerSandbox(FolderSandbox):
     def _make(self, limits: Limits) -> Container:
         folder = self._lease.path / f"control-{next(self._numbers)}"
         with docker_errors("share files"), known_runtime(self._runtime):
-            mounts = (self._pool.shared_files(), self._volume.mount)
+            mounts = (*self._pool.shared_files(), self._volume.mount)
         container = Container(
-            self._client, self._tag, self._lease.path, folder, mounts, self._user, limits, self._runtime
+            self._client, self._base, self._lease.path, folder, mounts, self._user, limits, self._runtime
         )
         self._made.append(container)
         found, _ = container.ask("where")
@@ -181,9 +200,16 @@ class _DockerSandbox(FolderSandbox):
 
 
 @functools.cache
-def _pool(client: Any, tag: str, runtime: str | None, user: int, quota: Quota) -> VolumePool:
+def _pool(
+    client: Any,
+    base: Base,
+    added: tuple[tuple[str, Path], ...],
+    runtime: str | None,
+    user: int,
+    quota: Quota,
+) -> VolumePool:
     """This process's pool; its client is never shared with a fork."""
-    return VolumePool(client, tag, runtime, user, quota, labels)
+    return VolumePool(client, base, added, runtime, user, quota, labels)
 
 
 @functools.cache

@@ -19,10 +19,11 @@ from collections.abc import Sequence
 from typing import final
 
 from envkit.errors import SandboxError
-from envkit.sandbox import Limits, Quota, Sandbox, SandboxBackend
+from envkit.sandbox import Contents, Limits, Lock, Quota, Sandbox, SandboxBackend
 from envkit.sandboxes._linux import procfs
 from envkit.sandboxes._linux.child import pipes
-from envkit.sandboxes._rootfs.rootfs import PYTHON
+from envkit.sandboxes._rootfs import layers
+from envkit.sandboxes._rootfs.rootfs import NOBODY, PYTHON
 from envkit.sandboxes._sandbox import FolderSandbox, system_errors
 from envkit.sandboxes._supervisor import Ending, Tree, Usage
 from envkit.sandboxes._workspace.mounted_sandbox import MountedSandbox
@@ -34,8 +35,8 @@ class ZygoteBackend(SandboxBackend):
     """Runs code in Linux namespaces that are forked from a warm interpreter in ``bwrap``.
 
     Args:
-        packages: installed pure Python distributions; see `envkit.sandbox.SandboxBackend.packages`.
-        warm: modules of these packages that the zygote imports ahead.
+        contents: what its sandboxes hold beside Python.
+        warm: modules of trusted packages among these that the zygote imports ahead.
         quota: limit of each workspace.
     """
 
@@ -43,9 +44,10 @@ class ZygoteBackend(SandboxBackend):
     isolated = True
 
     def __init__(
-        self, packages: Sequence[str] = (), warm: Sequence[str] = (), quota: Quota = Quota()
+        self, contents: Contents = Contents(), warm: Sequence[str] = (), quota: Quota = Quota()
     ) -> None:
-        self.packages, self._warm, self.quota = tuple(packages), tuple(warm), quota
+        layers.require_no_image(self.name, contents)
+        self.contents, self._warm, self.quota = contents, tuple(warm), quota
         self._quota = quota
 
     def available(self) -> str | None:
@@ -57,15 +59,21 @@ class ZygoteBackend(SandboxBackend):
             return " ".join(str(error).split())
         return None if result.ok else f"a trivial program ended: {result.stop} {result.stderr[-300:]!r}"
 
-    def with_packages(self, packages: Sequence[str], warm: Sequence[str] = ()) -> ZygoteBackend:
-        """See `envkit.sandbox.SandboxBackend.with_packages`."""
-        held, imported = dict.fromkeys((*self.packages, *packages)), dict.fromkeys((*self._warm, *warm))
-        return ZygoteBackend([*held], [*imported], self._quota)
+    @property
+    def lock(self) -> Lock:
+        """See `envkit.sandbox.SandboxBackend.lock`."""
+        return layers.lock(os.geteuid() or NOBODY, self.contents)
+
+    def with_contents(self, contents: Contents, warm: Sequence[str] = ()) -> ZygoteBackend:
+        """See `envkit.sandbox.SandboxBackend.with_contents`."""
+        made = ZygoteBackend(contents, warm, self._quota)
+        layers.folders(os.geteuid() or NOBODY, contents)
+        return made
 
     def create(self) -> Sandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
         with system_errors("make a sandbox"):
-            return _ZygoteSandbox(shared_zygote(os.getpid(), self.packages, self._warm), self._quota)
+            return _ZygoteSandbox(shared_zygote(os.getpid(), self.contents, self._warm), self._quota)
 
 
 @final

@@ -21,7 +21,7 @@ LAYERS = (
     ("cache", "display", "files", "lease", "plain", "secret_values", "spaces", "stop", "syntax", "types"),
     ("agent", "sandbox", "sandbox_check"),
     ("inputs", "plugins"),
-    ("checks", "grading", "hidden", "judging"),
+    ("checks", "contents", "grading", "hidden", "judging"),
     ("env", "mcp", "random_calls", "service", "tool_runner", "tools", "wrapped"),
     ("audit", "mining", "models", "prices", "registry", "rollout", "scaffold", "store", "taskfile"),
     ("envkit",),

@@ -35,6 +35,7 @@ PUBLIC = [
     "BrokenTask",
     "Check",
     "ConfigError",
+    "Contents",
     "ContractError",
     "Env",
     "EnvironmentSpec",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -44,6 +45,26 @@ def test_tasks_survive_writing_and_reading(tmp_path: Path) -> None:
     assert json.loads(header) == {"schema": SCHEMA, "seed": 3, "packages": {"pkg": "1"}, "count": 2}
     assert len(lines) == 2
     assert os.listdir(path.parent) == ["tasks.jsonl"]
+
+
+def test_binary_files_survive_byte_by_byte(tmp_path: Path) -> None:
+    every = bytes(range(256))
+    tasks = [replace(task(1), files={"a.bin": every, "b.bin": b"", "c.txt": "é", "d.txt": ""}), task(2)]
+    assert write_tasks(tmp_path / "tasks.jsonl", tasks, seed=0) == digest(
+        read_tasks(tmp_path / "tasks.jsonl")
+    )
+    assert read_tasks(tmp_path / "tasks.jsonl") == tasks
+    assert tasks[0].files["a.bin"] == every, "writing leaves the tasks alone"
+    as_text = [replace(tasks[0], files={**tasks[0].files, "b.bin": ""}), task(2)]
+    assert digest(as_text) != digest(tasks)
+    assert tasks[0].chars == 1
+
+
+def test_files_and_digests_of_tasks_with_text_stay_as_they_were(tmp_path: Path) -> None:
+    assert digest(TASKS) == "51062bb063603ae3779b04b7b24a10c304deca0109258835055619ed832b9d7f"
+    write_tasks(tmp_path / "tasks.jsonl", TASKS, seed=0)
+    written = hashlib.sha256((tmp_path / "tasks.jsonl").read_bytes()).hexdigest()
+    assert written == "2018b1c0501949cd73f1891e321ed08c12d90adda1546ca2f675e80c723097b2"
 
 
 def test_the_same_tasks_make_the_same_bytes(tmp_path: Path) -> None:
@@ -186,7 +207,21 @@ def nested(depth: int) -> str:
         ('"version":"1"', f'"version":{nested(MAX_DEPTH)}', "line 2: JSON nested more than 100 levels"),
         ("pkg/f/1", r"\ud800", "line 2: holds half of a surrogate pair"),
         ("pkg/f/1", r"\uDFff", "line 2: holds half of a surrogate pair"),
-        ('"solution.py":"', '"solution.py":7,"other.py":"', "line 2, field 'files': 'solution.py' is int"),
+        *(
+            (
+                '"solution.py":"',
+                f'"solution.py":{bad},"other.py":"',
+                "'solution.py' is .*, expected a text, or",
+            )
+            for bad in (
+                "7",
+                "{}",
+                '{"base64":7}',
+                '{"base64":"%%"}',
+                '{"base64":"AA"}',
+                '{"base64":"","x":1}',
+            )
+        ),
         ('"count":2', '"count":"2"', "line 1, field 'count': says '2' tasks and 2 follow"),
         ('"schema":', f'"texts":{"9" * 5000},"schema":', "line 1: not JSON"),
     ],

@@ -17,7 +17,7 @@ from envkit.engine.torch_engine import TorchEngine
 from envkit.env import ActionResult, Env
 from envkit.errors import SandboxError
 from envkit.models import SMALL_MODEL, ModelRef, resolve, weights_digest
-from envkit.sandbox import ExecResult, Limits, Peer
+from envkit.sandbox import ExecResult, Limits, Peer, SandboxBackend
 from envkit.training import sft
 from envkit.training.config import TrainConfig
 from envkit.training.packing import TrainingRow
@@ -179,7 +179,7 @@ class MemorySandbox:
         self.close()
 
 
-class MemoryBackend:
+class MemoryBackend(SandboxBackend):
     """Makes memory sandboxes; fails on the calls with the numbers in ``broken``, counted from 0."""
 
     name = "memory"

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 from envkit.env import Baseline
 from envkit.environments.code_editor.actions import replace_text_message
-from envkit.environments.code_editor.hidden import as_run
-from envkit.mining.build import SOLUTION
+from envkit.environments.code_editor.hidden import as_run, solution_of
 from envkit.mining.search import examples_of, fitting_mutants, function_called, mutants_of
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task
@@ -20,7 +19,7 @@ from envkit.types import Task
 
 def _blind(task: Task, seed: int, backend: SandboxBackend) -> Sequence[str]:
     """Make one random mutation of the function that the examples call."""
-    found = mutants_of(task.files[SOLUTION], function_called(task))
+    found = mutants_of(solution_of(task), function_called(task))
     if not found:
         return ["submit"]
     return _edit(task, random.Random(seed).choice(found))
@@ -29,13 +28,13 @@ def _blind(task: Task, seed: int, backend: SandboxBackend) -> Sequence[str]:
 def _enumerate(task: Task, seed: int, backend: SandboxBackend) -> Sequence[str]:
     """Make the first mutation for which all examples hold."""
     before = as_run(task, b"").decode()
-    searched = before + task.files[SOLUTION], function_called(task), examples_of(task)
+    searched = before + solution_of(task), function_called(task), examples_of(task)
     [text] = fitting_mutants(backend, [searched])
     return ["submit"] if text is None else _edit(task, text.removeprefix(before))
 
 
 def _edit(task: Task, text: str) -> list[str]:
-    return [f"{replace_text_message(task.files[SOLUTION], text)}\nsubmit", "submit"]
+    return [f"{replace_text_message(solution_of(task), text)}\nsubmit", "submit"]
 
 
 BASELINES = (

@@ -29,6 +29,7 @@ from envkit.environments.code_editor.tasksets import SPLITS, standard_tasks
 from envkit.environments.code_editor.variants import variants_of
 from envkit.errors import SandboxError
 from envkit.grading import Grade, Submission
+from envkit.hidden import text_file
 from envkit.mining.hidden import RepairHidden, SuiteHidden
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task, Verdict
@@ -158,7 +159,11 @@ class CodeEditorEnv(Env):
             source = self._collect().decode()
         except UnicodeDecodeError:
             return False
-        return 0 < (changed_tokens(self.task.files[self._grader.path], source) or 0) <= FEW_TOKENS
+        return (
+            0
+            < (changed_tokens(text_file(self.task, self._grader.path, "the file to edit"), source) or 0)
+            <= FEW_TOKENS
+        )
 
     def _collect(self) -> bytes:
         """Read the file that the agent may change.

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, final
 
-from envkit.errors import TaskFileError
 from envkit.grading import Leniency, NumericPolicy
-from envkit.hidden import read_hidden
+from envkit.hidden import read_hidden, text_file
 from envkit.inputs.call import Call
 from envkit.mining.build import SOLUTION
 from envkit.mining.hidden import RepairHidden, SuiteHidden
@@ -104,10 +103,15 @@ def hidden_of(task: Task) -> CodeHidden:
     """
     kind = next((kind for field, kind in _KIND_OF.items() if field in task.hidden), RepairHidden)
     found: CodeHidden = read_hidden(kind, task)
-    path = task.metadata.get("path") if isinstance(found, SuiteHidden) else SOLUTION
-    if path not in task.files:
-        raise TaskFileError(f"task {task.id}: files has no {path!r}; expected the file to edit there")
+    edited = str(task.metadata.get("path")) if isinstance(found, SuiteHidden) else SOLUTION
+    for path in (edited, *task.files):
+        text_file(task, path, "the file to edit" if path == edited else "a file to read")
     return found
+
+
+def solution_of(task: Task) -> str:
+    """The text of the file to edit, of a task that is graded by calls."""
+    return text_file(task, SOLUTION, "the file to edit")
 
 
 def as_run(task: Task, source: bytes) -> bytes:

@@ -22,6 +22,7 @@ from typing import Any, Final, cast, final
 
 from envkit.env import Variant
 from envkit.environments.code_editor.actions import replace_text_message
+from envkit.environments.code_editor.hidden import solution_of
 from envkit.grading import GRADING_LIMITS, Answer, Program, answerable, answers, same
 from envkit.hidden import read_hidden
 from envkit.inputs.call import Call, exact_type, literal
@@ -261,7 +262,7 @@ def other_mutations(
         changed = mutation.apply(text)
         calls = [*subject.stored, *subject.sample, *subject.edges]
         wanted = [*subject.right, *subject.sample_answers, *subject.edge_answers]
-        if changed != subject.task.files[SOLUTION] and differs(subject, changed, calls, wanted, backend):
+        if changed != solution_of(subject.task) and differs(subject, changed, calls, wanted, backend):
             yield mutation.operator, changed
 
 
@@ -414,4 +415,4 @@ def variants_of(task: Task, backend: SandboxBackend) -> Iterator[Variant]:
         *((kind, text, True) for kind, text in rewritten(subject.hidden.reference, subject.hidden.function)),
     ]
     for kind, text, is_right in programs:
-        yield Variant(kind, (replace_text_message(task.files[SOLUTION], text), "submit"), is_right)
+        yield Variant(kind, (replace_text_message(solution_of(task), text), "submit"), is_right)

@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-from envkit.errors import TaskFileError
-from envkit.hidden import read_hidden, to_json
+from envkit.hidden import read_hidden, text_file, to_json
 from envkit.types import Task
 
 #: Workspace path of the tickets.
@@ -114,8 +113,7 @@ class TicketHidden:
         Raises:
             TaskFileError: the task is not one of the service desk.
         """
-        if STORE not in task.files:
-            raise TaskFileError(f"task {task.id}: files has no {STORE!r}; expected the tickets there")
+        text_file(task, STORE, "the tickets")
         return read_hidden(cls, task)
 
 
@@ -138,7 +136,7 @@ def generate(split: str, per_kind: int = 4) -> list[Task]:
 
 def tickets_of(task: Task) -> list[Ticket]:
     """Return the tickets as they are at the start."""
-    return json.loads(task.files[STORE])["tickets"]
+    return json.loads(text_file(task, STORE, "the tickets"))["tickets"]
 
 
 def changed(tickets: Sequence[Ticket], numbers: Sequence[int], change: Mapping[str, str]) -> list[Ticket]:

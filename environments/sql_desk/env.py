@@ -22,11 +22,11 @@ from envkit.environments.sql_desk.tasks import (
     BY_NAME,
     MAX_NUMBER,
     PEOPLE,
-    SCRIPT,
     Asked,
     Domain,
     SqlHidden,
     generate,
+    script_of,
 )
 from envkit.environments.sql_desk.variants import variants_of
 from envkit.errors import BrokenTask, ContractError, SandboxError, UsageError
@@ -158,7 +158,7 @@ class SqlEnv(Env):
         self._submission: str | None = None
         self._hidden = SqlHidden.from_task(task)
         self._domain = BY_NAME[self._hidden.domain]
-        database = self._database = self.open_database(task.files[SCRIPT])
+        database = self._database = self.open_database(script_of(task))
         rows: list[str] = []
         for table, columns in self._domain.tables().items():
             # Named columns, because `SELECT *` is the reference of some tasks.
@@ -232,7 +232,7 @@ class SqlEnv(Env):
         # Numbers up to 2 are in every database, and in right answers too, such as ORDER BY 1.
         numbers = {number for number in _numbers(submission) - asked.numbers if number > 2}
         shared = [
-            self.task.files[SCRIPT],
+            script_of(self.task),
             domain.small_script(seed),
             *(domain.medium_script(f"{seed} {number}", asked) for number in range(FRESH_DATABASES - 2)),
         ]
@@ -464,5 +464,5 @@ def _near_misses(reference: str) -> dict[str, str]:
 
 def _shown_count(task: Task, domain: Domain) -> int:
     """Count the items of the shown database: the right answer to one request, on that database only."""
-    rows = task.files[SCRIPT].partition(f"INSERT INTO {domain.items} VALUES\n")[2].partition(";")[0]
+    rows = script_of(task).partition(f"INSERT INTO {domain.items} VALUES\n")[2].partition(";")[0]
     return rows.count("\n") + 1

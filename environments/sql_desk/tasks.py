@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from envkit.errors import TaskFileError
-from envkit.hidden import read_hidden, to_json
+from envkit.hidden import read_hidden, text_file, to_json
 from envkit.types import Task
 
 #: Workspace path of the script that creates the shown database.
@@ -400,11 +400,17 @@ class SqlHidden:
             raise TaskFileError(
                 f"task {task.id}: hidden.domain is {found.domain!r}; expected one of: {known}"
             )
-        if SCRIPT not in task.files:
-            raise TaskFileError(
-                f"task {task.id}: files has no {SCRIPT!r}; expected the database's script there"
-            )
+        script_of(task)
         return found
+
+
+def script_of(task: Task) -> str:
+    """The script that makes a task's database.
+
+    Raises:
+        TaskFileError: the task has none.
+    """
+    return text_file(task, SCRIPT, "the database's script")
 
 
 def generate(split: str, per_question: int = 6) -> list[Task]:

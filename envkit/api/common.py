@@ -67,12 +67,16 @@ def load_tasks(
 ) -> Sequence[Task]:
     """Read named tasks, or make the environment's own tasks of a split if none are named.
 
+    What the environment's class declares for its sandboxes is installed first, if it is not yet.
+
     Raises:
         TaskFileError: not a task file, or one of another environment.
-        UsageError: there are no tasks.
+        UsageError: there are no tasks, or the sandboxes cannot hold what the class declares.
+        SandboxUnavailable: that cannot be installed now.
     """
     from envkit import registry
 
+    backend = kind.equip(backend)
     if isinstance(tasks, str | Path):
         return registry.read_tasks_for(kind, Path(tasks))
     found = kind.make_tasks(split, sandbox=backend, display=display) if tasks is None else tasks

@@ -77,7 +77,8 @@ class AuditedEnv:
     def __init__(
         self, kind: type[Env], tasks: Sequence[Task], backend: SandboxBackend, max_turns: int
     ) -> None:
-        self.kind, self.backend, self.max_turns = kind, backend, max_turns
+        # Now, so that what wraps the backend is not wrapped itself when an instance is made.
+        self.kind, self.backend, self.max_turns = kind, kind.equip(backend), max_turns
         self._all_tasks = sorted(tasks, key=lambda task: task.id)
         count = min(len(tasks), SAMPLE)
         #: The sample.

@@ -120,6 +120,7 @@ def certify(
     Raises:
         UsageError: the environment cannot pose one of the given tasks.
     """
+    backend = kind.equip(backend)
     turns = kind.max_turns if max_turns is None else max_turns
     posed = kind.make_tasks("starter", sandbox=backend, display=display) if tasks is None else tasks
     audited = AuditedEnv(kind, posed, backend, turns)

@@ -2,7 +2,8 @@
 
 A certificate is valid for code with the digest that it names. The digest covers:
 
-- the environment's own package, and the packages of the environments that it inherits from;
+- the environment's own package, and the packages of the environments that it inherits from, with the data
+  files that these declare;
 - the modules of envkit in `VERDICT_PARTS` that these import, directly or through others. They are found by
   reading import statements. A file in such a module's folder counts if the module names it, such as a
   program for the sandbox.
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Final, final
 
 from envkit.audit.canonical_source import canonical, parse
+from envkit.contents import data_paths
 from envkit.env import Env
 from envkit.errors import UsageError
 
@@ -36,19 +38,9 @@ SCHEME: Final = "syntax-tree-1"
 #: the tasks.
 VERDICT_PARTS: Final = frozenset(
     {
-        *("checks", "env", "errors", "grading", "hidden", "inputs", "judging", "mcp", "plain"),
-        *(
-            "sandbox",
-            "secret_values",
-            "service",
-            "spaces",
-            "syntax",
-            "taskfile",
-            "tool_runner",
-            "tools",
-            "types",
-            "wrapped",
-        ),
+        *("checks", "contents", "env", "errors", "grading", "hidden", "inputs", "judging", "mcp", "plain"),
+        *("sandbox", "secret_values", "service", "spaces", "syntax", "taskfile", "tool_runner", "tools"),
+        *("types", "wrapped"),
     }
 )
 
@@ -83,25 +75,26 @@ def content_digest(kind: type[Env]) -> str:
 
 
 def _package_files(kind: type[Env]) -> Iterator[tuple[str, Path]]:
-    """Name and path of every file in the package of a class; of its module alone if it is in no package."""
+    """Name and path of every file in the package of a class; if it is in none, of its module and its data."""
     file = Path(inspect.getfile(kind)).resolve()
     top = file.parent
-    if not (top / "__init__.py").exists():
-        yield file.name, file
-        return
+    tops = data_paths(kind) if "data" in vars(kind) else []
+    declared = {path for data in tops for path in (data, *data.rglob("*"))}
+    is_in_package = (top / "__init__.py").exists()
     # Each environment of envkit is a folder. For another author's environment the whole package counts.
     while not kind.__module__.startswith("envkit.") and (top.parent / "__init__.py").exists():
         top = top.parent
     count = size = 0
-    for path in top.rglob("*"):
+    for path in top.rglob("*") if is_in_package else (file, *declared):
         inner = path.relative_to(top)
-        if not (path.is_file() and _may_decide(inner)):
+        if not (path.is_file() and (path in declared or _may_decide(inner))):
             continue
         count, size = count + 1, size + path.stat().st_size
         if count > _MAX_FILES or size > _MAX_BYTES:
             raise UsageError(
                 f"environment {kind.id}: {top} holds more than {_MAX_FILES} files or {_MAX_BYTES >> 20} MiB, "
-                "and its certificate covers all of them; move data out of the package"
+                "and its certificate covers all of them, those that `data` names included; use a part of the "
+                "data, or put it into a wheel that `packages` names"
             )
         yield inner.as_posix(), path
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, final
 
 from envkit.audit.scanner import SandboxScanner
 from envkit.errors import SandboxError
-from envkit.sandbox import Sandbox, SandboxBackend
+from envkit.sandbox import Contents, Lock, Sandbox, SandboxBackend
 
 
 @final
@@ -26,7 +26,7 @@ class InstrumentedBackend(SandboxBackend):
     def __init__(self, inner: SandboxBackend, *, breaks: bool = False, scans: bool = False) -> None:
         self._inner, self._breaks, self._scans = inner, breaks, scans
         self.name, self.isolated = inner.name, inner.isolated
-        self.packages, self.quota = inner.packages, inner.quota
+        self.contents, self.quota = inner.contents, inner.quota
         self._made: list[Sandbox] = []
         self._broken: list[str] = []
         #: Scanner of the first sandbox; ``None`` without ``scans``, isolation or a sandbox.
@@ -40,11 +40,15 @@ class InstrumentedBackend(SandboxBackend):
     def available(self) -> str | None:
         return self._inner.available()
 
-    def with_packages(self, packages: Sequence[str], warm: Sequence[str] = ()) -> InstrumentedBackend:
-        """See `envkit.sandbox.SandboxBackend.with_packages`. Either backend closes the sandboxes of both."""
+    @property
+    def lock(self) -> Lock:
+        return self._inner.lock
+
+    def with_contents(self, contents: Contents, warm: Sequence[str] = ()) -> InstrumentedBackend:
+        """See `envkit.sandbox.SandboxBackend.with_contents`. Either backend closes the sandboxes of both."""
         other = copy.copy(self)
-        other._inner = self._inner.with_packages(packages, warm)
-        other.packages = other._inner.packages
+        other._inner = self._inner.with_contents(contents, warm)
+        other.contents = contents
         return other
 
     def create(self) -> Sandbox:

@@ -64,7 +64,9 @@ def _texts(value: object) -> Iterator[str]:
 def _secrets(audited: AuditedEnv, task: Task) -> tuple[Task, list[str]]:
     """The task to pose, and those of its hidden texts that no public field contains."""
     shown = (task.prompt, *task.files, *task.files.values(), *_texts(task.metadata))
-    public = "\n".join(shown).encode(errors="surrogatepass")
+    public = b"\n".join(
+        one if isinstance(one, bytes) else one.encode(errors="surrogatepass") for one in shown
+    )
     secrets = [
         text
         for text in _texts(task.hidden)

@@ -31,8 +31,8 @@ MAX_BYTES = 2**30
 POLL_INTERVAL_S = 0.02
 #: Kernel file systems, which hold nothing that a program wrote.
 KERNEL_FOLDERS = {"/proc", "/sys", "/dev"}
-#: The interpreter's own files: large, and the same for everybody.
-INTERPRETER_FOLDERS = {os.path.dirname(os.__file__), "/usr/share/zoneinfo"}
+#: The files of the interpreter and of packages: large, and the same for everybody.
+INTERPRETER_FOLDERS = {os.path.dirname(os.__file__), "/usr/share/zoneinfo", "/usr/lib/packages"}
 
 
 def chunks(file: int, start: int, end: int, overlap: int) -> Iterator[bytes]:

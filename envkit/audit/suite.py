@@ -62,8 +62,8 @@ class EnvSuite:
     @pytest.fixture(scope="class")
     @classmethod
     def backend(cls) -> SandboxBackend:
-        """The best isolated backend on this machine."""
-        return sandbox_backend()
+        """The best isolated backend on this machine, with what the environment's class declares."""
+        return cls.kind.equip(sandbox_backend("docker" if cls.kind.image else "auto"))
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -347,6 +347,8 @@ class ReportData:
         conditions: conditions that all rows share; ``None`` in an older report, which no leaderboard accepts.
         commit: version of envkit, with the commit if it runs from a checkout.
         certificate: digest of the environment's certificate, or the reason why there is none.
+        contents: versions and digest of what sandboxes held beside Python, as `envkit.sandbox.Lock` gives
+            them; empty if that was nothing.
     """
 
     title: str
@@ -373,6 +375,7 @@ class ReportData:
     conditions: Conditions | None = None
     commit: str = ""
     certificate: str = ""
+    contents: str = ""
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]

@@ -189,6 +189,7 @@ def facts(data: ReportData) -> Table:
         ("Created", data.created),
         ("Environment", data.environment),
         ("Isolation", f"{data.isolation}, {data.sandbox}"),
+        *([("In the sandbox", data.contents)] if data.contents else []),
         ("Model", data.model),
         ("Model digest", data.model_digest),
         ("Held-out tasks digest", data.heldout_digest),

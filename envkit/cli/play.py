@@ -60,7 +60,7 @@ def play(
 
     require_at_least(0, seed=seed or 0)
     kind = registry.environment(env)
-    backend = CapturingBackend(registry.sandbox_backend())
+    backend = CapturingBackend(kind.equip(registry.sandbox_backend("docker" if kind.image else "auto")))
     playable = load_tasks(kind, tasks, "starter", backend, Silent())
     game = kind(tasks=playable, sandbox=backend, max_turns=max_turns)
     backend.capturing = True

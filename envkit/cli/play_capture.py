@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, Final, final
 
 from envkit.errors import SandboxError, UsageError
-from envkit.sandbox import Sandbox, SandboxBackend
+from envkit.sandbox import Contents, Lock, Sandbox, SandboxBackend
 
 _MAX_FILE_BYTES: Final = 2**20
 
@@ -23,20 +23,24 @@ class CapturingBackend(SandboxBackend):
     def __init__(self, inner: SandboxBackend) -> None:
         self._inner = inner
         self.name, self.isolated = inner.name, inner.isolated
-        self.packages, self.quota = inner.packages, inner.quota
+        self.contents, self.quota = inner.contents, inner.quota
         self._is_first = True
         #: Set it once the tasks are made: the next sandbox is then the episode's.
         self.capturing = False
         #: Paths to read.
         self.paths: Collection[str] = ()
-        #: Path -> its text, empty if the file was deleted. Unreadable files are missing.
-        self.files: dict[str, str] = {}
+        #: Path -> its content, empty if the file was deleted. Unreadable files are missing.
+        self.files: dict[str, bytes] = {}
 
     def available(self) -> str | None:
         return self._inner.available()
 
-    def with_packages(self, packages: Sequence[str], warm: Sequence[str] = ()) -> SandboxBackend:
-        return self._inner.with_packages(packages, warm)  # for graders; the episode's sandbox has none
+    @property
+    def lock(self) -> Lock:
+        return self._inner.lock
+
+    def with_contents(self, contents: Contents, warm: Sequence[str] = ()) -> SandboxBackend:
+        return self._inner.with_contents(contents, warm)  # for graders; the episode's own are held already
 
     def create(self) -> Sandbox:
         sandbox: Any = self._inner.create()
@@ -55,8 +59,8 @@ class CapturingBackend(SandboxBackend):
     def _read_files(self, sandbox: Sandbox) -> None:
         for path in self.paths:
             # Unreadable if the agent replaced it by a link or a huge file, or if the sandbox broke.
-            with contextlib.suppress(UsageError, UnicodeDecodeError, SandboxError):
+            with contextlib.suppress(UsageError, SandboxError):
                 try:
-                    self.files[path] = sandbox.read(path, _MAX_FILE_BYTES).decode()
+                    self.files[path] = sandbox.read(path, _MAX_FILE_BYTES)
                 except FileNotFoundError:
-                    self.files[path] = ""
+                    self.files[path] = b""

@@ -82,18 +82,23 @@ def render_result(
     return parts
 
 
-def render_changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[RenderableType]:
-    """Render a diff of each changed file.
+def render_changes(before: Mapping[str, str | bytes], after: Mapping[str, bytes]) -> list[RenderableType]:
+    """Render a diff of each changed file; of a binary one, its sizes.
 
     Args:
-        before: path -> text at the start.
-        after: path -> text at the end, empty if the file was deleted; a missing path is skipped.
+        before: path -> text or bytes at the start.
+        after: path -> bytes at the end, empty if the file was deleted; a missing path is skipped.
     """
     parts: list[RenderableType] = []
-    for path, old in before.items():
-        if path not in after:
+    for path, content in before.items():
+        old = content if isinstance(content, bytes) else content.encode()
+        if path not in after or old == after[path]:
             continue
-        lines = old.splitlines(), after[path].splitlines()
+        try:
+            lines = old.decode().splitlines(), after[path].decode().splitlines()
+        except UnicodeDecodeError:
+            parts.append(Text(f"{path}: binary, {len(old):,} bytes, now {len(after[path]):,} bytes"))
+            continue
         if diff := "\n".join(difflib.unified_diff(*lines, path, path, lineterm="")):
             parts.append(_code(replace_control_characters(diff), "diff"))
     return [Text("What was changed:", style="bold"), *parts] if parts else []

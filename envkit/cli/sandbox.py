@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from envkit.cli.help import Command
-from envkit.cli.options import Json, complete_sandboxes
+from envkit.cli.options import Json, complete_environments, complete_sandboxes
 from envkit.cli.output import emit, err, out
 from envkit.errors import ConfigError, MissingExtraError, SandboxUnavailable
 
@@ -40,22 +40,38 @@ def check(
         str | None,
         typer.Option(metavar="NAME", help="Docker only: the container runtime, such as runsc."),
     ] = None,
+    env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Check it with the packages, data and image of this environment, which are installed first.",
+            autocompletion=complete_environments,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check that a sandbox isolates code, enforces its limits and keeps its protocol, case by case."""
-    from envkit.registry import sandbox_backend
+    from envkit.registry import environment, sandbox_backend
     from envkit.sandbox_check import self_check
 
+    kind = None if env is None else environment(env)
+    if kind is not None and kind.image and name == "auto":
+        name = "docker"
     backend = sandbox_backend(name) if runtime is None else _docker_with(runtime, name)
+    if kind is not None:
+        backend = kind.equip(backend)
     findings = self_check(backend)
     failed = [finding for finding in findings if not finding.ok]
     if as_json:
         cases = [{"name": case.name, "ok": case.ok, "detail": case.detail} for case in findings]
-        emit({"sandbox": backend.name, "isolated": backend.isolated, "cases": cases})
+        lock = str(backend.lock)
+        emit({"sandbox": backend.name, "isolated": backend.isolated, "contents": lock, "cases": cases})
     else:
         for finding in failed:
             out.print(f"[red]no[/] {finding.name}: {escape(finding.detail)}")
-        out.print(f"{backend.name}: {len(findings) - len(failed)} of {len(findings)} cases hold")
+        held = f", with {backend.lock}" if backend.lock.digest else ""
+        line = f"{backend.name}{held}: {len(findings) - len(failed)} of {len(findings)} cases hold"
+        out.print(line, soft_wrap=True, markup=False)
     if failed:
         raise typer.Exit(1)
 

@@ -23,12 +23,13 @@ from envkit.grading.oracle import (
     same,
 )
 from envkit.grading.submission import RESERVED, Submission, SubmissionRejected
-from envkit.grading.suite import PYTEST, grade_suite, outcomes, pytest_modules
+from envkit.grading.suite import PYTEST, PYTEST_MODULES, grade_suite, outcomes, with_pytest
 
 __all__ = [
     "EXACT",
     "GRADING_LIMITS",
     "PYTEST",
+    "PYTEST_MODULES",
     "RESERVED",
     "STRICT",
     "Answer",
@@ -48,7 +49,7 @@ __all__ = [
     "opaque",
     "order",
     "outcomes",
-    "pytest_modules",
     "same",
     "show",
+    "with_pytest",
 ]

@@ -27,7 +27,7 @@ from envkit.grading.compare import (
 from envkit.grading.grade import Grade
 from envkit.grading.submission import SubmissionRejected, reject_reserved
 from envkit.inputs.call import Call
-from envkit.sandbox import PYTHON_OPTIONS, Limits, Peer, PeerGone, Sandbox, SandboxBackend
+from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Limits, Peer, PeerGone, Sandbox, SandboxBackend
 from envkit.types import JSON, Verdict
 
 #: Enough to import one module and make a few dozen calls of small functions.
@@ -96,13 +96,15 @@ class Program:
         module: path of the module that defines the function.
         function: its name. ``Class.method`` is called on a new instance each time, made without arguments, so
             that calls do not affect each other.
-        modules: standard-library modules that call arguments may use.
+        modules: modules that call arguments may use, of the standard library or of ``packages``.
+        packages: the module may import the sandbox's packages; see `envkit.sandbox.Contents.packages`.
     """
 
     files: Mapping[str, bytes]
     module: str
     function: str
     modules: tuple[str, ...] = ()
+    packages: bool = False
 
 
 @final
@@ -115,6 +117,7 @@ class _Worker:
         source = resources.files("envkit.grading").joinpath("worker.py").read_text()
         argv = [sandbox.python, *PYTHON_OPTIONS, "-c", source]
         argv += [program.module, program.function, ",".join(program.modules)]
+        argv += [PACKAGES] if program.packages else []
         self._limits = limits
         self._peer: Peer = sandbox.open(argv, limits=limits)
         try:

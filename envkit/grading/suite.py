@@ -17,11 +17,35 @@ from typing import Final, cast
 from envkit.errors import ConfigError, ContractError, SandboxError
 from envkit.grading.grade import Grade
 from envkit.grading.submission import SubmissionRejected, reject_reserved
-from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, ExecResult, Limits, Sandbox, SandboxBackend
+from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Contents, ExecResult, Limits, Sandbox, SandboxBackend
 from envkit.types import Verdict
 
-#: Distributions that the sandbox needs; see `SandboxBackend.packages`.
-PYTEST: Final = ("pytest", "pluggy", "iniconfig", "packaging", "pygments")
+#: Packages that the sandbox needs. One version, so that the verdict of a suite does not depend on the day.
+PYTEST: Final = Contents(("pytest==9.2.0",))
+#: Modules that this version imports before any test, for backends that import modules ahead (``warm``).
+PYTEST_MODULES: Final = (
+    "pytest",
+    *(
+        f"_pytest.{name}"
+        for name in (
+            *("mark", "main", "runner", "fixtures", "helpconfig", "python", "terminal", "debugging"),
+            *(
+                "unittest",
+                "capture",
+                "skipping",
+                "legacypath",
+                "tmpdir",
+                "monkeypatch",
+                "recwarn",
+                "pastebin",
+            ),
+            *("assertion", "junitxml", "doctest", "cacheprovider", "setuponly", "setupplan", "stepwise"),
+            *("unraisableexception", "threadexception", "warnings", "logging", "reports", "faulthandler"),
+            "subtests",
+        )
+    ),
+    *("difflib", "pdb", "unittest", "xml.etree.ElementTree"),
+)
 #: The `Grade.weakness` of every grade made here.
 WEAKNESS: Final = "tests ran in one process with the candidate's code, which could have forged their outcome"
 #: Limits for the suite of a small repository.
@@ -33,12 +57,22 @@ _STEERING: Final = (
 )
 
 
-def pytest_modules() -> list[str]:
-    """Modules that pytest imports before any test, for backends that import modules in advance (``warm``)."""
-    from _pytest.config import default_plugins
+def with_pytest(backend: SandboxBackend, packages: Sequence[str] = ()) -> SandboxBackend:
+    """A copy of a backend whose sandboxes also hold pytest and ``packages``.
 
-    plugins = [f"_pytest.{name}" for name in default_plugins]
-    return ["pytest", *plugins, "difflib", "pdb", "unittest", "xml.etree.ElementTree"]
+    Args:
+        backend: the backend; returned unchanged if it holds them already.
+        packages: further packages; see `envkit.sandbox.Contents.packages`.
+
+    Raises:
+        ConfigError, SandboxUnavailable: see `envkit.sandbox.SandboxBackend.with_contents`.
+    """
+    contents = backend.contents | PYTEST | Contents(tuple(packages))
+    if contents == backend.contents:
+        return backend
+    # Another package could hold modules of these names, and would be imported with more rights.
+    is_alone = contents.packages == PYTEST.packages and not contents.toolchains
+    return backend.with_contents(contents, PYTEST_MODULES if is_alone else ())
 
 
 def outcomes(
@@ -133,9 +167,9 @@ def _run(
 
 
 def _require_pytest(backend: SandboxBackend) -> None:
-    if missing := {*PYTEST} - {*backend.packages}:
+    if backend.contents | PYTEST != backend.contents:
         raise ConfigError(
-            f"sandbox {backend.name!r} was made without {min(missing)}; give its backend packages={PYTEST}"
+            f"sandbox {backend.name!r} was made without pytest; pass envkit.grading.with_pytest(backend)"
         )
 
 

@@ -4,7 +4,8 @@ It shares a process with hostile code, so its output is not trusted. It holds no
 compares every answer. Protocol, one JSON object per line:
 
     argv        module path, function name, comma-separated modules that arguments may use;
-                a method ``Class.method`` is called on a new instance each time
+                a method ``Class.method`` is called on a new instance each time; then folders of packages that
+                may be imported, if there are any
     first line  {"id": ..., "ready": true} after import, or {"id": ..., "raises": TYPE}
     request     {"id": ..., "calls": [[[SOURCE, ...], {NAME: SOURCE, ...}], ...]}, positional arguments first
     answer      {"id": ..., "answers": [{"value": ENCODED, "after": [ENCODED, ...]} or {"raises": TYPE}, ...]}
@@ -134,7 +135,7 @@ def main(argv: list[str]) -> None:
     import os
     import sys
 
-    path, function, modules = argv
+    path, function, modules, *packages = argv
     owner, _, method = function.partition(".")
     # Messages use a private copy of stdout. Prints of the candidate go to stderr.
     source = os.fdopen(os.dup(0), "r", encoding="utf-8")
@@ -143,6 +144,7 @@ def main(argv: list[str]) -> None:
     os.dup2(null, 0)
     os.dup2(2, 1)
     sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
+    sys.path += packages
 
     def outcome(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from envkit.grading import Answer, canonical, opaque, same
+from envkit.hidden import text_file
 from envkit.inputs.call import Call
 from envkit.inputs.trial_calls import calls_that_fit
 from envkit.mining.bugs import WRITE, Bug, bug_of, several_bugs, slipped_bugs, unwritten
@@ -228,7 +229,15 @@ def _labelled(backend: SandboxBackend, tasks: Sequence[Task], trials: Sequence[_
     """Add ``metadata["enumerate"]``: True if search alone solves the task."""
     by_source = {trial.function.source: trial for trial in trials}
     found = fitting_mutants(
-        backend, [(task.files[SOLUTION], str(task.metadata["function"]), examples_of(task)) for task in tasks]
+        backend,
+        [
+            (
+                text_file(task, SOLUTION, "the broken program"),
+                str(task.metadata["function"]),
+                examples_of(task),
+            )
+            for task in tasks
+        ],
     )
     searched = [
         replace(by_source[task.source], mutants=[] if text is None else [_Mutant(Bug("", "", text, 0, 0, 0))])

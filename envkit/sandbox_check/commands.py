@@ -9,7 +9,9 @@ from envkit.sandbox import Limits, StopReason
 from envkit.sandbox_check.context import Case, CheckContext, refused, unless
 
 #: Variables that a command's environment may contain. Any other could hold a secret.
-_VARIABLES: Final = {"PATH", "HOME", "LANG", "TZ", "PWD", "LC_CTYPE", "SHLVL", "OLDPWD", "_", "HOSTNAME"}
+_VARIABLES: Final = {
+    *("PATH", "HOME", "LANG", "TZ", "PWD", "LC_CTYPE", "SHLVL", "OLDPWD", "_", "HOSTNAME", "OMP_NUM_THREADS")
+}
 _LINGER: Final = """
 import os, time
 if os.fork() == 0:
@@ -30,7 +32,8 @@ def _home_is_workspace(context: CheckContext) -> str:
 
 def _environment(context: CheckContext) -> str:
     found = [name for name in context.seen["environment"] if not name.startswith(("PYTHON", "ENVKIT_"))]
-    return unless(set(found) <= _VARIABLES, found)
+    brings_own = bool(context.backend.contents.image)
+    return unless(brings_own or set(found) <= _VARIABLES, found)
 
 
 def _arguments(context: CheckContext) -> str:

@@ -24,6 +24,8 @@ from envkit.sandbox import PYTHON_OPTIONS, ExecResult, Limits, Sandbox, SandboxB
 from envkit.sandbox_check.diagnosis import is_out_of_memory
 
 MIB: Final = 2**20
+#: Packages that a host often has.
+_PACKAGES: Final = ("pip", "setuptools", "numpy", "gymnasium", "envkit")
 BRIEF: Final = Limits(cpu_s=5, wall_s=10, memory_bytes=128 * MIB, processes=16, disk_bytes=MIB)
 
 
@@ -88,13 +90,13 @@ class CheckContext:
         """The report of a program in the sandbox that looks for the host."""
         hidden = {
             "canary": str(self.canary),
-            "home": str(Path.home()),
             "source": str(Path(__file__).resolve().parent),
-            "shadow": "/etc/shadow",
-            "accounts": "/etc/passwd",
             "docker": "/var/run/docker.sock",
         }
-        given = json.dumps([hidden, self._listener.getsockname(), self._abstract]).encode()
+        if not self.backend.contents.image:  # which has accounts and homes of its own
+            hidden |= {"home": str(Path.home()), "shadow": "/etc/shadow", "accounts": "/etc/passwd"}
+        packages = () if self.backend.contents.image else _PACKAGES
+        given = json.dumps([hidden, packages, self._listener.getsockname(), self._abstract]).encode()
         # Without -S, because site-packages must be absent and not only missing from the path.
         result = self.sandbox.run([self.sandbox.python, "-c", _LOOK_AROUND], stdin=given)
         if not result.ok:
@@ -109,7 +111,7 @@ class CheckContext:
 
 _LOOK_AROUND: Final = """
 import ctypes, errno, importlib.util, json, os, resource, socket, sys
-hidden, address, abstract = json.loads(sys.stdin.read())
+hidden, packages, address, abstract = json.loads(sys.stdin.read())
 def attempt(action):
     try: return action() or True
     except Exception: return False
@@ -134,7 +136,10 @@ def has(path):  # open() returns an empty file where a path is masked
     try: return readable(path)
     except OSError: return False
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-paths = ["/", "/usr", "/usr/lib", "/etc", "/proc/sys/kernel/hostname", "/dev"]
+paths = ["/", "/usr", "/usr/lib", "/etc", "/proc/sys/kernel/hostname", "/dev", "/usr/lib/packages", "/data"]
+def of_host(name):
+    spec = importlib.util.find_spec(name)
+    return spec is not None and not str(spec.origin).startswith("/usr/lib/packages/")
 print(json.dumps({
     "version": list(sys.version_info[:2]), "uid": os.getuid(),
     "cwd": os.getcwd(), "home": os.environ.get("HOME"),
@@ -142,8 +147,7 @@ print(json.dumps({
     "capabilities": status["CapEff"].strip(), "gains": status["NoNewPrivs"].strip() != "1",
     "environment": list(os.environ),
     "processes": len([name for name in os.listdir("/proc") if name.isdigit()]),
-    "packages": [name for name in ("pip", "setuptools", "numpy", "gymnasium", "envkit")
-                 if importlib.util.find_spec(name)],
+    "packages": [name for name in packages if of_host(name)],
     "network": attempt(connect), "abstract": attempt(connect_abstract),
     "host": os.uname().nodename, "devices": os.listdir("/dev"),
     "descriptors": len(os.listdir("/proc/self/fd")) - 1,

@@ -21,7 +21,8 @@ _DEVICES: Final = {
 
 def _same_python(context: CheckContext) -> str:
     found, expected = context.seen["version"], list(sys.version_info[:2])
-    return unless(found == expected, f"Python {found} inside, {expected} outside")
+    brings_own = bool(context.backend.contents.image)
+    return unless(brings_own or found == expected, f"Python {found} inside, {expected} outside")
 
 
 def _sees_no(key: str, innocent: object) -> Case:
@@ -67,17 +68,26 @@ def _locks(context: CheckContext) -> str:
 def _page_cache(context: CheckContext) -> str:
     with context.backend.create() as other:
         seen: list[bytes] = []
-        for program in ("import os\nopen(os.__file__, 'rb').read()", _EVICT):
+        for program in (_READ, _EVICT):
             if not (done := other.run([other.python, *PYTHON_OPTIONS, "-c", program])).ok:
                 return f"no answer: {done}"
             seen.append(context.python(_LOOK_AT_PAGES).stdout)
     return unless(seen[0] == seen[1] != b"", "pages that another sandbox has evicted from memory")
 
 
-#: The files that all sandboxes may share: of the root, devices, namespaces, and the one without a name.
-_SHARED: Final = """
-import fcntl, json, os, struct
-paths = ["/", "/usr/lib", os.__file__, "/proc/self/exe", "/dev", "/dev/null", "/dev/zero"]
+#: Files on no device that sandboxes may share: one of the root, and the first one of packages and of data.
+_FILES: Final = """
+import os
+paths = [os.__file__]
+for top in ("/usr/lib/packages", "/data"):
+    paths += [os.path.join(folder, name) for folder, _, names in os.walk(top) for name in names][:1]
+"""
+#: All that sandboxes may share: files, devices, namespaces, and what has no name.
+_SHARED: Final = (
+    _FILES
+    + """
+import fcntl, json, struct
+paths += ["/", "/usr/lib", "/proc/self/exe", "/dev", "/dev/null", "/dev/zero", "/usr/lib/packages", "/data"]
 paths += [f"/proc/self/ns/{name}" for name in os.listdir("/proc/self/ns")]
 def opened():
     for path in paths:
@@ -89,6 +99,7 @@ def tried(action, *arguments):
     except OSError as error: return error.errno
 def record(kind): return struct.pack("hhqqi4x", kind, 0, 0, 0, 0)
 """
+)
 _HOLD_LOCKS: Final = (
     _SHARED
     + """
@@ -116,24 +127,32 @@ for path, handle in opened():
 print(json.dumps(found))
 """
 )
-_EVICT: Final = """
-import os
-os.posix_fadvise(os.open(os.__file__, os.O_RDONLY), 0, 0, os.POSIX_FADV_DONTNEED)
+_READ: Final = _FILES + "for path in paths: open(path, 'rb').read()\n"
+_EVICT: Final = (
+    _FILES
+    + """
+for path in paths: os.posix_fadvise(os.open(path, os.O_RDONLY), 0, 0, os.POSIX_FADV_DONTNEED)
 """
-_LOOK_AT_PAGES: Final = """
-import ctypes, mmap, os
-handle = os.open(os.__file__, os.O_RDONLY)
-size = os.fstat(handle).st_size
+)
+_LOOK_AT_PAGES: Final = (
+    _FILES
+    + """
+import ctypes, mmap
 libc = ctypes.CDLL(None)
 libc.mmap.restype = ctypes.c_void_p
-place = libc.mmap(None, ctypes.c_size_t(size), mmap.PROT_READ, mmap.MAP_SHARED, handle, ctypes.c_long(0))
-pages = (ctypes.c_ubyte * ((size + 4095) // 4096))()
-print(libc.mincore(ctypes.c_void_p(place), ctypes.c_size_t(size), pages), bytes(pages).hex())
-def at_once(place):
-    try: return len(os.preadv(handle, [bytearray(64)], place, os.RWF_NOWAIT))
-    except OSError as error: return -error.errno
-print([at_once(place) for place in range(0, size, 4096)])
+def look(path):
+    handle = os.open(path, os.O_RDONLY)
+    size = max(os.fstat(handle).st_size, 1)
+    place = libc.mmap(None, ctypes.c_size_t(size), mmap.PROT_READ, mmap.MAP_SHARED, handle, ctypes.c_long(0))
+    pages = (ctypes.c_ubyte * ((size + 4095) // 4096))()
+    print(libc.mincore(ctypes.c_void_p(place), ctypes.c_size_t(size), pages), bytes(pages).hex())
+    def at_once(place):
+        try: return len(os.preadv(handle, [bytearray(64)], place, os.RWF_NOWAIT))
+        except OSError as error: return -error.errno
+    print([at_once(place) for place in range(0, size, 4096)])
+for path in paths: look(path)
 """
+)
 
 ISOLATION: Final[dict[str, Case]] = {
     "has the host's Python version": _same_python,

@@ -96,6 +96,7 @@ class AgentFactory:
             UsageError: an API's key or price is missing.
             StoreError: the model's weights have changed since the run began.
         """
+        backend = kind.equip(backend)
         if chosen := _baseline_of(row, kind):
             yield baseline(chosen, tasks, backend)
         elif row.script:

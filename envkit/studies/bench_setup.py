@@ -201,6 +201,7 @@ def load_tasks(
         UsageError: there are no tasks, or they are not held out.
         SandboxError: the sandbox broke while a control agent played, so its task could not be checked.
     """
+    backend = kind.equip(backend)  # before any work, because packages may have to be installed
     format_name, colon, path = spec.tasks.partition(":")
     is_published = bool(colon) and not Path(spec.tasks).exists()
     if not spec.tasks:

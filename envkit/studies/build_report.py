@@ -113,6 +113,7 @@ def build_report(
         conditions=Conditions(kind.id, code_digest(kind), digest(tasks), max_turns, EVALUATION_SEED),
         commit=facts.commit,
         certificate=f"none: {certificate}" if isinstance(certificate, str) else certificate.seal,
+        contents=str(kind.equip(backend).lock),
     )
     return write_report(data, run.path, overwrite=True), data
 

@@ -14,12 +14,13 @@ from typing import Any, Final, cast, final
 
 from envkit.errors import SandboxError, SandboxUnavailable
 from envkit.sandbox import PYTHON_OPTIONS, Limits
+from envkit.sandboxes._docker.base import Base
 from envkit.sandboxes._docker.cleanup import labels
 from envkit.sandboxes._docker.engine import docker_errors, known_runtime
-from envkit.sandboxes._docker.volumes import CONTROL, PATIENCE_S, accept, listening
+from envkit.sandboxes._docker.volumes import CONTROL, NO_HEALTHCHECK, PATIENCE_S, accept, listening
 from envkit.sandboxes._linux import procfs, seccomp
 from envkit.sandboxes._linux.child import memory_file, pipes
-from envkit.sandboxes._rootfs.rootfs import ENVIRONMENT, PYTHON, SCRATCH_BYTES, SCRATCH_FILES
+from envkit.sandboxes._rootfs.rootfs import SCRATCH_BYTES, SCRATCH_FILES
 from envkit.sandboxes._supervisor import Ending, Tree, Usage
 
 #: Memory and processes of the worker itself.
@@ -34,7 +35,7 @@ class Container:
 
     Args:
         client: the Docker client.
-        tag: the image.
+        base: its image.
         lease: the owner's lease folder.
         folder: a new folder for the socket.
         mounts: of `envkit.sandboxes._docker.volumes`: the workspace and the shared files.
@@ -46,7 +47,7 @@ class Container:
     def __init__(
         self,
         client: Any,
-        tag: str,
+        base: Base,
         lease: Path,
         folder: Path,
         mounts: Sequence[Any],
@@ -58,11 +59,12 @@ class Container:
         memory = limits.memory_bytes + _WORKER_BYTES
         worker = resources.files("envkit.sandboxes._docker").joinpath("guest_worker.py").read_text()
         self._socket: socket.socket | None = None
+        self.environment = base.environment
         with docker_errors("make a container"), known_runtime(runtime), listening(folder) as listener:
             self._container: Any = _create(
                 client,
-                tag,
-                [PYTHON, *PYTHON_OPTIONS, "-c", worker, f"{CONTROL}/socket", str(user)],
+                base.image,
+                [base.python, *PYTHON_OPTIONS, "-c", worker, f"{CONTROL}/socket", str(user)],
                 labels(lease),
                 runtime=runtime,
                 network_mode="none",
@@ -89,7 +91,9 @@ class Container:
                 self._socket = accept(listener, self._container)
             except TimeoutError:
                 self.remove()
-                raise SandboxError(f"a container of {tag} did not start within {PATIENCE_S:g} s") from None
+                raise SandboxError(
+                    f"a container of {base.image} did not start within {PATIENCE_S:g} s"
+                ) from None
             except BaseException:
                 self.remove()
                 raise
@@ -138,7 +142,7 @@ class Container:
             self._socket = None
 
 
-def _create(client: Any, tag: str, command: Sequence[str], labels: Mapping[str, str], **host: Any) -> Any:
+def _create(client: Any, image: str, command: Sequence[str], labels: Mapping[str, str], **host: Any) -> Any:
     """Create a container whose ``/proc`` and ``/sys`` show nothing of the machine.
 
     Not by ``client.containers``, which knows no masked paths.
@@ -146,8 +150,9 @@ def _create(client: Any, tag: str, command: Sequence[str], labels: Mapping[str, 
     config: Any = client.api.create_host_config(**host)
     config["MaskedPaths"] = _machine_files()
     made = client.api.create_container(
-        tag,
-        [*command],
+        image,
+        entrypoint=[*command],
+        healthcheck=NO_HEALTHCHECK,
         user="0:0",
         hostname="sandbox",
         environment={},
@@ -175,7 +180,11 @@ class DockerTree(Tree):
     ) -> None:
         self._container, self._idle = container, idle
         self._last_usage = Usage(0.0)
-        request = {"argv": [*argv], "env": ENVIRONMENT, "rlimits": [*procfs.rlimits(limits).values()]}
+        request = {
+            "argv": [*argv],
+            "env": {**container.environment},
+            "rlimits": [*procfs.rlimits(limits).values()],
+        }
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             theirs.callback(os.close, job := memory_file(json.dumps(request).encode()))
             kept, given = pipes(ours, theirs)

@@ -1,8 +1,9 @@
-"""Copies the image's files to where all containers share them; run as ``python -P -S -c SOURCE``.
+"""Copies files to where all containers share them; run as ``python -P -S -c SOURCE``.
 
-    argv  path of the host's UNIX socket; folder to copy; folder to copy it to
+    argv  path of the host's UNIX socket; then for each folder its path, and that of its copy
 
-Connects when the copy is there, then waits until the host closes the socket. The host sends nothing.
+What this user cannot read is left out, because commands run as the same user. Connects when the copies are
+there, then waits until the host closes the socket. The host sends nothing.
 """
 
 from __future__ import annotations
@@ -23,16 +24,31 @@ def occupy(descriptor: int) -> None:
     fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, whole)
 
 
-def main(path: str, source: str, target: str) -> None:
+def unreadable(folder: str, names: list[str]) -> list[str]:
+    """The entries of a folder that cannot be copied."""
+    import os
+    import stat
+
+    def is_copied(path: str) -> bool:
+        mode = os.lstat(path).st_mode
+        if stat.S_ISDIR(mode):
+            return os.access(path, os.R_OK | os.X_OK)
+        return stat.S_ISLNK(mode) or (stat.S_ISREG(mode) and os.access(path, os.R_OK))
+
+    return [name for name in names if not is_copied(os.path.join(folder, name))]
+
+
+def main(path: str, folders: list[str]) -> None:
     """Copy, take the locks, and hold them until the host goes away."""
     import os
     import shutil
     import socket
 
-    shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
     shared = [f"/proc/self/ns/{name}" for name in os.listdir("/proc/self/ns")]
-    for folder, _, files in os.walk(target):
-        shared += [folder, *(os.path.join(folder, file) for file in files)]
+    for source, target in zip(folders[::2], folders[1::2], strict=True):
+        shutil.copytree(source, target, symlinks=True, ignore=unreadable, dirs_exist_ok=True)
+        for folder, _, files in os.walk(target):
+            shared += [folder, *(os.path.join(folder, file) for file in files)]
     for one in shared:
         if not os.path.islink(one) or one.startswith("/proc/"):
             occupy(os.open(one, os.O_RDONLY))
@@ -45,4 +61,4 @@ def main(path: str, source: str, target: str) -> None:
 if __name__ == "__main__":
     import sys
 
-    main(*sys.argv[1:])
+    main(sys.argv[1], sys.argv[2:])

@@ -7,18 +7,15 @@ host        the interpreter that runs this program; needs neither registry nor n
 dockerfile  a base image, by default ``python:3.X-slim``, from a registry or already in the engine
 debian      Debian's package, fetched by ``mmdebstrap`` from a mirror; needs no registry
 
-An image's name ends in a digest of its recipe and its packages, so an outdated image is not found. Its base
-is a label.
+An image's name ends in a digest of its recipe, so an outdated image is not found. Its base is a label.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import json
-import os
 import platform
 import re
 import subprocess
@@ -26,7 +23,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -34,25 +31,29 @@ from typing import Any, Final
 
 from envkit.errors import ConfigError, SandboxUnavailable
 from envkit.lease import Lease
-from envkit.sandbox import PACKAGES
 from envkit.sandboxes._rootfs import rootfs
-from envkit.sandboxes._rootfs.packages import copy_packages, versions
 
 #: Kinds of images, in the order in which ``auto`` tries them.
 KINDS: Final = ("dockerfile", "host", "debian")
 
 _REPOSITORY: Final = "envkit-sandbox"
-#: Labels: kind, packages, base, and the interpreter and host that it was built for. Containers inherit these
-#: labels, so no label of a sandbox may be among them.
-_KIND, _PACKAGES, _BASE = "envkit.image.kind", "envkit.image.packages", "envkit.image.base"
+#: Locked while an image is built or removed.
+_LOCK: Final = "images.lock"
+#: Labels: kind, base, and the interpreter and host that it was built for. Containers inherit these labels, so
+#: no label of a sandbox may be among them.
+_KIND, _BASE = "envkit.image.kind", "envkit.image.base"
 _PYTHON, _HOST = "envkit.image.python", "envkit.image.host"
 #: Label of intermediate images of a build; the Dockerfile sets it too.
 _STAGE: Final = "envkit.image.stage"
+_NO_BASE: Final = (
+    "bring it here (docker pull, docker load), name another with --base, or build the image without a "
+    "registry: envkit sandbox build --from host"
+)
 #: Limit on a whole download or build.
 _PATIENCE_S: Final = 600
 #: Debian's release with each version of Python.
 _RELEASES: Final = {(3, 11): "bookworm", (3, 13): "trixie"}
-_DEBIAN_PACKAGES: Final = "python3,dash,util-linux,libc-bin,bash,tzdata"  # ldd is a bash script
+_DEBIAN_PACKAGES: Final = "python3,dash,util-linux,libc-bin,bash,tzdata,libstdc++6"  # ldd is a bash script
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 _VERSION: Final = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
@@ -88,44 +89,28 @@ def require_kind(kind: str) -> None:
         raise ConfigError(f"Docker image {kind!r}; expected one of {', '.join(KINDS)}")
 
 
-def name(kind: str, packages: Sequence[str] = ()) -> str:
+def name(kind: str) -> str:
     """Tag of the image that would be built now.
 
     Raises:
         ConfigError: there is no such kind.
-        SandboxUnavailable: a package cannot be put into an image.
     """
     require_kind(kind)
     if kind == "host":
-        recipe = rootfs.root_name(packages).rpartition("-")[2]
+        recipe = rootfs.root_name().rpartition("-")[2]
     else:
-        parts = [
-            kind,
-            _text("_docker", "Dockerfile"),
-            _text("_rootfs", "guest_build.py"),
-            _DEBIAN_PACKAGES,
-            *versions(packages),
-        ]
+        parts = [kind, _text("_docker", "Dockerfile"), _text("_rootfs", "guest_build.py"), _DEBIAN_PACKAGES]
         recipe = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     return f"{_REPOSITORY}:{kind}-{_VERSION}-{recipe}"
 
 
-def get(
-    client: Any,
-    kind: str,
-    user: int,
-    packages: Sequence[str] = (),
-    *,
-    base: str | None = None,
-    force: bool = False,
-) -> Image:
+def get(client: Any, kind: str, user: int, *, base: str | None = None, force: bool = False) -> Image:
     """The image of a kind, built if it does not exist. If several processes want it, one builds it.
 
     Args:
         client: the Docker client.
         kind: one of `KINDS`.
         user: the user that sandboxed code runs as.
-        packages: installed distributions to copy into it.
         base: for ``dockerfile``, the image that Python comes from. Replaces an image from another base.
         force: build it even if it exists.
 
@@ -138,17 +123,16 @@ def get(
 
     if base is not None and kind != "dockerfile":
         raise ConfigError(f"a base image is for kind 'dockerfile'; found {base!r} for {kind!r}")
-    began, tag = time.monotonic(), name(kind, packages)
+    began, tag = time.monotonic(), name(kind)
     if not force and (found := _find(client, tag, base)):
         return _described(kind, tag, found, False, began)
-    below = get(client, kind, user, base=base, force=force).tag if packages and kind != "host" else None
     folder = rootfs.cache(user)
     try:
-        with _one_at_a_time(folder):
+        with rootfs.one_at_a_time(folder / _LOCK):
             found = None if force else _find(client, tag, base)
             if made := found is None:
                 with contextlib.closing(Lease(folder)) as lease:
-                    _make(client, kind, tag, user, packages, below or base, lease.path, force)
+                    _make(client, kind, tag, user, base, lease.path, force)
                 found = client.images.get(tag)
     except RequestException:  # the engine's, which is an OSError as well
         raise
@@ -161,43 +145,24 @@ def _described(kind: str, tag: str, found: Any, made: bool, began: float) -> Ima
     return Image(kind, tag, found.id, found.attrs["Size"], made, time.monotonic() - began)
 
 
-def _make(
-    client: Any,
-    kind: str,
-    tag: str,
-    user: int,
-    packages: Sequence[str],
-    base: str | None,
-    scratch: Path,
-    force: bool,
-) -> None:
+def _make(client: Any, kind: str, tag: str, user: int, base: str | None, scratch: Path, force: bool) -> None:
     """Build an image from ``base`` (``None`` for the kind's default), in the empty folder ``scratch``."""
-    labels = {
-        _KIND: kind,
-        _PACKAGES: " ".join(sorted(set(packages))),
-        _PYTHON: str(_interpreter()),
-        _HOST: platform.node(),
-    }
+    labels = {_KIND: kind, _PYTHON: str(_interpreter()), _HOST: platform.node()}
     if kind == "host":
         archive = scratch / "image.tar"
         with tarfile.open(archive, "w") as file:
-            file.add(rootfs.root_folder(user, packages), ".", filter=_as_root)
+            file.add(rootfs.root_folder(user), ".", filter=_as_root)
         _import(client, archive, labels, tag)
         return
     context = scratch / "context"
     context.mkdir()
-    if packages:
-        dockerfile = f"FROM {base}\nCOPY packages {PACKAGES}\n"
-        copy_packages(packages, context / "packages")
+    (context / "Dockerfile").write_text(_text("_docker", "Dockerfile"))
+    (context / "guest_build.py").write_text(_text("_rootfs", "guest_build.py"))
+    if kind == "debian":
+        base = _import(client, _bootstrapped(scratch), {_STAGE: kind})
     else:
-        dockerfile = _text("_docker", "Dockerfile")
-        (context / "guest_build.py").write_text(_text("_rootfs", "guest_build.py"))
-        if kind == "debian":
-            base = _import(client, _bootstrapped(scratch), {_STAGE: kind})
-        else:
-            _pull(client, base := base or f"python:{_VERSION}-slim")
-            labels[_BASE] = base
-    (context / "Dockerfile").write_text(dockerfile)
+        pull(client, base := base or f"python:{_VERSION}-slim", _NO_BASE)
+        labels[_BASE] = base
     _build(client, tag, context, labels, {"BASE": base, "VERSION": _VERSION}, force)
 
 
@@ -215,7 +180,9 @@ def reap(client: Any, user: int) -> list[str]:
     from docker.errors import APIError
 
     removed: list[str] = []
-    with _one_at_a_time(rootfs.cache(user)):  # never during a build, which needs its intermediate images
+    with rootfs.one_at_a_time(
+        rootfs.cache(user) / _LOCK
+    ):  # never during a build, which needs its intermediate images
         stages = client.images.list(filters={"label": _STAGE, "dangling": True})
         ours = client.images.list(filters={"label": f"{_HOST}={platform.node()}"})
         for image in [*stages, *(image for image in ours if _is_old(image))]:
@@ -231,8 +198,8 @@ def _is_old(image: Any) -> bool:
     if built_for != _interpreter() and built_for.exists():
         return False
     try:
-        return name(image.labels[_KIND], image.labels[_PACKAGES].split()) not in image.tags
-    except (ConfigError, SandboxUnavailable):  # the kind or a package no longer exists
+        return name(image.labels[_KIND]) not in image.tags
+    except ConfigError:  # the kind no longer exists
         return True
 
 
@@ -251,18 +218,17 @@ def _find(client: Any, tag: str, base: str | None) -> Any:
     return found if base is None or found.labels.get(_BASE) == base else None
 
 
-@contextlib.contextmanager
-def _one_at_a_time(folder: Path) -> Generator[None]:
-    handle = os.open(folder / "images.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+def pull(client: Any, base: str, remedy: str) -> None:
+    """Fetch an image from its registry, unless the engine has it.
 
+    Args:
+        client: the Docker client.
+        base: its name.
+        remedy: what to do if that fails.
 
-def _pull(client: Any, base: str) -> None:
-    """Fetch an image from its registry, unless the engine has it."""
+    Raises:
+        SandboxUnavailable: the registry does not give it.
+    """
     from docker.errors import DockerException, ImageNotFound
     from requests.exceptions import RequestException
 
@@ -274,10 +240,7 @@ def _pull(client: Any, base: str) -> None:
         _follow(client.api.pull(base, stream=True, decode=True))
     except (DockerException, RequestException) as error:
         reason = getattr(error, "explanation", None) or error
-        raise SandboxUnavailable(
-            f"cannot pull {base}: {reason}; bring it here (docker pull, docker load), name another with "
-            "--base, or build the image without a registry: envkit sandbox build --from host"
-        ) from error
+        raise SandboxUnavailable(f"cannot pull {base}: {reason}; {remedy}") from error
 
 
 def _bootstrapped(scratch: Path) -> Path:

@@ -6,8 +6,8 @@ there (`envkit.sandboxes._docker.guest_volumes`), which passes descriptors of th
 volume container holds several volumes, created ahead, so that few sandboxes wait for one. No volume is used
 twice.
 
-The programs and libraries that containers share lie in a volume in memory too (`SharedFiles`). In the image
-they would lie on a disk, and a container could tell from the page cache which of them others have read.
+The files that containers share, of the image, packages and data, lie in volumes in memory too
+(`SharedFiles`). On a disk, a container could tell from the page cache which of them others have read.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from typing import Any, Final, final
 from envkit.errors import SandboxError
 from envkit.lease import Lease
 from envkit.sandbox import PYTHON_OPTIONS, Quota
+from envkit.sandboxes._docker.base import Base
 from envkit.sandboxes._linux import bwrap, seccomp
-from envkit.sandboxes._rootfs.rootfs import PYTHON, WORKSPACE
+from envkit.sandboxes._rootfs.rootfs import WORKSPACE
 from envkit.sandboxes._sandbox import temporary
 
 #: Folder in a container that holds the socket to the host.
 CONTROL: Final = "/run/envkit"
 PATIENCE_S: Final = 30.0
+#: An image may name a program that the engine would run now and then.
+NO_HEALTHCHECK: Final = {"test": ["NONE"]}
 #: Label of a volume container: how many volumes it holds.
 HOLDS: Final = "envkit.holds"
 #: Label of a container that holds the files that others share.
@@ -41,10 +44,8 @@ SHARES: Final = "envkit.shares"
 _VOLUMES: Final = 8
 #: Limits of a volume container. The runtime that starts it has several threads.
 _CONTAINER_BYTES, _CONTAINER_PROCESSES = 64 * 2**20, 16
-#: The folder of an image that holds all of its files.
-_FILES: Final = "/usr"
-#: Open files of the program that holds the locks on the shared files: one for each of them.
-_OPEN_FILES: Final = 16_384
+#: Space that a file takes beyond its content, at most, and limit of open files beside those that are shared.
+_PAGE_BYTES, _OPEN_FILES = 4096, 64
 
 
 @final
@@ -74,7 +75,8 @@ class VolumePool:
 
     Args:
         client: the Docker client.
-        tag: an image with the sandbox's Python.
+        base: the image of the containers.
+        layers: place in the sandbox and folder of the host, for each folder beside the image that they share.
         runtime: name of the container runtime; ``None`` for the engine's default.
         user: host user that sandboxed code runs as.
         quota: limit of each volume.
@@ -84,13 +86,14 @@ class VolumePool:
     def __init__(
         self,
         client: Any,
-        tag: str,
+        base: Base,
+        layers: Sequence[tuple[str, Path]],
         runtime: str | None,
         user: int,
         quota: Quota,
         labels: Callable[[Path], Mapping[str, str]],
     ) -> None:
-        self._kind = (client, tag, runtime, user, quota)
+        self._kind, self._layers = (client, base, runtime, user, quota), layers
         self._labels = labels
         self._pid = os.getpid()
         self._lock = threading.Lock()
@@ -117,8 +120,8 @@ class VolumePool:
                 )
             return self._current.acquire()
 
-    def shared_files(self) -> Any:
-        """The `docker.types.Mount` of the image's files, for every container that runs commands.
+    def shared_files(self) -> Sequence[Any]:
+        """The `docker.types.Mount`s of the shared files, for every container that runs commands.
 
         Raises:
             SandboxError: the container that holds them does not start.
@@ -128,11 +131,17 @@ class VolumePool:
             if self._shared is None or self._shared.dead:
                 if self._shared is not None:
                     self._shared.close()
-                client, tag, runtime, user, _ = self._kind
+                client, base, runtime, user, _ = self._kind
                 self._shared = SharedFiles(
-                    client, tag, runtime, user, self._lease.path, self._labels(self._lease.path)
+                    client,
+                    base,
+                    self._layers,
+                    runtime,
+                    user,
+                    self._lease.path,
+                    self._labels(self._lease.path),
                 )
-            return self._shared.mount
+            return self._shared.mounts
 
     def close(self) -> None:
         """Release the volumes that no sandbox uses, and the shared files. Idempotent."""
@@ -155,7 +164,7 @@ class _VolumeContainer:
     def __init__(
         self,
         client: Any,
-        tag: str,
+        base: Base,
         runtime: str | None,
         user: int,
         quota: Quota,
@@ -179,7 +188,7 @@ class _VolumeContainer:
         with listening(folder) as listener:
             self._container: Any = _trusted_container(
                 client,
-                tag,
+                base,
                 "guest_volumes.py",
                 places,
                 runtime=runtime,
@@ -197,11 +206,15 @@ class _VolumeContainer:
             except BaseException as error:
                 self._remove()
                 if isinstance(error, OSError):
-                    raise SandboxError(f"a container of {tag} cannot mount a workspace: {error}") from error
+                    raise SandboxError(
+                        f"a container of {base.image} cannot mount a workspace: {error}"
+                    ) from error
                 raise
         if len(roots) < _VOLUMES:
             self._remove()
-            raise SandboxError(f"a container of {tag} passes no descriptors, and its workspace is lost")
+            raise SandboxError(
+                f"a container of {base.image} passes no descriptors, and its workspace is lost"
+            )
         mounted = self._container.attrs["Mounts"]
         names = {found["Destination"]: found["Name"] for found in mounted if "Name" in found}
         self.unused = [
@@ -245,10 +258,10 @@ class _VolumeContainer:
 
 @final
 class SharedFiles:
-    """A copy of an image's files in memory, and the container that holds the locks on them.
+    """Copies of an image's files and of other folders in memory, and the container that holds their locks.
 
     Args:
-        client, tag, runtime, user: see `VolumePool`.
+        client, base, layers, runtime, user: see `VolumePool`.
         folder: an existing folder for the socket.
         labels: the container's.
 
@@ -258,30 +271,44 @@ class SharedFiles:
     """
 
     def __init__(
-        self, client: Any, tag: str, runtime: str | None, user: int, folder: Path, labels: Mapping[str, str]
+        self,
+        client: Any,
+        base: Base,
+        layers: Sequence[tuple[str, Path]],
+        runtime: str | None,
+        user: int,
+        folder: Path,
+        labels: Mapping[str, str],
     ) -> None:
         from docker.types import DriverConfig, Mount, Ulimit
 
-        size_bytes = 2 * int(client.images.get(tag).attrs["Size"])  # files take whole pages
+        sizes = [_size(layer) for _, layer in layers]
+        files = base.files + sum(count for _, count in sizes) + _OPEN_FILES
+        # In the image's folders, files take whole pages as well.
+        size_bytes = 2 * int(client.images.get(base.image).attrs["Size"]) + sum(size for size, _ in sizes)
         owned = f"size={size_bytes},uid={user},gid={user},mode=755,nosuid,nodev,noatime"
         how: Any = DriverConfig("local", {"type": "tmpfs", "device": "tmpfs", "o": owned})
+        brought = {f"/layers/{number}": layer for number, (_, layer) in enumerate(layers)}
+        sources = [*base.folders, *brought]
+        places = [*base.folders, *(place for place, _ in layers)]
+        copies = [f"/shared/{number}" for number in range(len(sources))]
+        binds = {str(layer): {"bind": place, "mode": "ro"} for place, layer in brought.items()}
         with listening(folder) as listener:
             self._container: Any = _trusted_container(
                 client,
-                tag,
+                base,
                 "guest_root.py",
-                (_FILES, "/shared"),
+                [word for pair in zip(sources, copies, strict=True) for word in pair],
                 runtime=runtime,
                 user=f"{user}:{user}",
                 mem_limit=_CONTAINER_BYTES + size_bytes,
-                ulimits=[Ulimit(name="nofile", soft=_OPEN_FILES, hard=_OPEN_FILES)],
-                volumes={str(folder): {"bind": CONTROL, "mode": "ro"}},
+                ulimits=[Ulimit(name="nofile", soft=files, hard=files)],
+                volumes={str(folder): {"bind": CONTROL, "mode": "ro"}, **binds},
                 mounts=[
-                    Mount(
-                        "/shared", None, type="volume", no_copy=True, driver_config=how, labels=dict(labels)
-                    )
+                    Mount(copy, None, type="volume", no_copy=True, driver_config=how, labels=dict(labels))
+                    for copy in copies
                 ],
-                labels={**labels, SHARES: _FILES},
+                labels={**labels, SHARES: " ".join(places)},
             )
             try:
                 self._container.start()
@@ -289,10 +316,15 @@ class SharedFiles:
             except BaseException as error:
                 _remove(self._container)
                 if isinstance(error, OSError):
-                    raise SandboxError(f"a container of {tag} cannot copy its files: {error}") from error
+                    raise SandboxError(
+                        f"a container of {base.image} cannot copy its files: {error}"
+                    ) from error
                 raise
         found = {one["Destination"]: one.get("Name") for one in self._container.attrs["Mounts"]}
-        self.mount: Any = Mount(_FILES, found["/shared"], type="volume", no_copy=True, read_only=True)
+        self.mounts: Sequence[Any] = [
+            Mount(place, found[copy], type="volume", no_copy=True, read_only=True)
+            for place, copy in zip(places, copies, strict=True)
+        ]
 
     @property
     def dead(self) -> bool:
@@ -305,12 +337,21 @@ class SharedFiles:
         _remove(self._container)
 
 
-def _trusted_container(client: Any, tag: str, program: str, arguments: Sequence[str], **options: Any) -> Any:
+def _size(folder: Path) -> tuple[int, int]:
+    """Bytes that a copy of a folder takes, at most, and the number of its files and folders."""
+    files = [path for path in folder.rglob("*") if not path.is_symlink()]
+    return sum(path.stat().st_size + _PAGE_BYTES for path in (folder, *files)), len(files) + 1
+
+
+def _trusted_container(
+    client: Any, base: Base, program: str, arguments: Sequence[str], **options: Any
+) -> Any:
     """Create a container that runs one of envkit's own programs and keeps volumes mounted."""
     source = resources.files("envkit.sandboxes._docker").joinpath(program).read_text()
     return client.containers.create(
-        tag,
-        [PYTHON, *PYTHON_OPTIONS, "-c", source, f"{CONTROL}/socket", *arguments],
+        base.image,
+        entrypoint=[base.python, *PYTHON_OPTIONS, "-c", source, f"{CONTROL}/socket", *arguments],
+        healthcheck=NO_HEALTHCHECK,
         hostname="sandbox",
         environment={},
         network_mode="none",

@@ -16,13 +16,23 @@ from py_compile import PycInvalidationMode
 
 PYTHON = "/usr/bin/python3"
 WORKSPACE = "/workspace"
-PACKAGES = "/usr/lib/packages"  # the same as `envkit.sandbox.PACKAGES`
+PACKAGES, DATA = "/usr/lib/packages", "/data"  # the same as in `envkit.sandbox`
 
 #: Files that no sandboxed program needs: third-party packages, wheels, tests, tools.
 _LEFT_OUT = shutil.ignore_patterns(
     *("site-packages", "dist-packages", "ensurepip", "test", "tests", "idlelib", "tkinter", "turtledemo"),
     *("_tkinter.*", "config-*", "*.opt-1.pyc", "*.opt-2.pyc", "sitecustomize*", "usercustomize*"),
 )
+#: Libraries that compiled wheels expect on every Linux (PEP 600), beside those that Python itself loads. The
+#: C library loads the first one when a thread ends, and aborts if it is missing.
+_FOR_WHEELS = (
+    *("libgcc_s.so.1", "libstdc++.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1", "libutil.so.1"),
+    *("libresolv.so.2", "libanl.so.1", "libnsl.so.1"),
+)
+#: Python runs this when it starts, unless its option -S is given.
+_SITECUSTOMIZE = f"""import os, sys
+if os.listdir({PACKAGES!r}): sys.path.append({PACKAGES!r})
+"""
 _ZONES = Path("/usr/share/zoneinfo")  # the data behind the standard library's `zoneinfo`
 
 
@@ -37,7 +47,17 @@ def build(root: Path) -> None:
         subprocess.SubprocessError: ``ldd`` did not end.
     """
     binary, library = Path(sys.executable).resolve(), Path(os.__file__).resolve().parent
-    for folder in ("usr/bin", "usr/lib", "usr/share", "proc", "dev", "tmp", WORKSPACE[1:], PACKAGES[1:]):
+    for folder in (
+        "usr/bin",
+        "usr/lib",
+        "usr/share",
+        "proc",
+        "dev",
+        "tmp",
+        WORKSPACE[1:],
+        PACKAGES[1:],
+        DATA[1:],
+    ):
         (root / folder).mkdir(parents=True)
     # One flat library folder, under every name in the loader's default search path.
     for link, target in {"lib": "usr/lib", "lib64": "usr/lib", "usr/lib64": "lib", "bin": "usr/bin"}.items():
@@ -51,14 +71,16 @@ def build(root: Path) -> None:
         shutil.copy2(tool, root / "usr/bin" / name)
     standard = root / "usr/lib" / library.name
     shutil.copytree(library, standard, ignore=_LEFT_OUT, ignore_dangling_symlinks=True)
+    (standard / "sitecustomize.py").write_text(_SITECUSTOMIZE)
     # Compiled now, because some distributions ship no bytecode and the root is read-only later.
     compileall.compile_dir(
         standard, quiet=2, stripdir=str(root), invalidation_mode=PycInvalidationMode.TIMESTAMP
     )
     libraries = _shared_libraries([binary, *tools, *standard.glob("lib-dynload/*.so")])
-    # The C library loads this one when a thread ends, and aborts if it is missing. ldd does not list it.
-    unwinder = (path.with_name("libgcc_s.so.1") for path in libraries if path.name.startswith("libc.so"))
-    for shared in (*libraries, *filter(Path.exists, unwinder)):
+    homes = {path.parent for path in libraries if path.name.startswith("libc.so")}
+    homes |= {Path("/usr", *home.parts[1:]) for home in homes}  # where /lib is not a link to /usr/lib
+    expected = (home / name for home in sorted(homes) for name in _FOR_WHEELS)
+    for shared in (*libraries, *filter(Path.exists, expected)):
         shutil.copy2(shared, root / "usr/lib" / shared.name)
     if _ZONES.is_dir():
         shutil.copytree(_ZONES, root / _ZONES.relative_to("/"), symlinks=True)

@@ -8,20 +8,19 @@ starting a sandbox takes a single mount. The shell and ``prlimit`` start the com
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Final
 
 from envkit.errors import SandboxUnavailable
 from envkit.lease import Lease, reap
-from envkit.sandbox import PACKAGES
+from envkit.sandboxes._rootfs.guest_build import PACKAGES, WORKSPACE, build
 from envkit.sandboxes._rootfs.guest_build import PYTHON as PYTHON
-from envkit.sandboxes._rootfs.guest_build import WORKSPACE, build
-from envkit.sandboxes._rootfs.packages import copy_packages, versions
 
 #: The user that sandboxed code runs as if this process is root.
 NOBODY = 65534
@@ -29,83 +28,73 @@ NOBODY = 65534
 SCRATCH_BYTES, SCRATCH_FILES = 64 * 2**20, 16_000
 #: The whole environment of a command.
 ENVIRONMENT: Final = {
-    "PATH": "/usr/bin",
+    "PATH": f"/usr/bin:{PACKAGES}/bin",
     "HOME": WORKSPACE,
     "LANG": "C.UTF-8",
     "TZ": "UTC",
     # Sets have the same order on every run, and no bytecode files appear in exports.
     "PYTHONHASHSEED": "0",
     "PYTHONDONTWRITEBYTECODE": "1",
+    # Numerical libraries would start a thread for each core, which may be more than a command's limit.
+    "OMP_NUM_THREADS": "1",
 }
 
 #: Part of the folder's name. Raise it when the copied files change.
-_BUILD = "5"
+_BUILD = "6"
 
 
-def root_folder(uid: int, packages: Sequence[str] = ()) -> Path:
+def root_folder(uid: int) -> Path:
     """The root folder, built on first use and shared by all later processes.
 
     Args:
         uid: the host user that reads it.
-        packages: installed distributions to copy into `envkit.sandbox.PACKAGES`.
 
     Raises:
-        SandboxUnavailable: there is no cache folder that ``uid`` can reach, the build failed, or a package is
-            not installed or holds compiled code.
+        SandboxUnavailable: there is no cache folder that ``uid`` can reach, or the build failed.
     """
-
-    def make(folder: Path) -> None:
-        build(folder)
-        copy_packages(packages, folder / PACKAGES[1:])
-
-    return _made(cache(uid) / root_name(packages), make)
+    return made(cache(uid) / root_name(), build)
 
 
-def packages_folder(uid: int, packages: Sequence[str]) -> Path:
-    """A folder to mount at `envkit.sandbox.PACKAGES`, made on first use and shared by all later processes.
-
-    Args:
-        uid: the host user that reads it.
-        packages: installed distributions that it holds.
-
-    Raises:
-        SandboxUnavailable: as for `root_folder`.
-    """
-    digest = hashlib.sha256("\0".join((_BUILD, *versions(packages))).encode()).hexdigest()[:16]
-    return _made(cache(uid) / f"packages-{digest}", lambda folder: copy_packages(packages, folder))
-
-
-def _made(folder: Path, make: Callable[[Path], None]) -> Path:
-    """``folder``, which ``make`` fills if it does not exist.
+def made(folder: Path, make: Callable[[Path], None]) -> Path:
+    """``folder``, which ``make`` creates if it does not exist: whole, or not at all.
 
     Raises:
         SandboxUnavailable: that failed.
     """
     if not folder.is_dir():
-        reap(folder.parent)
-        lease = Lease(folder.parent)
         try:
-            make(lease.path / "made")
-            with contextlib.suppress(OSError):  # another process has made the same folder meanwhile
-                (lease.path / "made").rename(folder)
+            with scratch_folder(folder.parent) as scratch:
+                make(scratch / "made")
+                with contextlib.suppress(OSError):  # another process has made the same folder meanwhile
+                    (scratch / "made").rename(folder)
         except (OSError, subprocess.SubprocessError) as error:
-            raise SandboxUnavailable(
-                f"cannot build the sandbox's root folder in {folder.parent}: {error}"
-            ) from error
-        finally:
-            lease.close()
+            raise SandboxUnavailable(f"cannot build {folder}: {error}") from error
     return folder
 
 
-def root_name(packages: Sequence[str]) -> str:
-    """Name of the root folder; differs for another interpreter, package or way to build it.
+@contextlib.contextmanager
+def scratch_folder(parent: Path) -> Generator[Path]:
+    """An empty folder, removed afterwards, or by a later call if this process is killed."""
+    reap(parent)
+    with contextlib.closing(Lease(parent)) as lease:
+        yield lease.path
 
-    Raises:
-        SandboxUnavailable: a package is not installed or holds compiled code.
-    """
+
+@contextlib.contextmanager
+def one_at_a_time(file: Path) -> Generator[None]:
+    """Hold the lock on a file, which is created; other processes and threads wait."""
+    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def root_name() -> str:
+    """Name of the root folder; differs for another interpreter or way to build it."""
     binary, library = Path(sys.executable).resolve(), Path(os.__file__).resolve().parent
     parts = [str(binary), str(library), sys.version, str(binary.stat().st_mtime_ns), _BUILD]
-    parts += versions(packages)
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     return f"root-{sys.version_info[0]}.{sys.version_info[1]}-{digest}"
 

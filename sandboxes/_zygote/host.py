@@ -22,16 +22,16 @@ from typing import Any, Final, cast, final
 
 from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
 from envkit.lease import Lease
-from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Limits
+from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Contents, Limits
 from envkit.sandboxes._linux import bwrap, cgroup, procfs, seccomp
 from envkit.sandboxes._linux.cgroup import Cgroup
 from envkit.sandboxes._linux.child import launch, memory_file
+from envkit.sandboxes._rootfs import layers
 from envkit.sandboxes._rootfs.rootfs import (
     ENVIRONMENT,
     NOBODY,
     PYTHON,
     SCRATCH_BYTES,
-    packages_folder,
     reachable,
     root_folder,
 )
@@ -64,16 +64,14 @@ class Zygote:
     Its control groups are named after its lease.
 
     Args:
-        packages, warm: see `envkit.sandboxes.zygote.ZygoteBackend`.
+        contents, warm: see `envkit.sandboxes.zygote.ZygoteBackend`.
     """
 
-    def __init__(self, packages: Sequence[str] = (), warm: Sequence[str] = ()) -> None:
+    def __init__(self, contents: Contents = Contents(), warm: Sequence[str] = ()) -> None:
         self._pid = os.getpid()
         self.user = os.geteuid() or NOBODY
         self._as_user, self._bwrap, self._warm = bwrap.as_user(self.user), bwrap.find(self.user), warm
-        self._shared = {"/": root_folder(self.user)}
-        if packages:
-            self._shared[PACKAGES] = packages_folder(self.user, packages)
+        self._shared = {"/": root_folder(self.user), **layers.folders(self.user, contents)}
         self._lock = threading.Lock()
         self._zygote: _ZygoteProcess | None = None
         self.lease = Lease(temporary())
@@ -123,15 +121,15 @@ class Zygote:
 _MAKING = threading.Lock()
 
 
-def shared_zygote(pid: int, packages: Sequence[str], warm: Sequence[str]) -> Zygote:
-    """This process's zygote for these packages. Keyed by pid, because a fork needs its own."""
+def shared_zygote(pid: int, contents: Contents, warm: Sequence[str]) -> Zygote:
+    """This process's zygote for these contents. Keyed by pid, because a fork needs its own."""
     with _MAKING:
-        return _made(pid, packages, warm)
+        return _made(pid, contents, warm)
 
 
 @functools.cache
-def _made(pid: int, packages: Sequence[str], warm: Sequence[str]) -> Zygote:
-    return Zygote(packages, warm)
+def _made(pid: int, contents: Contents, warm: Sequence[str]) -> Zygote:
+    return Zygote(contents, warm)
 
 
 @final

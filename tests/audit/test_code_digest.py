@@ -175,7 +175,7 @@ def test_a_package_without_bound_is_refused(package: Path, monkeypatch: pytest.M
     monkeypatch.setattr(code_digest, "_MAX_BYTES", 2**20)
     with open(package / "data.bin", "wb") as file:
         file.truncate(2**40)  # a sparse file
-    with pytest.raises(UsageError, match=r"environment made: .*wares holds more than .* 1 MiB.*; move data"):
+    with pytest.raises(UsageError, match=r"environment made: .*wares holds more than .* 1 MiB.*; use a part"):
         content_digest(kind)
     (package / "data.bin").unlink()
     monkeypatch.setattr(code_digest, "_MAX_FILES", 3)

@@ -178,13 +178,21 @@ def test_a_result_shows_verdict_reward_and_evidence() -> None:
 def test_changes_are_diffs_of_what_was_there_before() -> None:
     before = {"a.py": "one\ntwo\n", "same.py": "x\n", "gone.py": "y\n"}
     text = printed(
-        render_changes(before, {"a.py": "one\n2\n", "same.py": "x\n", "gone.py": "", "new.py": "z"})
+        render_changes(before, {"a.py": b"one\n2\n", "same.py": b"x\n", "gone.py": b"", "new.py": b"z"})
     )
     assert "-two\n+2" in text.replace(" ", "").replace("\x1b", "")
     assert "-y" in text
     assert "same.py" not in text
-    assert render_changes(before, before) == []
+    assert render_changes(before, {path: text.encode() for path, text in before.items()}) == []
     assert render_changes(before, {}) == [], "nothing is known of what is missing"
+
+
+def test_changes_of_binary_files_are_their_sizes() -> None:
+    after = {"a.png": b"\x89PNG" * 300, "same.png": b"\xff", "made-binary.txt": b"\xff"}
+    text = printed(render_changes({"a.png": b"\x89PNG", "same.png": b"\xff", "made-binary.txt": "x"}, after))
+    assert "a.png: binary, 4 bytes, now 1,200 bytes" in text
+    assert "made-binary.txt: binary, 1 bytes, now 1 bytes" in text
+    assert "same.png" not in text
 
 
 def test_the_files_of_the_first_sandbox_are_read_at_its_end() -> None:
@@ -201,7 +209,7 @@ def test_the_files_of_the_first_sandbox_are_read_at_its_end() -> None:
         assert backend.files == {}
         with backend.create() as other:
             other.write("a", b"two")
-    assert backend.files == {"a": "one", "b": ""}
+    assert backend.files == {"a": b"one", "b": b"", "bytes": b"\xff"}
 
 
 def test_control_characters_of_an_observation_do_not_reach_the_terminal() -> None:

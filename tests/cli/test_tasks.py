@@ -40,7 +40,7 @@ def test_a_checkout_is_mined_by_its_own_suite(tmp_path: Path) -> None:
         (("./absent",), ("absent is no folder", "checkout")),
         (("./shop", "toolz"), ("./shop is a project folder", "mine it alone")),
         (("./shop", "--recipe"), ("--recipe", "has no release")),
-        (("./shop", "--with", "no-such-package"), ("no-such-package", "pip install")),
+        (("./shop", "--with", "no-such-package"), ("'no-such-package' is not in the package index",)),
         (("./needy",), ("src/shop/stock.py imports 'gymnasium'", "add --with gymnasium")),
         (("toolz", "--with", "gymnasium"), ("--with is for a project folder",)),
         (("toolz", "--split", "later"), ("'later'", "train, heldout, test")),

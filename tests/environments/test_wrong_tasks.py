@@ -77,6 +77,16 @@ def test_a_task_without_its_file_is_refused(backend: SandboxBackend, name: str) 
         registry.environment(name)(tasks=[task], sandbox=backend)
 
 
+@pytest.mark.parametrize("name", EXAMPLE_TASKS)
+def test_a_binary_file_where_text_is_needed_is_refused(backend: SandboxBackend, name: str) -> None:
+    files = {path: content.encode() for path, content in EXAMPLE_TASKS[name].files.items()}  # type: ignore[union-attr]
+    task = replace(EXAMPLE_TASKS[name], files=files)
+    with pytest.raises(
+        TaskFileError, match=rf"task {task.id}: '.*' is binary, [\d,]+ bytes; expected .*, as text"
+    ):
+        registry.environment(name)(tasks=[task], sandbox=backend)
+
+
 COMMANDS = {
     "play": ("play", "sql-desk", "--tasks"),
     "check": ("tasks", "check", "--env", "sql-desk"),

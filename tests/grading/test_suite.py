@@ -10,8 +10,8 @@ import pytest
 from attack_target import FILES, REFERENCE, TARGET
 
 from envkit.audit.attacks import ATTACKS
-from envkit.errors import ConfigError, ContractError, SandboxError, SandboxUnavailable
-from envkit.grading import PYTEST, Grade, grade_suite, outcomes, pytest_modules
+from envkit.errors import ConfigError, ContractError, SandboxError
+from envkit.grading import PYTEST, PYTEST_MODULES, Grade, grade_suite, outcomes
 from envkit.grading.suite import SUITE_LIMITS
 from envkit.sandbox import PYTHON_OPTIONS, SandboxBackend
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
@@ -22,7 +22,7 @@ from envkit.types import Verdict
 MAKERS: dict[str, Callable[[], SandboxBackend]] = {
     "bubblewrap": partial(BubblewrapBackend, PYTEST),
     "docker": partial(DockerBackend, PYTEST),
-    "zygote": partial(ZygoteBackend, PYTEST, warm=pytest_modules()),
+    "zygote": partial(ZygoteBackend, PYTEST, warm=PYTEST_MODULES),
 }
 TEST_IDS = [f"test_solution.py::test_{number}" for number in ("first", "second", "third")]
 #: Numbers of the attacks on pytest's exit status that also fool this grader.
@@ -115,7 +115,7 @@ def test_only_the_known_attacks_on_the_exit_status_fool_the_suite_grader(
 
 
 def test_a_sandbox_without_pytest_is_refused_with_the_remedy() -> None:
-    with pytest.raises(ConfigError, match="packages="):
+    with pytest.raises(ConfigError, match="with_pytest"):
         grade_suite(ZygoteBackend(), {}, FILES, TEST_IDS)
     with pytest.raises(ContractError, match="no tests are wanted"):
         grade_suite(MAKERS["zygote"](), {}, FILES, [])
@@ -126,13 +126,12 @@ def test_outcomes_of_a_suite_that_ends_early_raise(zygote_with_pytest: SandboxBa
         outcomes(zygote_with_pytest, {"solution.py": b"import os; os._exit(3)"}, FILES)
 
 
-@pytest.mark.parametrize(
-    ("name", "problem"),
-    [("no-such-package", "not installed"), ("numpy", "compiled code")],
-)
-def test_packages_that_cannot_be_copied_are_refused_by_name(name: str, problem: str) -> None:
-    with pytest.raises(SandboxUnavailable, match=f"'{name}' .*{problem}"):
-        BubblewrapBackend([name]).create()
+def test_the_modules_to_import_ahead_are_pytests_default_plugins(zygote_with_pytest: SandboxBackend) -> None:
+    code = "import _pytest.config; print(*_pytest.config.default_plugins)"
+    with zygote_with_pytest.create() as sandbox:
+        done = sandbox.run([sandbox.python, "-c", code])
+    plugins = [name.removeprefix("_pytest.") for name in PYTEST_MODULES if name.startswith("_pytest.")]
+    assert done.stdout.decode().split() == plugins
 
 
 def test_only_requested_packages_are_in_the_sandbox(zygote_with_pytest: SandboxBackend) -> None:

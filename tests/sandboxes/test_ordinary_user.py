@@ -16,8 +16,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pip
 import pyseccomp
 import pytest
+from wheelhouse import add_wheel
 
 import envkit
 from envkit.sandboxes._rootfs import rootfs
@@ -80,6 +82,25 @@ print(owner.st_uid, owner.st_gid, os.fstatvfs(mount.root).f_blocks * os.fstatvfs
 """
 
 
+#: Installs a package from a folder of wheels, and imports it in a sandbox that also holds a data file.
+CONTENTS = """
+import json, sys
+from pathlib import Path
+from envkit.sandbox import Contents
+from envkit.sandbox_check import self_check
+from envkit.sandbox_check.isolation import ISOLATION
+from envkit.sandboxes.bubblewrap import BubblewrapBackend
+from envkit.sandboxes.zygote import ZygoteBackend
+backend = {"bubblewrap": BubblewrapBackend, "zygote": ZygoteBackend}[sys.argv[1]]()
+backend = backend.with_contents(Contents(("plain",), data=(Path(sys.argv[2]),)))
+with backend.create() as sandbox:
+    read = "import plain; print(plain.answer, open('/data/words.txt').read())"
+    found = sandbox.run([sandbox.python, "-c", read])
+failed = [f"{f.name}: {f.detail}" for f in self_check(backend, ISOLATION) if not f.ok]
+print(json.dumps([found.stdout.decode(), found.stderr.decode(), *failed]))
+"""
+
+
 @dataclass(frozen=True)
 class OrdinaryUser:
     """Runs Python programs as another user, with a home folder of its own.
@@ -130,6 +151,7 @@ def user() -> Iterator[OrdinaryUser]:
         for worker in ("worker.py", "suite_worker.py"):
             shutil.copy(SOURCES / "grading" / worker, package / "grading")
         shutil.copy(Path(pyseccomp.__file__), folder / "sources")
+        shutil.copytree(Path(pip.__file__).parent, folder / "sources/pip")
         for owned in ("home", "tmp"):
             (folder / owned).mkdir()
             if os.geteuid() == 0:
@@ -169,6 +191,18 @@ def test_without_control_groups_an_ordinary_users_sandbox_is_as_tight(
     assert stop == "signaled"
     if not groups:
         assert bounds == [512 * 2**20, 9 if backend == "bubblewrap" else 8]
+
+
+@pytest.mark.parametrize("backend", ["bubblewrap", "zygote"])
+def test_an_ordinary_user_has_packages_and_data(user: OrdinaryUser, backend: str) -> None:
+    index = user.folder / "index"
+    index.mkdir(mode=0o755, exist_ok=True)
+    add_wheel(index, "plain", {"plain.py": "answer = 42"}).chmod(0o644)
+    (index / "words.txt").write_text("read")
+    settings = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index), "PIP_CONFIG_FILE": os.devnull}
+    done = user.run(CONTENTS, backend, str(index / "words.txt"), **settings)
+    assert done.returncode == 0, done
+    assert json.loads(done.stdout) == ["42 read\n", ""], done
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="changes the sources back")

@@ -18,7 +18,7 @@ from envkit.environments.code_editor.graders.base import (
     REFERENCE_LIMITS,
     hidden_digest,
 )
-from envkit.environments.code_editor.hidden import ProblemHidden, as_run
+from envkit.environments.code_editor.hidden import ProblemHidden, as_run, solution_of
 from envkit.environments.code_editor.result_cache import ResultCache
 from envkit.environments.code_editor.syntax import definitions
 from envkit.errors import BrokenTask
@@ -75,7 +75,7 @@ class CallGrader:
     def __init__(self, task: Task, hidden: RepairHidden | ProblemHidden) -> None:
         self._task, self._hidden = task, hidden
         # The broken file too: what is inferred of the original must not accept it.
-        broken = hashlib.sha256(as_run(task, task.files[SOLUTION].encode())).digest()
+        broken = hashlib.sha256(as_run(task, solution_of(task).encode())).digest()
         self._key = task.id, hidden_digest(task), broken
         is_method = "." in hidden.function
         self.no_attack_reason = (
@@ -123,7 +123,7 @@ class CallGrader:
         """
         source = self._hidden.reference
         if isinstance(self._hidden, ProblemHidden):
-            return replace_text_message(self._task.files[SOLUTION], source)
+            return replace_text_message(solution_of(self._task), source)
         [found] = [item for item in definitions(source) if item.name == self._hidden.function]
         code, _ = docstrings.split(found.lines(source))
         return f"```python\n{code}\n```"
@@ -197,7 +197,7 @@ class CallGrader:
             found = dataclasses.replace(found, leniency=exact.leniency)
         telling = [call in hidden.killers and self._is_comparable(found, call) for call in calls]
         killers, right = list(compress(calls, telling)), list(compress(right, telling))
-        program = self._program(self._task.files[SOLUTION].encode())
+        program = self._program(solution_of(self._task).encode())
         broken = answers(backend, program, killers, REFERENCE_LIMITS)
         if len(broken) < len(killers):  # by its own fault, or by the machine's
             broken = max(broken, answers(backend, program, killers, REFERENCE_LIMITS), key=len)
@@ -219,7 +219,7 @@ class CallGrader:
     def _statement(self) -> str:
         """The task's description, and what the file says of the function."""
         hidden = self._hidden
-        seen = description_of(self._task.files[SOLUTION], hidden.function)
+        seen = description_of(solution_of(self._task), hidden.function)
         return f"{self._task.prompt}\n{seen or description_of(hidden.reference, hidden.function)}"
 
     def _signature(self) -> Signature:

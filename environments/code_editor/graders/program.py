@@ -14,7 +14,7 @@ from envkit.environments.code_editor.graders.base import (
     REFERENCE_LIMITS,
     hidden_digest,
 )
-from envkit.environments.code_editor.hidden import ProgramHidden
+from envkit.environments.code_editor.hidden import ProgramHidden, solution_of
 from envkit.grading import Answer, Grade, Program, Questions, answers, grade
 from envkit.mining.build import SOLUTION
 from envkit.sandbox import SandboxBackend
@@ -41,7 +41,7 @@ class ProgramGrader:
         return {}
 
     def oracle_action(self) -> str:
-        return replace_text_message(self._task.files[SOLUTION], self._hidden.reference)
+        return replace_text_message(solution_of(self._task), self._hidden.reference)
 
     def cache_key(self, count: int, seed: int) -> Hashable:
         """Return a key that does not depend on the seed, because no input is drawn."""

@@ -7,10 +7,10 @@ from typing import final
 
 from envkit.environments.code_editor.editor import CodeEditor
 from envkit.environments.code_editor.graders.base import hidden_digest
-from envkit.grading import Grade, grade_suite
+from envkit.grading import Grade, grade_suite, with_pytest
 from envkit.grading.suite import WEAKNESS
+from envkit.hidden import text_file
 from envkit.mining.hidden import SuiteHidden
-from envkit.mining.suite.run_variants import with_pytest
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task
 
@@ -32,7 +32,8 @@ class SuiteGrader:
 
     def read_only_files(self) -> Mapping[str, bytes]:
         """Return the project's files that the agent may read."""
-        return {path: text.encode() for path, text in self._task.files.items() if path != self.path}
+        others = (path for path in self._task.files if path != self.path)
+        return {path: text_file(self._task, path, "a file to read").encode() for path in others}
 
     def oracle_action(self) -> str:
         """Return the edit that restores the original."""

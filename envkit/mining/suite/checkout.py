@@ -6,7 +6,7 @@ import ast
 import configparser
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import packages_distributions
@@ -15,8 +15,6 @@ from sys import stdlib_module_names
 from typing import Any, Final, cast, final
 
 from envkit.errors import UsageError
-from envkit.grading import PYTEST
-from envkit.mining.library import names_of
 from envkit.mining.modules import absolute
 from envkit.syntax import parse
 
@@ -113,20 +111,19 @@ class Checkout:
                 yield from (f"{source}.{alias.name}" for alias in node.names)
 
 
-def require_imports(checkout: Checkout, packages: Sequence[str] = ()) -> None:
+def require_imports(checkout: Checkout, offered: Collection[str]) -> None:
     """Raise if the suite imports packages that its sandbox does not have.
 
     Args:
         checkout: the checkout.
-        packages: distributions that its sandbox has in addition to pytest.
+        offered: names of the modules that its sandbox has beside the standard library.
 
     Raises:
         UsageError: names the first such import and how to mend it; or the sandbox already has a package of
             this name.
     """
-    offered = {name for package in (*PYTEST, *packages) for name in names_of(package)}
     roots = {name.partition(".")[0] for name, path in checkout.modules.items() if path in checkout.code}
-    if taken := sorted(roots & offered):
+    if taken := sorted(roots & {*offered}):
         raise UsageError(
             f"{checkout.name} holds {taken[0]!r}, which its tests' sandbox holds too and imports instead; "
             "it cannot be mined"
@@ -138,14 +135,9 @@ def require_imports(checkout: Checkout, packages: Sequence[str] = ()) -> None:
             if root in stdlib_module_names or root in local or root in offered:
                 continue
             package = next(iter(packages_distributions().get(root, ())), None)
-            cure = (
-                f"add --with {package}"
-                if package
-                else "install the package that it comes from here, and name it by --with"
-            )
             raise UsageError(
-                f"{checkout.origins[path]} imports {root!r}, which a sandbox does not hold; {cure}. Only "
-                "pure Python can be put into a sandbox: a checkout that needs compiled code cannot be mined"
+                f"{checkout.origins[path]} imports {root!r}, which a sandbox does not hold; add --with "
+                f"{package or 'and the package that it comes from'}"
             )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from envkit.errors import SandboxError, UsageError
-from envkit.grading import grade_suite, outcomes
+from envkit.grading import grade_suite, outcomes, with_pytest
 from envkit.grading.suite import SUITE_LIMITS
 from envkit.hidden import to_json
 from envkit.mining.bugs import mutation_id
@@ -21,7 +21,7 @@ from envkit.mining.functions import Function, functions
 from envkit.mining.hidden import Suite, SuiteHidden, SuiteSite
 from envkit.mining.mutations import Mutation, mutations, spread
 from envkit.mining.suite.checkout import Checkout, read_checkout, require_imports
-from envkit.mining.suite.run_variants import SuiteRun, run_suite_variants, with_pytest
+from envkit.mining.suite.run_variants import SuiteRun, importable, run_suite_variants
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task, Verdict
 
@@ -119,7 +119,7 @@ def mine_checkout(
         backend: makes the sandboxes; a copy of it that holds pytest is used.
         per_function: most tasks made from one function.
         max_chars: longest function, in characters of its file.
-        packages: distributions that the suite needs in addition to pytest; pure Python, installed here.
+        packages: what the suite needs in addition to pytest; see `envkit.sandbox.Contents.packages`.
         fingerprints: near-duplicates of functions with these fingerprints are left out.
         progress: called with (variants run, variants in all, tasks so far).
         workers: number of sandboxes that run in parallel.
@@ -129,8 +129,8 @@ def mine_checkout(
         SandboxError: the machinery failed.
     """
     checkout = read_checkout(root)
-    require_imports(checkout, packages)
     fitted = with_pytest(backend, packages)
+    require_imports(checkout, importable(fitted))
     stable, flaky, failing, used_s = _tests(checkout, fitted)
     cpu_s = min(_SUITE_CPU_S, max(_FLOOR_S, _SLOWER * used_s))
     sites, duplicates = _sites(checkout, split, max_chars, fingerprints)

@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Any, Final, cast
 
 from envkit.errors import SandboxError
-from envkit.grading import PYTEST, pytest_modules
+from envkit.grading import PYTEST_MODULES
 from envkit.mining.suite.checkout import Checkout, is_test
 from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Limits, SandboxBackend
 
@@ -35,20 +35,20 @@ class SuiteRun:
     stderr: str
 
 
-def with_pytest(backend: SandboxBackend, packages: Sequence[str] = ()) -> SandboxBackend:
-    """A copy of a backend whose sandboxes also hold pytest and ``packages``.
-
-    Args:
-        backend: the backend; returned unchanged if it holds them already.
-        packages: further distributions, pure Python.
+def importable(backend: SandboxBackend) -> set[str]:
+    """Names of the modules that the packages of a backend's sandboxes hold.
 
     Raises:
-        ConfigError: sandboxes of this kind hold no packages.
+        SandboxError: the machinery failed.
     """
-    wanted = (*PYTEST, *packages)
-    if {*wanted} <= {*backend.packages}:
-        return backend
-    return backend.with_packages(wanted, pytest_modules())
+    program = (
+        f"import json, pkgutil; print(json.dumps([m.name for m in pkgutil.iter_modules([{PACKAGES!r}])]))"
+    )
+    with backend.create() as sandbox:
+        result = sandbox.run([sandbox.python, *PYTHON_OPTIONS, "-c", program])
+    if not result.ok:
+        raise SandboxError(f"cannot list a sandbox's packages: {result.stderr[-300:]!r}")
+    return {*json.loads(result.stdout)}
 
 
 def run_suite_variants(
@@ -64,7 +64,7 @@ def run_suite_variants(
     Variants are trusted code: the checkout's own and its mutants, never an agent's.
 
     Args:
-        backend: makes a sandbox that holds pytest; see `with_pytest`.
+        backend: makes a sandbox that holds pytest; see `envkit.grading.with_pytest`.
         checkout: code and suite.
         variants: path -> text of what differs from the checkout.
         hash_seed: Python's hash seed, which decides the order of sets of strings.
@@ -77,7 +77,7 @@ def run_suite_variants(
         "runner": _source("envkit.grading", "suite_worker.py"),
         "reader": _source("envkit.mining", "run_variants_worker.py"),
         "packages": PACKAGES,
-        "warm": pytest_modules(),
+        "warm": PYTEST_MODULES,
         "hash_seed": str(hash_seed),
         "cpu_s": math.ceil(cpu_s),
         # Below the limit for the whole process, so that a mutant that eats memory does not end the others.

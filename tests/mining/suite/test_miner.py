@@ -14,12 +14,12 @@ from shop_checkout import FILES, lay_out
 from envkit.audit.instrumented import InstrumentedBackend
 from envkit.cli.play_capture import CapturingBackend
 from envkit.errors import UsageError
-from envkit.grading import Grade, canonical, grade_suite
+from envkit.grading import PYTEST, Grade, canonical, grade_suite, with_pytest
 from envkit.mining.duplicates import fingerprint
 from envkit.mining.suite.checkout import SETTINGS, read_checkout
 from envkit.mining.suite.miner import Mined, mine_checkout, split_of
-from envkit.mining.suite.run_variants import run_suite_variants, with_pytest
-from envkit.sandbox import Quota, SandboxBackend
+from envkit.mining.suite.run_variants import run_suite_variants
+from envkit.sandbox import Contents, Quota, SandboxBackend
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
 from envkit.sandboxes.docker import DockerBackend
 from envkit.sandboxes.process import ProcessBackend
@@ -266,30 +266,29 @@ def test_an_empty_split_is_refused(tmp_path: Path, backend: SandboxBackend) -> N
 
 
 def test_a_backend_that_cannot_hold_pytest_is_refused(root: Path) -> None:
-    with pytest.raises(UsageError, match="'process' cannot hold package 'pytest'"):
+    with pytest.raises(UsageError, match="'process' cannot hold 'pytest=="):
         mined(root, ProcessBackend())
 
 
 @pytest.mark.parametrize("kind", [BubblewrapBackend, ZygoteBackend, DockerBackend])
 def test_adding_pytest_keeps_a_backends_kind_quota_and_packages(kind: type[BubblewrapBackend]) -> None:
-    bounded = kind(["sortedcontainers"], quota=Quota(total_bytes=2**24, files=500))
+    bounded = kind(Contents(("sortedcontainers",)), quota=Quota(total_bytes=2**24, files=500))
     found = with_pytest(bounded, ["annotated-types"])
     assert isinstance(found, kind)
     assert found.quota == bounded.quota
-    assert {"sortedcontainers", "pytest", "annotated-types"} < {*found.packages}
+    assert found.contents.packages == ("sortedcontainers", *PYTEST.packages, "annotated-types")
     assert with_pytest(found) is found
 
 
 def test_adding_pytest_works_through_wrapped_backends() -> None:
-    bounded = ZygoteBackend(["sortedcontainers"], quota=Quota(total_bytes=2**24, files=500))
+    bounded = ZygoteBackend(Contents(("sortedcontainers",)), quota=Quota(total_bytes=2**24, files=500))
     for wrapper in (InstrumentedBackend(bounded), CapturingBackend(bounded)):
         found = with_pytest(wrapper)
-        assert {"sortedcontainers", "pytest"} < {*found.packages}
+        assert found.contents == bounded.contents | PYTEST
         assert found.quota == bounded.quota
     outer = InstrumentedBackend(bounded)
     with with_pytest(outer).create() as sandbox:
-        imports = "import sys; sys.path.append('/usr/lib/packages'); import pytest, sortedcontainers"
-        assert sandbox.run([sandbox.python, "-c", imports]).ok
+        assert sandbox.run([sandbox.python, "-c", "import pytest, sortedcontainers"]).ok
         outer.close()
         with pytest.raises(OSError, match="Bad file descriptor"):
             sandbox.write("a.txt", b"")

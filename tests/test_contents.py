@@ -1,0 +1,143 @@
+"""What an environment's class declares for its sandboxes, and that every way to play it has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import letters_env
+import pytest
+from letters_env import Letters
+
+from envkit import ContractError, Env, SandboxBackend, Task, UsageError, check, registry
+from envkit.api.common import load_tasks
+from envkit.audit.code_digest import content_digest
+from envkit.audit.suite import EnvSuite
+from envkit.cli.play_capture import CapturingBackend
+from envkit.contents import data_paths, declared_contents
+from envkit.display import Silent
+from envkit.environments.code_editor import CodeEditorEnv
+from envkit.sandbox import Contents
+from envkit.sandboxes.process import ProcessBackend
+from envkit.stop import never
+from envkit.studies.validate_tasks import validate_tasks
+
+
+class TestLetters(EnvSuite):
+    """The audit, vectors in other processes, and single instances, without a line about packages."""
+
+    kind = Letters
+
+
+class Plain(Env):
+    """Declares nothing."""
+
+    id: ClassVar[str] = "plain"
+
+    def setup(self, task: Task) -> str:
+        return ""
+
+    def apply(self, action: str) -> Any:
+        raise NotImplementedError
+
+    @check()
+    def good(self) -> bool:
+        return True
+
+
+def declaring(**names: Any) -> type[Env]:
+    return type("Declaring", (Plain,), {**names, "__module__": __name__})
+
+
+def test_a_class_that_declares_nothing_takes_a_backend_as_it_is(backend: SandboxBackend) -> None:
+    assert Plain.equip(backend) is backend
+    assert CodeEditorEnv.equip(backend) is backend
+
+
+def test_a_class_equips_a_backend_once_and_keeps_what_it_holds(backend: SandboxBackend) -> None:
+    equipped = Letters.equip(backend)
+    assert equipped.contents == declared_contents(Letters)
+    assert Letters.equip(equipped) is equipped
+    assert equipped.quota == backend.quota
+    more = equipped.with_contents(equipped.contents | Contents(("markupsafe",)))
+    assert Letters.equip(more) is more
+
+
+def test_data_is_found_beside_the_class_that_names_it() -> None:
+    folder = Path(letters_env.__file__).parent / "letters_data"
+    assert data_paths(Letters) == [folder / "letter.txt", folder / "stamp.bin"]
+    assert data_paths(type("Other", (Letters,), {"__module__": __name__})) == data_paths(Letters)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            {"packages": "pandas"},
+            r"Declaring.packages is 'pandas'; expected a list such as \['pandas==2.3.3'\]",
+        ),
+        ({"toolchains": {"node"}}, r"Declaring.toolchains is \{'node'\}; expected a list such as \['node'\]"),
+        ({"packages": [1]}, r"Declaring.packages is \[1\]"),
+        (
+            {"data": ["nowhere.csv"]},
+            r"Declaring.data names 'nowhere.csv'; expected a file or folder below .*tests",
+        ),
+        ({"data": ["../pyproject.toml"]}, r"names '../pyproject.toml'; expected a file or folder below"),
+        ({"data": ["/etc/passwd"]}, r"names '/etc/passwd'; expected"),
+        ({"data": ["."]}, r"names '.'; expected"),
+        ({"image": ["python"]}, r"Declaring.image is \['python'\]; expected a name such as"),
+    ],
+)
+def test_a_malformed_declaration_is_named(
+    backend: SandboxBackend, names: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ContractError, match=message):
+        declaring(**names)(tasks=[Task("t", "train", "", {})], sandbox=backend)
+
+
+def test_a_sandbox_that_cannot_hold_it_is_refused_before_an_episode(backend: SandboxBackend) -> None:
+    tasks = [Task("t", "train", "", {})]
+    with pytest.raises(UsageError, match=r"'process' cannot hold 'jinja2==3.1.6'"):
+        Letters(tasks=tasks, sandbox=ProcessBackend())
+    with pytest.raises(UsageError, match="only docker can; use --sandbox docker"):
+        declaring(image="python:3.12-slim")(tasks=tasks, sandbox=backend)
+
+
+def test_tasks_made_checked_and_played_by_name_have_the_packages(
+    backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "environment", lambda name: Letters)
+    tasks = load_tasks(Letters, None, "train", backend, Silent())
+    assert validate_tasks(Letters, tasks, backend, Silent(), never, seed=0) == []
+    env = registry.make("letters", sandbox=backend)
+    env.reset(seed=1)
+    action, last = Letters.oracle(env.task)
+    assert "your tea has arrived" in env.step(action)[0]
+    assert env.step(last)[1] == 1
+    env.close()
+
+
+def test_a_players_files_are_captured_with_packages_too(backend: SandboxBackend) -> None:
+    capturing = CapturingBackend(Letters.equip(backend))
+    env = Letters(tasks=load_tasks(Letters, None, "train", capturing, Silent()), sandbox=capturing)
+    capturing.capturing = True
+    env.reset(seed=1)
+    capturing.paths = env.task.files
+    env.close()
+    assert capturing.files == {"photo.bin": bytes(range(256)), "note.txt": b"Be kind."}
+
+
+def test_data_of_a_module_in_no_package_counts_in_its_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(letters_env, "__file__", str(tmp_path / "letters_env.py"))
+    (tmp_path / "letters_data").mkdir()
+    (tmp_path / "letters_env.py").write_text("x = 1\n")
+    for name in ("letter.txt", "stamp.bin", "other.txt"):
+        (tmp_path / "letters_data" / name).write_text("one")
+    monkeypatch.setattr("inspect.getfile", lambda kind: str(tmp_path / "letters_env.py"))
+    before = content_digest(Letters)
+    (tmp_path / "letters_data/other.txt").write_text("two")
+    assert content_digest(Letters) == before
+    (tmp_path / "letters_data/stamp.bin").write_text("two")
+    assert content_digest(Letters) != before
