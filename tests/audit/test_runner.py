@@ -209,7 +209,7 @@ def audited(kind: type[Env], backend: SandboxBackend) -> dict[str, Finding]:
 def test_an_honest_environment_passes(backend: SandboxBackend) -> None:
     found = audited(Honest, backend)
     assert [*found] == [*AUDIT_CHECKS]
-    assert [finding for finding in found.values() if not finding.ok] == []
+    assert [finding for finding in found.values() if finding.ok is False] == []
     assert found["verdicts are right"].detail == (
         "false accepts: adds one 0 of 3, wrong for many 0 of 3; false rejects: in another form 0 of 3"
     )
