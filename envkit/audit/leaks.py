@@ -167,7 +167,9 @@ def _calls(audited: AuditedEnv, task: Task, secrets: Sequence[str]) -> list[str]
 
 def _unless_told(actions: Sequence[str], secrets: Sequence[str]) -> list[str]:
     """The actions that say no secret themselves."""
-    return [action for action in actions if not any(secret in action for secret in secrets)]
+    told = [text for secret in secrets for text in stored(secret)]
+    encoded = ((action, action.encode(errors="surrogatepass")) for action in actions)
+    return [action for action, data in encoded if not any(text in data for text in told)]
 
 
 def _common_words(audited: AuditedEnv, secrets: Sequence[str]) -> set[str]:
