@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from envkit.audit.audited_env import AuditedEnv
+from envkit.audit.audited_env import AuditedEnv, Coverage
 from envkit.audit.code_digest import SCHEME, content_digest
 from envkit.audit.runner import Finding, run_audit
 from envkit.cache import cache_dir
@@ -28,7 +28,7 @@ from envkit.store import write_atomic
 from envkit.taskfile import digest
 from envkit.types import Task
 
-_SCHEMA: Final = 2
+_SCHEMA: Final = 3
 #: Name of the certificate file in an environment's own package.
 SHIPPED: Final = "certificate.json"
 
@@ -47,6 +47,7 @@ class Certificate:
         tasks_digest: SHA-256 over these tasks, sorted by id.
         standard: True for the environment's own starter tasks in its own number of turns. False if somebody
             gave other tasks or another number of turns.
+        coverage: the tasks that were played.
         findings: of every check, in order.
         isolation: as the environment declares it, see `Env.isolation`.
     """
@@ -59,6 +60,7 @@ class Certificate:
     tasks: int
     tasks_digest: str
     standard: bool
+    coverage: Coverage
     findings: Sequence[Finding]
     isolation: str = "sandbox"
 
@@ -72,8 +74,14 @@ class Certificate:
         """SHA-256 of the whole certificate, in hexadecimal."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
+    @property
+    def not_applicable(self) -> dict[str, str]:
+        """Check that does not apply -> the reason."""
+        return {finding.check: finding.detail for finding in self.findings if finding.ok is None}
+
     def to_json(self) -> str:
-        return json.dumps({"schema": _SCHEMA, "passed": self.passed, **asdict(self)}, indent=2) + "\n"
+        made = {"passed": self.passed, "not_applicable": self.not_applicable}
+        return json.dumps({"schema": _SCHEMA, **made, **asdict(self)}, indent=2) + "\n"
 
     def markdown(self) -> str:
         """The certificate as a table for people."""
@@ -83,6 +91,9 @@ class Certificate:
             for finding in self.findings
         ]
         given = "" if self.standard else " (given tasks or turns)"
+        seen = self.coverage
+        levels = [f"| {level} | {played} | {count} |" for level, (played, count) in seen.levels.items()]
+        unknown = [f"- {check}: {_cell(reason)}" for check, reason in self.not_applicable.items()]
         return "\n".join(
             [
                 f"# Audit of {self.environment}",
@@ -93,6 +104,15 @@ class Certificate:
                 "| check | result | found |",
                 "| --- | --- | --- |",
                 *rows,
+                "",
+                "## Coverage",
+                "",
+                f"Played: {seen.played} of {seen.tasks} tasks, from {seen.sources[0]} of {seen.sources[1]} "
+                "sources.",
+                *(["", "| level | played | tasks |", "| --- | --- | --- |", *levels] if levels else []),
+                "",
+                f"{len(unknown)} of {len(rows)} checks do not apply{':' if unknown else '.'}",
+                *(["", *unknown] if unknown else []),
                 "",
             ]
         )
@@ -123,7 +143,7 @@ def certify(
     backend = kind.equip(backend)
     turns = kind.max_turns if max_turns is None else max_turns
     posed = kind.make_tasks("starter", sandbox=backend, display=display) if tasks is None else tasks
-    audited = AuditedEnv(kind, posed, backend, turns)
+    audited = AuditedEnv(kind, posed, backend, turns, own_tasks=tasks is None)
     if tasks is not None:
         audited.require_playable()
     findings = run_audit(audited, display)
@@ -136,6 +156,7 @@ def certify(
         tasks=len(posed),
         tasks_digest=digest(sorted(posed, key=lambda task: task.id)),
         standard=tasks is None and turns == kind.max_turns,
+        coverage=audited.coverage,
         findings=[*findings, *more],
         isolation=kind.isolation,
     )
@@ -192,9 +213,14 @@ def read(path: Path) -> Certificate:
         schema = fields.pop("schema")
         if schema != _SCHEMA:
             raise UsageError(f"{path}: certificate of schema {schema}, expected {_SCHEMA}; {remedy}")
-        fields.pop("passed")
-        findings = [Finding(**each) for each in fields.pop("findings")]
-        return Certificate(**fields, findings=findings)
+        for derived in ("passed", "not_applicable"):
+            fields.pop(derived)
+        findings = tuple(Finding(**each) for each in fields.pop("findings"))
+        seen: dict[str, Any] = fields.pop("coverage")
+        levels = {level: (played, count) for level, (played, count) in seen.pop("levels").items()}
+        played, count = seen.pop("sources")
+        coverage = Coverage(**seen, sources=(played, count), levels=levels)
+        return Certificate(**fields, coverage=coverage, findings=findings)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{path}: not a certificate ({error}); {remedy}") from error
 

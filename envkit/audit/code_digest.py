@@ -3,7 +3,8 @@
 A certificate is valid for code with the digest that it names. The digest covers:
 
 - the environment's own package, and the packages of the environments that it inherits from, with the data
-  files that these declare;
+  files that these declare: all files but documents for people, and also those if the package's source names
+  them. If an environment is a file in no package, the files beside it that it names count with it;
 - the modules of envkit in `VERDICT_PARTS` that these import, directly or through others. They are found by
   reading import statements. A file in such a module's folder counts if the module names it, such as a
   program for the sandbox.
@@ -47,7 +48,7 @@ VERDICT_PARTS: Final = frozenset(
 #: envkit's own ``__init__.py``.
 _ROOT: Final = Path(inspect.getfile(Env)).resolve().with_name("__init__.py")
 
-#: Files of a package that decide no verdict: certificates, caches, and documents for people.
+#: Files of a package that decide no verdict: certificates, caches, and documents that no source names.
 _CERTIFICATES: Final = ("certificate.json", "certificate.md")
 _CACHES: Final = ("__pycache__", ".git", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints")
 _DOCUMENTS: Final = ("README", "CHANGELOG", "LICENSE")
@@ -65,7 +66,7 @@ def content_digest(kind: type[Env]) -> str:
     files: set[tuple[str, Path]] = set()
     for base in kind.__mro__:
         if issubclass(base, Env) and base is not Env:
-            files.update(_package_files(base))
+            files.update(package_files(base))
     files.update(_imported_by([path for _, path in files]))
     found = hashlib.sha256(f"{SCHEME}\n".encode())
     # The order depends on names and contents, not on where the files are.
@@ -74,8 +75,14 @@ def content_digest(kind: type[Env]) -> str:
     return found.hexdigest()
 
 
-def _package_files(kind: type[Env]) -> Iterator[tuple[str, Path]]:
-    """Name and path of every file in the package of a class; if it is in none, of its module and its data."""
+def package_files(kind: type[Env]) -> Iterator[tuple[str, Path]]:
+    """Name and path of every file in the package of a class, and of the data that it declares.
+
+    If it is in no package: of its module, of the files beside it that the module names, and of its data.
+
+    Raises:
+        UsageError: the package is too large.
+    """
     file = Path(inspect.getfile(kind)).resolve()
     top = file.parent
     tops = data_paths(kind) if "data" in vars(kind) else []
@@ -85,7 +92,9 @@ def _package_files(kind: type[Env]) -> Iterator[tuple[str, Path]]:
     while not kind.__module__.startswith("envkit.") and (top.parent / "__init__.py").exists():
         top = top.parent
     count = size = 0
-    for path in top.rglob("*") if is_in_package else (file, *declared):
+    documents: list[Path] = []
+    named: set[str] = set()
+    for path in top.rglob("*") if is_in_package else {file, *_named_by(file), *declared}:
         inner = path.relative_to(top)
         if not (path.is_file() and (path in declared or _may_decide(inner))):
             continue
@@ -96,14 +105,23 @@ def _package_files(kind: type[Env]) -> Iterator[tuple[str, Path]]:
                 "and its certificate covers all of them, those that `data` names included; use a part of the "
                 "data, or put it into a wheel that `packages` names"
             )
+        if _is_document(path) and path not in declared:
+            documents.append(path)
+            continue
+        named |= _read(path).strings
         yield inner.as_posix(), path
+    yield from ((path.relative_to(top).as_posix(), path) for path in documents if path.name in named)
 
 
 def _may_decide(inner: Path) -> bool:
-    """False for certificates, documents for people, and files in caches."""
-    is_document = inner.name.startswith(_DOCUMENTS) and inner.suffix in ("", ".md", ".rst", ".txt")
+    """False for certificates and files in caches."""
     is_cached = inner.suffix in (".pyc", ".pyo") or any(part in _CACHES for part in inner.parts)
-    return not (is_document or is_cached or inner.name in _CERTIFICATES)
+    return not (is_cached or inner.name in _CERTIFICATES)
+
+
+def _is_document(path: Path) -> bool:
+    """True for a document for people."""
+    return path.name.startswith(_DOCUMENTS) and path.suffix in ("", ".md", ".rst", ".txt")
 
 
 @final

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, cast
 
@@ -13,12 +11,14 @@ from envkit.audit.audited_env import (
     AuditedEnv,
     AuditFailure,
     NotApplicable,
-    minimal_call,
     run_with_timeout,
 )
 from envkit.audit.decompress import decompressed
 from envkit.audit.instrumented import InstrumentedBackend
 from envkit.audit.scanner import SandboxScanner
+from envkit.audit.spellings import spellings, stored
+from envkit.audit.words import minimal_call
+from envkit.tools import ToolCall, parse_call
 from envkit.types import JSON, Task
 
 #: Shortest hidden text to search for, in characters. Shorter ones occur by chance.
@@ -37,12 +37,16 @@ def find_leaks(audited: AuditedEnv) -> str:
     hidden = [_secrets(audited, task) for task in audited.tasks]
     common = _common_words(audited, [secret for _, secrets in hidden for secret in secrets])
     for task, secrets in hidden:
-        secret_of = {text: secret for secret in secrets for text in _encodings(secret)}
-        for place, data in _visible(audited, task):
+        secret_of = {text: secret for secret in secrets for text in stored(secret)}
+        spelled = _spelled(task, secrets)
+        for place, data in _visible(audited, task, secrets):
             if text := next((text for text in secret_of if text in data), None):
                 raise _leak(task, secret_of[text], place)
+            lower = data.lower()
+            if text := next((text for text in spelled if text in lower), None):
+                raise _leak(task, spelled[text][0], f"{place}, {spelled[text][1]}")
         sought = [text for text, secret in secret_of.items() if secret not in common]
-        for text, place in _reachable(audited, task, sought).items():
+        for text, place in _reachable(audited, task, _calls(audited, task, secrets), sought).items():
             raise _leak(task, secret_of[text], place)
     if not (count := sum(len(secrets) for _, secrets in hidden)):
         raise NotApplicable(f"no task hides a number, or a text of {_MIN_SECRET_CHARS} or more characters")
@@ -63,18 +67,36 @@ def _texts(value: object) -> Iterator[str]:
 
 def _secrets(audited: AuditedEnv, task: Task) -> tuple[Task, list[str]]:
     """The task to pose, and those of its hidden texts that no public field contains."""
-    shown = (task.prompt, *task.files, *task.files.values(), *_texts(task.metadata))
-    public = b"\n".join(
-        one if isinstance(one, bytes) else one.encode(errors="surrogatepass") for one in shown
-    )
+    public = _public(task)
     secrets = [
         text
         for text in _texts(task.hidden)
-        if len(text) >= _MIN_SECRET_CHARS and not any(encoded in public for encoded in _encodings(text))
+        if len(text) >= _MIN_SECRET_CHARS and not any(encoded in public for encoded in stored(text))
     ]
     if marked := _with_marked_numbers(audited, task):
         return marked[0], [*secrets, *marked[1]]
     return task, secrets
+
+
+def _public(task: Task) -> bytes:
+    """All that a task shows."""
+    shown = (task.prompt, *task.files, *task.files.values(), *_texts(task.metadata))
+    return b"\n".join(one if isinstance(one, bytes) else one.encode(errors="surrogatepass") for one in shown)
+
+
+def _spelled(task: Task, secrets: Sequence[str]) -> Mapping[bytes, tuple[str, str]]:
+    """Other spellings of the secrets in small letters, each with the secret and the way it is spelled.
+
+    Those that the task shows are left out: it may ask to say something backwards.
+    """
+    public = _public(task).lower()
+    return {
+        encoded: (secret, way)
+        for secret in secrets
+        for way, text in spellings(secret).items()
+        if len(text) >= _MIN_SECRET_CHARS
+        if (encoded := text.lower().encode(errors="surrogatepass")) not in public
+    }
 
 
 def _with_marked_numbers(audited: AuditedEnv, task: Task) -> tuple[Task, list[str]] | None:
@@ -105,24 +127,15 @@ def _with_marked_numbers(audited: AuditedEnv, task: Task) -> tuple[Task, list[st
     return marked, marks
 
 
-def _encodings(secret: str) -> set[bytes]:
-    """The encodings of a text in files and memory: plain, JSON, Python source, wide characters."""
-    texts = {secret, repr(secret)[1:-1], *(json.dumps(secret, ensure_ascii=a)[1:-1] for a in (True, False))}
-    found: set[bytes] = set()
-    for text, code in itertools.product(texts, ("utf-8", "latin-1", "utf-16-le", "utf-32-le")):
-        with contextlib.suppress(UnicodeEncodeError):  # latin-1 has few letters; no code has lone surrogates
-            found.add(text.encode(code))
-    return found
-
-
 def _leak(task: Task, secret: str, place: str) -> AuditFailure:
     return AuditFailure(f"task {task.id}: the hidden value {secret[:40]!r} can be read in {place}")
 
 
-def _visible(audited: AuditedEnv, task: Task) -> Iterator[tuple[str, bytes]]:
+def _visible(audited: AuditedEnv, task: Task, secrets: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     """Place and content of everything that an agent sees without solving the task."""
-    for number, actions in enumerate(([audited.kind.noop_action], audited.noise(task, 2))):
-        for turn, text in enumerate(audited.play(task, actions).observations):
+    for number, actions in enumerate(_probes(audited, task, secrets)):
+        episode = audited.attempt(task, actions, max_turns=max(audited.max_turns, len(actions)))
+        for turn, text in enumerate(() if episode is None else episode.observations):
             yield f"observation {turn} of episode {number}", text.encode(errors="surrogatepass")
     with contextlib.closing(audited.make([task])) as env:
         env.reset(seed=0, options={"task": task.id})
@@ -133,6 +146,32 @@ def _visible(audited: AuditedEnv, task: Task) -> Iterator[tuple[str, bytes]]:
                 yield f"the {kind} in the workspace's {path}", part
 
 
+def _probes(audited: AuditedEnv, task: Task, secrets: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Episodes without an answer: nothing, noise, and every tool."""
+    yield [audited.kind.noop_action]
+    yield audited.noise(task, 2)
+    calls = [*_calls(audited, task, secrets), *_unless_told(audited.wrong_actions(task), secrets)]
+    if calls:
+        yield calls
+
+
+def _calls(audited: AuditedEnv, task: Task, secrets: Sequence[str]) -> list[str]:
+    """A call of each tool with the smallest arguments, and the calls of oracles that do not say a secret."""
+    tools = audited.kind.tools
+    actions = [*[*audited.kind.oracle(task)][:-1], *audited.wrong_actions(task)] if tools else []
+    calls = ((action, parse_call(action, tools)) for action in actions)
+    given = [action for action, call in calls if isinstance(call, ToolCall) and not call.tool.ends]
+    smallest = [minimal_call(tool) for tool in tools if not tool.ends]
+    return [*smallest, *_unless_told(given, secrets)]
+
+
+def _unless_told(actions: Sequence[str], secrets: Sequence[str]) -> list[str]:
+    """The actions that say no secret themselves."""
+    told = [text for secret in secrets for text in stored(secret)]
+    encoded = ((action, action.encode(errors="surrogatepass")) for action in actions)
+    return [action for action, data in encoded if not any(text in data for text in told)]
+
+
 def _common_words(audited: AuditedEnv, secrets: Sequence[str]) -> set[str]:
     """The secrets that also occur in an unused sandbox, such as words of the interpreter. They are no leak.
 
@@ -141,7 +180,7 @@ def _common_words(audited: AuditedEnv, secrets: Sequence[str]) -> set[str]:
     """
     if not (audited.backend.isolated and secrets):
         return set()
-    secret_of = {text: secret for secret in secrets for text in _encodings(secret)}
+    secret_of = {text: secret for secret in secrets for text in stored(secret)}
     with audited.backend.create() as sandbox:
         found = SandboxScanner(sandbox).find([*secret_of])
     for text, place in found.items():
@@ -152,11 +191,12 @@ def _common_words(audited: AuditedEnv, secrets: Sequence[str]) -> set[str]:
     return {secret_of[text] for text in found}
 
 
-def _reachable(audited: AuditedEnv, task: Task, texts: Sequence[bytes]) -> Mapping[bytes, str]:
+def _reachable(
+    audited: AuditedEnv, task: Task, calls: Sequence[str], texts: Sequence[bytes]
+) -> Mapping[bytes, str]:
     """The texts that a program in a task's sandbox can find in processes and files: text -> place."""
     if not texts:
         return {}
-    calls = [minimal_call(tool) for tool in audited.kind.tools if not tool.ends]
     found = _scan_after(audited, task, calls, texts)
     if found is None:  # the calls ended the episode, so scan before them
         found = _scan_after(audited, task, [], texts)

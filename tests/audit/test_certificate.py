@@ -13,7 +13,7 @@ from echo_env import Echo
 
 from envkit import Env, SandboxBackend, Task
 from envkit.audit import certificate
-from envkit.audit.audited_env import AuditedEnv
+from envkit.audit.audited_env import AuditedEnv, Coverage
 from envkit.audit.certificate import Certificate, certify
 from envkit.audit.code_digest import SCHEME, content_digest
 from envkit.audit.runner import Finding
@@ -40,6 +40,7 @@ def made(*findings: Finding, kind: type[Env] = Echo, standard: bool = True) -> C
         tasks=3,
         tasks_digest="f" * 64,
         standard=standard,
+        coverage=Coverage(2, 3, (1, 2), {"1": (1, 1), "2": (1, 2)}),
         findings=findings,
     )
 
@@ -50,7 +51,13 @@ def test_it_is_bound_to_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     assert certificate.certificate_problem(Echo) == ""
     certificate.require_certified(Echo)
     kept = certificate.read(certificate.cached(Echo))
-    assert (kept.passed, [*kept.findings]) == (True, [GOOD, Finding("c", None, "none")])
+    assert kept == made(GOOD, Finding("c", None, "none"))
+    assert kept.passed
+    assert json.loads(certificate.cached(Echo).read_text())["not_applicable"] == {"c": "none"}
+    shown = certificate.cached(Echo).with_suffix(".md").read_text()
+    assert "Played: 2 of 3 tasks, from 1 of 2 sources." in shown
+    assert "| 2 | 1 | 2 |" in shown
+    assert "1 of 2 checks do not apply:\n\n- c: none\n" in shown
     certificate.write(made(GOOD, BAD), certificate.cached(Echo))
     with pytest.raises(
         UsageError, match=r"echo has no valid certificate: it has failed its audit: b: x \| y; run"
@@ -145,7 +152,7 @@ def test_impossible_task_lists_are_refused(tasks: Sequence[Task], backend: Sandb
         certify(Echo, backend, Silent(), tasks=tasks)
 
 
-DAMAGED = ["", "[]", "{}", "[" * 100_000, '{"schema": 2, "passed": true, "findings": 3}', '{"schema": 2}']
+DAMAGED = ["", "[]", "{}", "[" * 100_000, '{"schema": 3, "passed": true, "findings": 3}', '{"schema": 3}']
 
 
 @pytest.mark.parametrize("text", DAMAGED, ids=range(len(DAMAGED)))
@@ -159,5 +166,5 @@ def test_what_is_no_certificate_is_said(tmp_path: Path, text: str) -> None:
 def test_a_certificate_of_an_older_version_is_invalid(tmp_path: Path) -> None:
     path = tmp_path / "certificate.json"
     path.write_text(json.dumps({"schema": 1, "passed": True, "environment": "echo", "findings": []}))
-    with pytest.raises(UsageError, match="of schema 1, expected 2; make it again with: envkit audit"):
+    with pytest.raises(UsageError, match="of schema 1, expected 3; make it again with: envkit audit"):
         certificate.read(path)

@@ -138,6 +138,27 @@ def test_a_file_of_any_kind_counts(name: str, package: Path) -> None:
     assert content_digest(kind) != before
 
 
+def test_a_document_counts_if_the_source_names_it(package: Path) -> None:
+    kind = loaded("wares.envs.made")
+    (package / "envs" / "made.py").write_text(f"{BASE}\nPROMPT = 'README.md'\n")
+    before = content_digest(kind)
+    (package / "README.md").write_text("Say hello.")
+    assert content_digest(kind) != before
+
+
+def test_a_file_counts_if_an_environment_in_one_file_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wares.py").write_text(f"{BASE}\nWORDS = 'words.txt'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    forget_modules(monkeypatch)
+    kind = loaded("wares")
+    for name, counts in (("other.txt", False), ("words.txt", True)):
+        before = content_digest(kind)
+        (tmp_path / name).write_text("hello")
+        assert (content_digest(kind) != before) is counts
+
+
 def test_what_lies_beside_a_package_does_not_count(package: Path) -> None:
     kind = loaded("wares.envs.made")
     before = content_digest(kind)
@@ -275,7 +296,7 @@ def test_the_files_that_count_are_installed_too() -> None:
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
     patterns = ["*.py", *data]
     for name in OURS:
-        for file, _ in code_digest._package_files(registry.environment(name)):
+        for file, _ in code_digest.package_files(registry.environment(name)):
             assert any(fnmatch.fnmatch(file, pattern) or file.endswith(pattern) for pattern in patterns), file
 
 

@@ -210,10 +210,6 @@ def test_an_honest_environment_passes(backend: SandboxBackend) -> None:
     found = audited(Honest, backend)
     assert [*found] == [*AUDIT_CHECKS]
     assert [finding for finding in found.values() if finding.ok is False] == []
-    assert {name for name, finding in found.items() if finding.ok is None} == {
-        "known attacks earn nothing",
-        "judges agree",
-    }
     assert found["verdicts are right"].detail == (
         "false accepts: adds one 0 of 3, wrong for many 0 of 3; false rejects: in another form 0 of 3"
     )

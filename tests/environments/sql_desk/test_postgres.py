@@ -20,6 +20,7 @@ from gymnasium.utils.env_checker import check_env
 
 from envkit import SandboxBackend
 from envkit.audit import certificate
+from envkit.audit.audited_env import Coverage
 from envkit.audit.fuzz import MAX_STEP_CPU_S, fuzz
 from envkit.audit.runner import Finding
 from envkit.audit.suite import EnvSuite
@@ -837,6 +838,7 @@ def test_certificate_and_report_show_external_isolation(
         tasks=1,
         tasks_digest="t",
         standard=True,
+        coverage=Coverage(1, 1, (1, 1), {}),
         findings=[Finding("c", True, "")],
         isolation="external",
     )

@@ -1,0 +1,229 @@
+"""Checks that what an agent sees depends on nothing hidden, and does not hold the answer."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from envkit.audit.answers import answers_of, near_misses
+from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable
+from envkit.audit.spellings import spellings
+from envkit.audit.words import minimal_call
+from envkit.grading import canonical
+from envkit.types import JSON, Task
+
+#: Longest hidden value that has no part which could be shown honestly, as JSON. A hidden program, for
+#: instance, may be described by what it does.
+_SHORT_CHARS: Final = 64
+#: Other values that take a hidden value's place, of as many that are tried, and the fewest values that an
+#: action must tell apart.
+_TWINS: Final = 2
+_MAX_DONORS: Final = 6
+_MIN_VALUES: Final = 3
+#: Tasks whose prompt, files, metadata and id are searched for answers.
+_MAX_TASKS: Final = 200
+#: Largest share of other tasks whose text holds a task's answer as often, by chance.
+_MAX_ELSEWHERE: Final = 0.2
+_FIRST: Final = "the first observation"
+#: Words that label an answer, in a text or as the name of a file or a field.
+_LABEL: Final = r"(?:answers?|solutions?|secrets?|oracle|ground.?truth)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Twins:
+    """A task, and the same task with other hidden values in one field.
+
+    Args:
+        field: name of the field.
+        values: its values, the task's own first.
+        tasks: the tasks, in the same order.
+    """
+
+    field: str
+    values: Sequence[JSON]
+    tasks: Sequence[Task]
+
+
+def shown_depends_on_nothing_hidden(audited: AuditedEnv) -> str:
+    """Tasks that differ in a hidden answer alone look the same until an answer is given."""
+    count = 0
+    for task in audited.spread(2):
+        for twins in _twins(audited, task):
+            _require_same_beginning(audited, twins)
+            if len(twins.tasks) >= _MIN_VALUES:
+                _require_untold(audited, twins)
+            count += 1
+    if not count:
+        raise NotApplicable("no task hides a short value that its oracle's actions depend on")
+    return f"{count} hidden values, replaced by others, change nothing that is shown before an answer"
+
+
+def _twins(audited: AuditedEnv, task: Task) -> Iterator[_Twins]:
+    """The task with other values of each hidden field that its oracle's actions depend on."""
+    own = audited.oracle_actions(task)
+    for name, value in task.hidden.items():
+        if len(canonical(value)) > _SHORT_CHARS:
+            continue
+        donors = [each.hidden[name] for each in audited.all_tasks if name in each.hidden]
+        others: list[JSON] = []
+        for other in (*donors, *near_misses(value)["one character changed"]):
+            fits = type(other) is type(value) and len(canonical(other)) <= _SHORT_CHARS
+            if fits and other != value and other not in others:
+                others.append(other)
+        tasks: list[Task] = []
+        for other in others[:_MAX_DONORS]:
+            twin = dataclasses.replace(task, hidden={**task.hidden, name: other})
+            with contextlib.suppress(Exception):  # it cannot be posed: the field is more than an answer
+                if [*audited.kind.oracle(twin)] != own and _beginning(audited, twin):
+                    tasks.append(twin)
+            if len(tasks) == _TWINS:
+                break
+        if tasks:
+            yield _Twins(name, [value, *(each.hidden[name] for each in tasks)], [task, *tasks])
+
+
+def _require_same_beginning(audited: AuditedEnv, twins: _Twins) -> None:
+    """Fail if first observations or workspaces differ."""
+    seen = [_beginning(audited, task) for task in twins.tasks]
+    for value, other in zip(twins.values[1:], seen[1:], strict=True):
+        for place in {**seen[0], **other}:
+            if seen[0].get(place) != other.get(place):
+                raise AuditFailure(
+                    f"task {twins.tasks[0].id}: {place} differs if hidden.{twins.field} is {value!r:.40} and "
+                    f"not {twins.values[0]!r:.40}; make it of the prompt, the files and the metadata alone"
+                )
+
+
+def _beginning(audited: AuditedEnv, task: Task) -> Mapping[str, object]:
+    """What an agent sees before its first action, by place."""
+    with contextlib.closing(audited.make([task])) as env:
+        first, _ = env.reset(seed=0, options={"task": task.id})
+        files = env.sandbox.export(["**"], 2**26)
+        return {_FIRST: first, **{f"the workspace's {path}": files[path] for path in files}}
+
+
+def _require_untold(audited: AuditedEnv, twins: _Twins) -> None:
+    """Fail if tools tell the twins apart without arguments, or spell their values with any."""
+    tools = [tool for tool in audited.kind.tools if not tool.ends]
+    bare = [*(minimal_call(tool) for tool in tools if not tool.arguments), audited.kind.noop_action]
+    task, hidden = twins.tasks[0], f"hidden.{twins.field}"
+    if len({*_texts(audited, twins, bare)}) == len(twins.tasks):
+        raise AuditFailure(f"task {task.id}: {bare!r:.100} tell the value of {hidden}")
+    # The first actions that all oracles share, and those for another task.
+    oracles = [[*audited.kind.oracle(each)] for each in twins.tasks]
+    shared = [steps[0] for steps in zip(*oracles, strict=False) if len({*steps}) == 1]
+    said = {canonical(value) for value in twins.values}
+    others = [each for each in audited.tasks if canonical(each.hidden.get(twins.field)) not in said]
+    other = audited.oracle_actions(others[0]) if others else list[str]()
+    full = [*map(minimal_call, tools), *shared, *other]
+    texts = _texts(audited, twins, full) if full else []
+    if texts and (way := _spelled_in_each([_scalar(value) for value in twins.values], texts)):
+        raise AuditFailure(f"task {task.id}: {full!r:.100} show {hidden} ({way})")
+
+
+def _texts(audited: AuditedEnv, twins: _Twins, actions: Sequence[str]) -> list[str]:
+    """All observations of an episode with each of the twins; none if one of them raises."""
+    turns = max(audited.max_turns, len(actions))
+    played = [audited.attempt(task, actions, max_turns=turns) for task in twins.tasks]
+    return ["\n".join(each.observations) for each in played if each] if all(played) else []
+
+
+def _spelled_in_each(values: Sequence[str], texts: Sequence[str]) -> str:
+    """The way in which each text spells its own value, and others do not; empty if there is none."""
+
+    def is_told(index: int, word: str) -> bool:
+        own = _count(word, texts[index])
+        others = [text for text, value in zip(texts, values, strict=True) if value != values[index]]
+        return own > 0 and sum(_count(word, text) >= own for text in others) <= _MAX_ELSEWHERE * len(others)
+
+    spelled = [spellings(value) for value in values]
+    for way in spelled[0] if spelled else ():
+        if all(way in ways and is_told(index, ways[way]) for index, ways in enumerate(spelled)):
+            return way
+    return ""
+
+
+def _count(word: str, text: str) -> int:
+    """How often a text holds a word, as a word of its own, in any case."""
+    return len(re.findall(rf"(?i)(?<!\w){re.escape(word)}(?!\w)", text))
+
+
+def _scalar(value: JSON) -> str:
+    """A value as an agent would read it."""
+    return value if isinstance(value, str) else canonical(value)
+
+
+def answers_are_not_shown(audited: AuditedEnv) -> str:
+    """No rule finds the oracle's answers beside the request, in ids, in metadata, or behind a label."""
+    tasks = audited.spread(_MAX_TASKS)
+    kinds = _answers_by_kind(audited, tasks)
+    if not kinds:
+        raise NotApplicable(f"fewer than {_MIN_VALUES} tasks have short, different answers")
+    firsts = {task.id: str(_beginning(audited, task)[_FIRST]) for task in audited.tasks}
+    for kind, answers in kinds.items():
+        played = [task for task in audited.tasks if task.id in answers]
+        values = [answers[task.id] for task in played]
+        beside = [_without_public(firsts[task.id], task) for task in played]
+        if len({*values}) >= _MIN_VALUES and (way := _spelled_in_each(values, beside)):
+            raise AuditFailure(
+                f"beside the request, the first observation of every task shows {kind} ({way})"
+            )
+        if place := _revealing_place([task for task in tasks if task.id in answers], answers):
+            raise AuditFailure(f"{place} of every task holds {kind}")
+    return f"{sum(map(len, kinds.values()))} answers of {len(tasks)} tasks cannot be read off by one rule"
+
+
+def _answers_by_kind(audited: AuditedEnv, tasks: Sequence[Task]) -> Mapping[str, Mapping[str, str]]:
+    """Place in the oracle's actions -> task id -> the answer there; only places with different answers."""
+    found: dict[str, dict[str, str]] = {}
+    for task in tasks:
+        for answer in answers_of(audited.oracle_actions(task), audited.kind.tools):
+            if (
+                isinstance(answer.value, str | int | float)
+                and 0 < len(text := str(answer.value)) <= _SHORT_CHARS
+            ):
+                name = answer.argument or "the text"
+                found.setdefault(f"{name} of the oracle's action {answer.action + 1}", {})[task.id] = text
+    return {name: answers for name, answers in found.items() if len({*answers.values()}) >= _MIN_VALUES}
+
+
+def _without_public(text: str, task: Task) -> str:
+    for public in sorted((task.prompt, *task.files.values()), key=len, reverse=True):
+        text = text.replace(public, " ") if public else text
+    return text
+
+
+def _revealing_place(tasks: Sequence[Task], answers: Mapping[str, str]) -> str:
+    """A public place where one rule finds the answers to all tasks; empty if there is none."""
+    values = [answers[task.id] for task in tasks]
+    asked = [
+        any(_count(spelled, task.prompt) for spelled in spellings(value).values())
+        for value, task in zip(values, tasks, strict=True)
+    ]
+    if 2 * sum(asked) < len(tasks):  # else the request itself says it, and doing it is the work
+        names = {"id": [task.id for task in tasks]}
+        for key in dict.fromkeys(key for task in tasks for key in task.metadata):
+            names[f"metadata.{key}"] = [_scalar(task.metadata.get(key, "")) for task in tasks]
+        for place, texts in names.items():
+            if _spelled_in_each(values, texts):
+                return place
+    if all(_is_labelled(value, task.prompt) for value, task in zip(values, tasks, strict=True)):
+        return "a label in the prompt"
+    for path in dict.fromkeys(path for task in tasks for path in task.files):
+        is_label = re.fullmatch(rf"(?i)\.?{_LABEL}(\.\w+)?", path.rpartition("/")[2]) is not None
+        texts = [task.files.get(path, "") for task in tasks]
+        if all(
+            _is_labelled(value, text) or (is_label and _count(value, text))
+            for value, text in zip(values, texts, strict=True)
+        ):
+            return f"the file {path}"
+    return ""
+
+
+def _is_labelled(value: str, text: str) -> bool:
+    label = rf"(?i)\b{_LABEL}\b\W{{0,5}}(?:(?:is|are|was)\b\W{{0,3}})?"
+    return re.search(rf"{label}{re.escape(value)}(?!\w)", text) is not None
