@@ -40,7 +40,12 @@ def data_paths(kind: type[Any]) -> list[Path]:
     if not names:
         return []
     owner = next(base for base in kind.__mro__ if "data" in vars(base))
-    folder = Path(inspect.getfile(owner)).resolve().parent
+    try:
+        folder = Path(inspect.getfile(owner)).resolve().parent
+    except (OSError, TypeError) as error:  # defined in a notebook, for instance
+        raise ContractError(
+            f"{owner.__name__}.data names files beside its module, which has no file"
+        ) from error
     paths = [folder / name for name in names]
     for name, path in zip(names, paths, strict=True):
         found = path.resolve()

@@ -20,37 +20,39 @@ FrozenLake = wrap(
 )
 
 
-class Echo(gymnasium.Env[str, str]):
-    """Shows a number, and pays for its repetition: 2 for the number, minus 1 for another text."""
+class Sums(gymnasium.Env[str, str]):
+    """Asks for a sum, and pays 2 for it, minus 1 for another text."""
 
     observation_space = Text(99)
     action_space = Text(99)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
-        self.number = str(self.np_random.integers(10**6))
-        return f"Say {self.number}", {}
+        one, other = (int(number) for number in self.np_random.integers(10**6, size=2))
+        self.number = str(one + other)
+        return f"What is {one} + {other}?", {}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         right = action == self.number
         return ("Right." if right else "Wrong."), 2.0 if right else -1.0, right, False, {}
 
 
-class EchoEnv(GymnasiumEnv):
-    """`Echo`, which is solved from a return of 1 on; two is the most."""
+class SumsEnv(GymnasiumEnv):
+    """`Sums`, which is solved from a return of 1 on; two is the most."""
 
-    id: ClassVar[str] = "echo"
+    id: ClassVar[str] = "sums"
     return_range = (0.0, 2.0)
     solved_at = 1.0
 
     @classmethod
     def make(cls) -> gymnasium.Env[Any, Any]:
-        return Echo()
+        return Sums()
 
     @classmethod
     def oracle(cls, task: Task) -> Sequence[str]:
-        observation, _ = Echo().reset(seed=int(str(task.metadata["seed"])))
-        return [observation.removeprefix("Say ")]
+        env = Sums()
+        env.reset(seed=int(str(task.metadata["seed"])))
+        return [env.number]
 
 
 class Numbers(gymnasium.Env[Any, Any]):

@@ -44,4 +44,4 @@ class Notes(McpEnv):
 
     @check()
     def is_noted(self) -> bool:
-        return self.session.call("show", {"number": 1}).startswith(str(self.task.hidden["word"]))
+        return self.session.call("show", {"number": 1}) == f"{self.task.hidden['word']}\n[image]"

@@ -9,9 +9,8 @@ import letters_env
 import pytest
 from letters_env import Letters
 
-from envkit import ContractError, Env, SandboxBackend, Task, UsageError, check, registry
+from envkit import ContractError, Env, SandboxBackend, Task, UsageError, check, evaluate, registry
 from envkit.api.common import load_tasks
-from envkit.audit.code_digest import content_digest
 from envkit.audit.suite import EnvSuite
 from envkit.cli.play_capture import CapturingBackend
 from envkit.contents import data_paths, declared_contents
@@ -95,6 +94,13 @@ def test_a_malformed_declaration_is_named(
         declaring(**names)(tasks=[Task("t", "train", "", {})], sandbox=backend)
 
 
+def test_data_needs_a_module_with_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = type("Typed", (Plain,), {"data": ["a.csv"], "__module__": "__main__"})
+    monkeypatch.delattr("__main__.__file__", raising=False)
+    with pytest.raises(ContractError, match=r"Typed.data names files beside its module, which has no file"):
+        data_paths(kind)
+
+
 def test_a_sandbox_that_cannot_hold_it_is_refused_before_an_episode(backend: SandboxBackend) -> None:
     tasks = [Task("t", "train", "", {})]
     with pytest.raises(UsageError, match=r"'process' cannot hold 'jinja2==3.1.6'"):
@@ -117,6 +123,18 @@ def test_tasks_made_checked_and_played_by_name_have_the_packages(
     env.close()
 
 
+def test_a_report_names_what_the_sandboxes_held(
+    backend: SandboxBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "environment", lambda name: Letters)
+    found = evaluate("letters", agent="oracle", samples=1, sandbox=backend, root=tmp_path, display="quiet")
+    lock = Letters.equip(backend).lock
+    [page] = tmp_path.rglob("report.md")
+    assert "| In the sandbox | jinja2 3.1.6, markupsafe 3" in page.read_text()
+    assert lock.digest[:12] in page.read_text()
+    assert found.solve_rate.estimate == 1
+
+
 def test_a_players_files_are_captured_with_packages_too(backend: SandboxBackend) -> None:
     capturing = CapturingBackend(Letters.equip(backend))
     env = Letters(tasks=load_tasks(Letters, None, "train", capturing, Silent()), sandbox=capturing)
@@ -125,19 +143,3 @@ def test_a_players_files_are_captured_with_packages_too(backend: SandboxBackend)
     capturing.paths = env.task.files
     env.close()
     assert capturing.files == {"photo.bin": bytes(range(256)), "note.txt": b"Be kind."}
-
-
-def test_data_of_a_module_in_no_package_counts_in_its_digest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(letters_env, "__file__", str(tmp_path / "letters_env.py"))
-    (tmp_path / "letters_data").mkdir()
-    (tmp_path / "letters_env.py").write_text("x = 1\n")
-    for name in ("letter.txt", "stamp.bin", "other.txt"):
-        (tmp_path / "letters_data" / name).write_text("one")
-    monkeypatch.setattr("inspect.getfile", lambda kind: str(tmp_path / "letters_env.py"))
-    before = content_digest(Letters)
-    (tmp_path / "letters_data/other.txt").write_text("two")
-    assert content_digest(Letters) == before
-    (tmp_path / "letters_data/stamp.bin").write_text("two")
-    assert content_digest(Letters) != before

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 from guess_env import Backend
-from lakes import EchoEnv, FrozenLake, NumbersEnv
+from lakes import SumsEnv, FrozenLake, NumbersEnv
 
 from envkit import ContractError, Env, GymnasiumEnv, UsageError, wrap
+from envkit.audit.certificate import certify
 from envkit.audit.suite import EnvSuite
 from envkit.display import Silent
+from envkit.registry import sandbox_backend
 
 
 def made(kind: type[Env], **options: Any) -> Env:
@@ -27,12 +29,8 @@ def lake() -> Iterator[Env]:
     env.close()
 
 
-class TestFrozenLake(EnvSuite):
-    kind = FrozenLake
-
-
-class TestEcho(EnvSuite):
-    kind = EchoEnv
+class TestSums(EnvSuite):
+    kind = SumsEnv
 
 
 def test_what_is_rendered_is_the_observation_and_names_are_actions(lake: Env) -> None:
@@ -50,8 +48,15 @@ def test_other_actions_are_explained_and_change_nothing(lake: Env, action: str) 
     assert "[F]HFH" in lake.step("down")[0], before
 
 
+def test_an_audit_says_that_a_lake_with_one_map_has_no_held_out_tasks(lake: Env) -> None:
+    found = {finding.check: finding for finding in certify(FrozenLake, sandbox_backend(), Silent()).findings}
+    failed = [name for name, finding in found.items() if finding.ok is False]
+    assert failed == ["splits share no task"]
+    assert "200 of 200 held-out tasks are train tasks" in found[failed[0]].detail
+
+
 def test_the_return_is_scaled_paid_turn_by_turn_and_compared_with_the_goal() -> None:
-    env = made(EchoEnv, max_turns=5)
+    env = made(SumsEnv, max_turns=5)
     for wrong, total, solved in ((0, 1.0, True), (1, 0.5, True), (2, 0.0, False)):
         env.reset(seed=1)
         right = env.oracle(env.task)[0]
@@ -66,13 +71,13 @@ def test_a_task_is_a_seed_and_no_split_shares_one() -> None:
     splits = {
         split: {
             str(task.metadata["seed"])
-            for task in EchoEnv.make_tasks(split, sandbox=Backend(), display=Silent())
+            for task in SumsEnv.make_tasks(split, sandbox=Backend(), display=Silent())
         }
         for split in ("train", "heldout", "test")
     }
     assert sum(map(len, splits.values())) == len(set[str]().union(*splits.values())) == 1400
     with pytest.raises(UsageError, match="has no 'dev' tasks"):
-        EchoEnv.make_tasks("dev", sandbox=Backend(), display=Silent())
+        SumsEnv.make_tasks("dev", sandbox=Backend(), display=Silent())
 
 
 def test_numbers_are_literals_of_the_action_space() -> None:
@@ -101,7 +106,7 @@ def test_a_class_made_in_one_call_can_be_pickled_and_lives_where_it_was_made() -
         "lakes",
         "external",
     )
-    here = wrap(EchoEnv.make, id="echo_here", solved_at=1.0)
-    assert (here.__name__, here.__module__) == ("EchoHere", __name__)
-    with pytest.raises(ContractError, match="EchoHere has no oracle"):
+    here = wrap(SumsEnv.make, id="sums_here", solved_at=1.0)
+    assert (here.__name__, here.__module__) == ("SumsHere", __name__)
+    with pytest.raises(ContractError, match="SumsHere has no oracle"):
         here.oracle(here.make_tasks("starter", sandbox=Backend(), display=Silent())[0])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from envkit.tools import Tool, ToolCall, format_call, parse_call
+from envkit.tools import Tool, ToolCall, format_call, parse_calls
 
 _FENCE: Final = re.compile(r"(?s)(?<=```)([^\n`]*\n)(.*?)(\n?)(?=```)")
 #: A wrong answer that no near miss resembles, by type.
@@ -33,7 +33,7 @@ def answers_of(actions: Sequence[str], tools: Sequence[Tool]) -> list[Answer]:
     """The values in actions: every argument of a call, or an action's text."""
     found: list[Answer] = []
     for index, action in enumerate(actions):
-        call = parse_call(action, tools) if tools else ""
+        call = parse_calls(action, tools)[0] if tools else ""
         if isinstance(call, ToolCall):
             found += [Answer(index, name, value) for name, value in call.arguments.items()]
         else:
@@ -46,7 +46,7 @@ def replaced(actions: Sequence[str], answer: Answer, value: Any, tools: Sequence
     """The actions with another value in an answer's place."""
     action = actions[answer.action]
     if answer.argument:
-        call = cast("ToolCall", parse_call(action, tools))
+        call = cast("ToolCall", parse_calls(action, tools)[0])
         changed = format_call(call.tool.name, {**call.arguments, answer.argument: value})
     elif _FENCE.search(action):
         changed = _FENCE.sub(lambda match: f"{match[1]}{value}{match[3]}", action, count=1)

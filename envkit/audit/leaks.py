@@ -18,7 +18,7 @@ from envkit.audit.instrumented import InstrumentedBackend
 from envkit.audit.scanner import SandboxScanner
 from envkit.audit.spellings import spellings, stored
 from envkit.audit.words import minimal_call
-from envkit.tools import ToolCall, parse_call
+from envkit.tools import ToolCall, parse_calls
 from envkit.types import JSON, Task
 
 #: Shortest hidden text to search for, in characters. Shorter ones occur by chance.
@@ -159,7 +159,7 @@ def _calls(audited: AuditedEnv, task: Task, secrets: Sequence[str]) -> list[str]
     """A call of each tool with the smallest arguments, and the calls of oracles that do not say a secret."""
     tools = audited.kind.tools
     actions = [*[*audited.kind.oracle(task)][:-1], *audited.wrong_actions(task)] if tools else []
-    calls = ((action, parse_call(action, tools)) for action in actions)
+    calls = ((action, parse_calls(action, tools)[0]) for action in actions)
     given = [action for action, call in calls if isinstance(call, ToolCall) and not call.tool.ends]
     smallest = [minimal_call(tool) for tool in tools if not tool.ends]
     return [*smallest, *_unless_told(given, secrets)]

@@ -22,28 +22,16 @@ from envkit.types import Verdict
 
 #: Packages that the sandbox needs. One version, so that the verdict of a suite does not depend on the day.
 PYTEST: Final = Contents(("pytest==9.2.0",))
-#: Modules that this version imports before any test, for backends that import modules ahead (``warm``).
+#: Names of this version's plugins, which pytest imports before any test.
+_PLUGINS: Final = (
+    "mark main runner fixtures helpconfig python terminal debugging unittest capture skipping legacypath "
+    "tmpdir monkeypatch recwarn pastebin assertion junitxml doctest cacheprovider setuponly setupplan "
+    "stepwise unraisableexception threadexception warnings logging reports faulthandler subtests"
+)
+#: Modules for backends to import ahead (``warm``).
 PYTEST_MODULES: Final = (
     "pytest",
-    *(
-        f"_pytest.{name}"
-        for name in (
-            *("mark", "main", "runner", "fixtures", "helpconfig", "python", "terminal", "debugging"),
-            *(
-                "unittest",
-                "capture",
-                "skipping",
-                "legacypath",
-                "tmpdir",
-                "monkeypatch",
-                "recwarn",
-                "pastebin",
-            ),
-            *("assertion", "junitxml", "doctest", "cacheprovider", "setuponly", "setupplan", "stepwise"),
-            *("unraisableexception", "threadexception", "warnings", "logging", "reports", "faulthandler"),
-            "subtests",
-        )
-    ),
+    *(f"_pytest.{name}" for name in _PLUGINS.split()),
     *("difflib", "pdb", "unittest", "xml.etree.ElementTree"),
 )
 #: The `Grade.weakness` of every grade made here.

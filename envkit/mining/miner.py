@@ -228,17 +228,9 @@ def _stable(backend: SandboxBackend, trials: Sequence[_Trial], split: str) -> li
 def _labelled(backend: SandboxBackend, tasks: Sequence[Task], trials: Sequence[_Trial]) -> list[Task]:
     """Add ``metadata["enumerate"]``: True if search alone solves the task."""
     by_source = {trial.function.source: trial for trial in trials}
-    found = fitting_mutants(
-        backend,
-        [
-            (
-                text_file(task, SOLUTION, "the broken program"),
-                str(task.metadata["function"]),
-                examples_of(task),
-            )
-            for task in tasks
-        ],
-    )
+    texts = [text_file(task, SOLUTION, "the broken program") for task in tasks]
+    named = [(str(task.metadata["function"]), examples_of(task)) for task in tasks]
+    found = fitting_mutants(backend, [(text, *rest) for text, rest in zip(texts, named, strict=True)])
     searched = [
         replace(by_source[task.source], mutants=[] if text is None else [_Mutant(Bug("", "", text, 0, 0, 0))])
         for task, text in zip(tasks, found, strict=True)

@@ -180,9 +180,8 @@ def reap(client: Any, user: int) -> list[str]:
     from docker.errors import APIError
 
     removed: list[str] = []
-    with rootfs.one_at_a_time(
-        rootfs.cache(user) / _LOCK
-    ):  # never during a build, which needs its intermediate images
+    # Never during a build, which needs its intermediate images.
+    with rootfs.one_at_a_time(rootfs.cache(user) / _LOCK):
         stages = client.images.list(filters={"label": _STAGE, "dangling": True})
         ours = client.images.list(filters={"label": f"{_HOST}={platform.node()}"})
         for image in [*stages, *(image for image in ours if _is_old(image))]:

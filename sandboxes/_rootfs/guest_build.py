@@ -47,18 +47,8 @@ def build(root: Path) -> None:
         subprocess.SubprocessError: ``ldd`` did not end.
     """
     binary, library = Path(sys.executable).resolve(), Path(os.__file__).resolve().parent
-    for folder in (
-        "usr/bin",
-        "usr/lib",
-        "usr/share",
-        "proc",
-        "dev",
-        "tmp",
-        WORKSPACE[1:],
-        PACKAGES[1:],
-        DATA[1:],
-    ):
-        (root / folder).mkdir(parents=True)
+    for folder in ("/usr/bin", "/usr/lib", "/usr/share", "/proc", "/dev", "/tmp", WORKSPACE, PACKAGES, DATA):
+        (root / folder[1:]).mkdir(parents=True)
     # One flat library folder, under every name in the loader's default search path.
     for link, target in {"lib": "usr/lib", "lib64": "usr/lib", "usr/lib64": "lib", "bin": "usr/bin"}.items():
         (root / link).symlink_to(target)

@@ -19,6 +19,7 @@ from envkit.sandbox import DATA, PACKAGES, Contents, Lock
 from envkit.sandboxes._rootfs import wheels
 from envkit.sandboxes._rootfs.guest_build import make_readable
 from envkit.sandboxes._rootfs.rootfs import cache, made, one_at_a_time, scratch_folder
+from envkit.sandboxes._sandbox import system_errors
 
 _LOG: Final = logging.getLogger("envkit.sandboxes")
 #: Part of the folders' names. Raise it when their content changes.
@@ -52,7 +53,8 @@ def folders(uid: int, contents: Contents) -> Mapping[str, Path]:
     """
     if not (contents.packages or contents.toolchains or contents.data):
         return {}
-    return _folders(cache(uid), contents)
+    with system_errors("prepare what sandboxes hold"):
+        return _folders(cache(uid), contents)
 
 
 @functools.lru_cache(maxsize=64)
@@ -72,8 +74,9 @@ def lock(uid: int, contents: Contents) -> Lock:
     Raises:
         ConfigError, SandboxUnavailable: as for `folders`.
     """
-    packages = _locked(cache(uid), contents) if contents.packages or contents.toolchains else ()
-    return Lock(packages, data_digest(contents.data) if contents.data else "")
+    with system_errors("look up what sandboxes hold"):
+        packages = _locked(cache(uid), contents) if contents.packages or contents.toolchains else ()
+        return Lock(packages, data_digest(contents.data) if contents.data else "")
 
 
 def _packages_folder(parent: Path, contents: Contents) -> Path:

@@ -191,6 +191,33 @@ def test_an_environment_in_one_file_counts_with_the_one_that_it_inherits_from(
     assert len({*digests}) == 3
 
 
+def test_declared_data_counts_even_if_it_is_named_like_a_document(package: Path) -> None:
+    kind = loaded("wares.envs.made")
+    (package / "envs/README.md").write_text("1")
+    kind.data = ["README.md"]
+    before = content_digest(kind)
+    (package / "envs/README.md").write_text("2")
+    assert content_digest(kind) != before
+
+
+def test_declared_data_of_an_environment_in_one_file_counts_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "alone.py").write_text(BASE)
+    (tmp_path / "tables").mkdir()
+    for name in ("tables/a.csv", "tables/b.csv", "c.csv"):
+        (tmp_path / name).write_text("1")
+    kind = loaded("alone")
+    kind.data = ["tables"]
+    digests = [content_digest(kind)]
+    for name in ("c.csv", "tables/a.csv", "tables/b.csv"):
+        (tmp_path / name).write_text("2")
+        digests.append(content_digest(kind))
+    assert [one == digests[0] for one in digests] == [True, True, False, False]
+    assert digests[2] != digests[3]
+
+
 def test_a_package_without_bound_is_refused(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = loaded("wares.envs.made")
     monkeypatch.setattr(code_digest, "_MAX_BYTES", 2**20)

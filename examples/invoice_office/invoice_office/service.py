@@ -36,7 +36,7 @@ class RefusedError(Exception):
 class Office:
     def __init__(self, start: dict) -> None:
         self.today = start["today"]
-        self.data = sqlite3.connect("office.db")
+        self.data = sqlite3.connect(":memory:")
         self.data.row_factory = sqlite3.Row
         self.data.executescript(TABLES)
         for row in start["invoices"]:
@@ -52,7 +52,9 @@ class Office:
     def rows(self, sql: str, *values: object) -> list[dict]:
         return [dict(row) for row in self.data.execute(sql, values)]
 
-    def one(self, table: str, number: object) -> dict:
+    def one(self, table: str, number: int) -> dict:
+        if abs(number) >= 2**63:  # more than SQLite can hold
+            raise RefusedError(f"there is no {table} of that number")
         found = self.rows(f"SELECT * FROM {table} WHERE number = ?", number)
         if not found:
             raise RefusedError(f"there is no {table} {number}")
