@@ -61,12 +61,19 @@ def source_constants(kind: type[Env]) -> list[Constant]:
     return [value for _, value in sorted(ranked, key=lambda key: ranked[key])]
 
 
+#: Beginnings of names of folders and libraries. Set to nonsense, they break a process, or litter this one's.
+_FOLDERS: Final = ("XDG_", "LD_", "PYTHON", "TMP", "TEMP", "HOME", "PATH")
+
+
 def variable_names(constants: Sequence[Constant]) -> list[str]:
     """Constants that may be names of environment variables, and are none of this process."""
     return [
         each
         for each in constants
-        if isinstance(each, str) and _VARIABLE.fullmatch(each) and each not in os.environ
+        if isinstance(each, str)
+        and _VARIABLE.fullmatch(each)
+        and each not in os.environ
+        and not each.startswith(_FOLDERS)
     ]
 
 

@@ -17,7 +17,6 @@ from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable
 from envkit.audit.runner import AUDIT_CHECKS
 from envkit.display import Silent
 from envkit.env import Env
-from envkit.registry import sandbox_backend
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task
 
@@ -39,8 +38,8 @@ class EnvSuite:
     @pytest.fixture(scope="class")
     @classmethod
     def backend(cls) -> SandboxBackend:
-        """The best isolated backend on this machine."""
-        return sandbox_backend()
+        """The best isolated backend on this machine, with what the environment's class declares."""
+        return cls.kind.equip()
 
     @pytest.fixture(scope="class")
     @classmethod
