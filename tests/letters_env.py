@@ -69,7 +69,7 @@ class Letters(Env):
             "thing": thing.encode(errors="replace").decode(),
         }
         self.letter = filled(self.sandbox, words)
-        return self.letter
+        return "Written."
 
     @tool(ends=True)
     def send(self) -> str:

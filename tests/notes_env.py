@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from envkit import Task, check, tool
+from envkit import Task, UsageError, check, tool
 from envkit.mcp import McpEnv
 from envkit.sandbox import PYTHON_OPTIONS
 
 PROGRAM = Path(__file__).with_name("notes_server.py").read_text()
-WORDS, HELD_OUT = ("tea", "milk"), ("salt", "rice")
+WORDS = ("tea", "milk", "bread", "jam", "soap", "eggs")
+HELD_OUT = ("salt", "rice")
 
 
 def _task(split: str, word: str) -> Task:
@@ -44,4 +45,9 @@ class Notes(McpEnv):
 
     @check()
     def is_noted(self) -> bool:
-        return self.session.call("show", {"number": 1}) == f"{self.task.hidden['word']}\n[image]"
+        noted = self.session.call("show", {"number": 1}).partition("\n")[0]
+        try:
+            self.session.call("show", {"number": 2})
+        except UsageError:
+            return noted == self.task.hidden["word"]
+        return False  # another one, too

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from guess_env import Backend
-from lakes import SumsEnv, FrozenLake, NumbersEnv
+from lakes import FrozenLake, NumbersEnv, SumsEnv
 
 from envkit import ContractError, Env, GymnasiumEnv, UsageError, wrap
 from envkit.audit.certificate import certify

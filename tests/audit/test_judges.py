@@ -20,11 +20,12 @@ from judged_letters import (
     judged_text,
 )
 
-from envkit import LabelledText, Rubric, SandboxBackend, check
+from envkit import LabelledText, Rubric, SandboxBackend, Task, check
 from envkit.audit.audited_env import AuditedEnv
 from envkit.audit.runner import AUDIT_CHECKS, Finding, run_audit
 from envkit.display import Silent
 from envkit.sandboxes.process import ProcessBackend
+from envkit.tools import format_call
 
 CHECK = "judges agree"
 Audit = Callable[..., Finding]
@@ -168,7 +169,18 @@ def test_it_does_not_apply_without_judged_checks(audit: Audit) -> None:
 def test_an_environment_with_a_judge_passes_the_whole_audit(
     tmp_path: Path, serve: Callable[[Say], Api], backend: SandboxBackend
 ) -> None:
+    class Addressed(LetterDesk):
+        """A letter to somebody else, or to several, earns nothing, however polite it is."""
+
+        @classmethod
+        def oracle(cls, task: Task) -> Sequence[str]:
+            return [format_call("write", {"text": f"Please, {task.hidden['customer']}"}), "send()"]
+
+        @check(weight=3, gate=True)
+        def is_addressed(self) -> bool:
+            return [word for word in self.letter.split() if "Gray" in word] == [self.task.hidden["customer"]]
+
     with fresh_models(tmp_path / "cache"):
-        kind = desk(tmp_path, serve(honest).url)
+        kind = desk(tmp_path, serve(honest).url, Addressed)
         found = run_audit(AuditedEnv(kind, TASKS, backend, kind.max_turns), Silent())
     assert [finding for finding in found if finding.ok is False] == []

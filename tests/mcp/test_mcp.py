@@ -49,8 +49,13 @@ def test_an_episode(env: Notes) -> None:
     )
     assert added[0].startswith('{"text": "a\\nb", "urgent": true, "kind": "list"} is note 2')
     assert env.step("show(2)")[0] == "a\nb\n[image]"
-    _, reward, terminated, _, info = env.step("done()")
-    assert (reward, terminated, info["solved"]) == (1.0, True, True)
+    for more, solved in ((False, True), (True, False)):
+        env.reset(options={"task": "train/tea"})
+        env.step("add('tea')")
+        if more:
+            env.step("add('milk')")
+        _, reward, terminated, _, info = env.step("done()")
+        assert (reward, terminated, info["solved"]) == (float(solved), True, solved)
 
 
 @pytest.mark.parametrize(

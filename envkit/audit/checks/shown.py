@@ -191,8 +191,16 @@ def _answers_by_kind(audited: AuditedEnv, tasks: Sequence[Task]) -> Mapping[str,
     return {name: answers for name, answers in found.items() if len({*answers.values()}) >= _MIN_VALUES}
 
 
+def _file_texts(task: Task) -> dict[str, str]:
+    """The task's files as texts; what is no UTF-8 is replaced."""
+    return {
+        path: content if isinstance(content, str) else content.decode(errors="replace")
+        for path, content in task.files.items()
+    }
+
+
 def _without_public(text: str, task: Task) -> str:
-    for public in sorted((task.prompt, *task.files.values()), key=len, reverse=True):
+    for public in sorted((task.prompt, *_file_texts(task).values()), key=len, reverse=True):
         text = text.replace(public, " ") if public else text
     return text
 
@@ -215,7 +223,7 @@ def _revealing_place(tasks: Sequence[Task], answers: Mapping[str, str]) -> str:
         return "a label in the prompt"
     for path in dict.fromkeys(path for task in tasks for path in task.files):
         is_label = re.fullmatch(rf"(?i)\.?{_LABEL}(\.\w+)?", path.rpartition("/")[2]) is not None
-        texts = [task.files.get(path, "") for task in tasks]
+        texts = [_file_texts(task).get(path, "") for task in tasks]
         if all(
             _is_labelled(value, text) or (is_label and _count(value, text))
             for value, text in zip(values, texts, strict=True)

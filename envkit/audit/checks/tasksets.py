@@ -65,6 +65,9 @@ def _made_twice(audited: AuditedEnv, split: str) -> Sequence[Task]:
 
 def _content(task: Task) -> bytes:
     """Digest of what a task asks, gives and hides, whatever its id, its metadata and its punctuation are."""
-    parts: Sequence[str | Mapping[str, object]] = (task.prompt, task.files, task.hidden)
+    files = {
+        path: content if isinstance(content, str) else content.hex() for path, content in task.files.items()
+    }
+    parts: Sequence[str | Mapping[str, object]] = (task.prompt, files, task.hidden)
     text = _BETWEEN_WORDS.sub(" ", canonical([*parts]).casefold())
     return hashlib.sha256(text.encode(errors="surrogatepass")).digest()

@@ -157,7 +157,9 @@ def every_answer_earns_nothing(audited: AuditedEnv) -> str:
     count = 0
     for task in audited.spread(3):
         rest = [actions for name, actions in oracles.items() if name != task.id]
-        for actions in every_answer([audited.oracle_actions(task), *rest], audited.kind.tools):
+        # Not first: of several calls in one message, the first is the one that is made.
+        answers = [*rest[:1], audited.oracle_actions(task), *rest[1:]]
+        for actions in every_answer(answers, audited.kind.tools):
             if gain := _gain_of_exploit(audited, task, audited.attempt(task, actions)):
                 raise AuditFailure(f"giving the answers to all tasks at once {gain}: {actions!r:.200}")
             count += 1
