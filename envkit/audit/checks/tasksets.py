@@ -69,5 +69,9 @@ def _content(task: Task) -> bytes:
         path: content if isinstance(content, str) else content.hex() for path, content in task.files.items()
     }
     parts: Sequence[str | Mapping[str, object]] = (task.prompt, files, task.hidden)
-    text = _BETWEEN_WORDS.sub(" ", canonical([*parts]).casefold())
-    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()
+    return hashlib.sha256(_plain(canonical([*parts])).encode(errors="surrogatepass")).digest()
+
+
+def _plain(text: str) -> str:
+    """The words of a text, whatever their case and what stands between them."""
+    return _BETWEEN_WORDS.sub(" ", text.casefold())
