@@ -165,15 +165,20 @@ def answers_are_not_shown(audited: AuditedEnv) -> str:
         raise NotApplicable(f"fewer than {_MIN_VALUES} tasks have short, different answers")
     firsts = {task.id: str(_beginning(audited, task)[_FIRST]) for task in audited.tasks}
     for kind, answers in kinds.items():
-        played = [task for task in audited.tasks if task.id in answers]
-        values = [answers[task.id] for task in played]
-        beside = [_without_public(firsts[task.id], task) for task in played]
-        if len({*values}) >= _MIN_VALUES and (way := _spelled_in_each(values, beside)):
-            raise AuditFailure(
-                f"beside the request, the first observation of every task shows {kind} ({way})"
-            )
-        if place := _revealing_place([task for task in tasks if task.id in answers], answers):
+        answered = [task for task in tasks if task.id in answers]
+        if place := _label(answered, answers):
             raise AuditFailure(f"{place} of every task holds {kind}")
+        if 2 * sum(_is_given(answers[task.id], task) for task in answered) >= len(answered):
+            continue  # the task itself says it, and finding it there or doing it is the work
+        played = [task for task in audited.tasks if task.id in answers]
+        places = {"the id": (answered, [task.id for task in answered])}
+        places["the first observation"] = played, [firsts[task.id] for task in played]
+        for key in dict.fromkeys(key for task in answered for key in task.metadata):
+            places[f"metadata.{key}"] = answered, [_scalar(task.metadata.get(key, "")) for task in answered]
+        for place, (shown, texts) in places.items():
+            values = [answers[task.id] for task in shown]
+            if len({*values}) >= _MIN_VALUES and (way := _spelled_in_each(values, texts)):
+                raise AuditFailure(f"{place} of every task shows {kind} ({way})")
     return f"{sum(map(len, kinds.values()))} answers of {len(tasks)} tasks cannot be read off by one rule"
 
 
@@ -191,35 +196,20 @@ def _answers_by_kind(audited: AuditedEnv, tasks: Sequence[Task]) -> Mapping[str,
     return {name: answers for name, answers in found.items() if len({*answers.values()}) >= _MIN_VALUES}
 
 
-def _without_public(text: str, task: Task) -> str:
-    for public in sorted((task.prompt, *task.files.values()), key=len, reverse=True):
-        text = text.replace(public, " ") if public else text
-    return text
+def _is_given(value: str, task: Task) -> bool:
+    """True if the prompt or a file says a value in any spelling."""
+    public = "\n".join((task.prompt, *task.files.values()))
+    return any(_count(spelled, public) for spelled in spellings(value).values())
 
 
-def _revealing_place(tasks: Sequence[Task], answers: Mapping[str, str]) -> str:
-    """A public place where one rule finds the answers to all tasks; empty if there is none."""
-    values = [answers[task.id] for task in tasks]
-    asked = [
-        any(_count(spelled, task.prompt) for spelled in spellings(value).values())
-        for value, task in zip(values, tasks, strict=True)
-    ]
-    if 2 * sum(asked) < len(tasks):  # else the request itself says it, and doing it is the work
-        names = {"id": [task.id for task in tasks]}
-        for key in dict.fromkeys(key for task in tasks for key in task.metadata):
-            names[f"metadata.{key}"] = [_scalar(task.metadata.get(key, "")) for task in tasks]
-        for place, texts in names.items():
-            if _spelled_in_each(values, texts):
-                return place
-    if all(_is_labelled(value, task.prompt) for value, task in zip(values, tasks, strict=True)):
+def _label(tasks: Sequence[Task], answers: Mapping[str, str]) -> str:
+    """The text or file of all tasks that labels its answer as such; empty if there is none."""
+    if all(_is_labelled(answers[task.id], task.prompt) for task in tasks):
         return "a label in the prompt"
     for path in dict.fromkeys(path for task in tasks for path in task.files):
         is_label = re.fullmatch(rf"(?i)\.?{_LABEL}(\.\w+)?", path.rpartition("/")[2]) is not None
-        texts = [task.files.get(path, "") for task in tasks]
-        if all(
-            _is_labelled(value, text) or (is_label and _count(value, text))
-            for value, text in zip(values, texts, strict=True)
-        ):
+        pairs = [(answers[task.id], task.files.get(path, "")) for task in tasks]
+        if all(_is_labelled(value, text) or (is_label and _count(value, text)) for value, text in pairs):
             return f"the file {path}"
     return ""
 
