@@ -222,7 +222,10 @@ class AuditedEnv:
                 return play_on(env, task, actions, seed, before_turn)
 
         self._played.add(task.id)
-        return run_with_timeout(episode, f"task {task.id}", instrumented.close)
+        try:
+            return run_with_timeout(episode, f"task {task.id}", instrumented.close)
+        finally:
+            instrumented.close()  # an episode that was broken on purpose may have left some open
 
     def play_oracle(self, task: Task, **options: Any) -> PlayedEpisode:
         """Play the oracle's actions; options as for `play`."""
