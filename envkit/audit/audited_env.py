@@ -278,7 +278,7 @@ class AuditedEnv:
         """The episode of `wrong_actions`. It is played once."""
         return self._once("wrong", task, lambda: self.play(task, self.wrong_actions(task)))
 
-    def unearned(self, task: Task, episode: PlayedEpisode | None) -> str:
+    def unearned(self, task: Task, episode: Outcome | None) -> str:
         """The reason why an episode without the work earns too much; empty if it does not.
 
         It may earn what doing nothing earns. If unfinished work earns more than that, the environment gives

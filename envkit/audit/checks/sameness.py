@@ -97,7 +97,10 @@ def same_elsewhere(audited: AuditedEnv) -> str:
 
 
 def same_after_many(audited: AuditedEnv) -> str:
-    """An instance that has played many episodes, and a fresh one beside it, play as they did before."""
+    """An instance that has played many episodes, and a fresh one beside it, play as they did before.
+
+    The episodes are of all tasks, each with another seed, and nothing is done in them.
+    """
     task = audited.tasks[0]
     noop = [audited.kind.noop_action]
     watched = {  # other checks have played these early
@@ -110,11 +113,18 @@ def same_after_many(audited: AuditedEnv) -> str:
 
     def play() -> None:
         nonlocal count
-        with contextlib.closing(audited.make([task], instrumented)) as env:
+        with contextlib.closing(audited.make(audited.all_tasks, instrumented)) as env:
             ends_s = time.monotonic() + _EPISODES_TIMEOUT_S
-            end = audited.ending_calls()[0]
+            end = audited.ending_calls()[:1]
             while count < wanted and time.monotonic() < ends_s:
-                _play_twice_if_it_breaks(env, task, [end], count)
+                each = audited.all_tasks[count % len(audited.all_tasks)]
+                if _earns(_play_twice_if_it_breaks(env, each, end, count)):
+                    # The smallest answer may be right by chance, so nothing at all is tried.
+                    idle = _play_twice_if_it_breaks(env, each, noop, count)
+                    if gain := audited.unearned(each, idle):
+                        raise AuditFailure(
+                            f"doing nothing {gain}, in episode {count} of one instance, with seed {count}"
+                        )
                 count += 1
             for name, (actions, before) in watched.items():
                 after = _play_twice_if_it_breaks(env, task, actions, 0)
@@ -160,6 +170,10 @@ def _elsewhere(
 def _require_equal(task: Task, what: str, one: Replayed, other: Replayed) -> None:
     if difference := one.difference(other):
         raise AuditFailure(f"task {task.id}: {what} in {difference}")
+
+
+def _earns(episode: Replayed) -> bool:
+    return episode.solved or episode.reward > 0
 
 
 def _play_twice_if_it_breaks(env: Env, task: Task, actions: Sequence[str], seed: int) -> Replayed:

@@ -12,7 +12,7 @@ from typing import Final
 from envkit.audit.answers import answers_of, near_misses
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable
 from envkit.audit.spellings import spellings
-from envkit.audit.words import minimal_call
+from envkit.audit.words import filled_call, minimal_call
 from envkit.grading import canonical
 from envkit.types import JSON, Task
 
@@ -28,6 +28,8 @@ _MIN_VALUES: Final = 3
 _MAX_TASKS: Final = 200
 #: Largest share of other tasks whose text holds a task's answer as often, by chance.
 _MAX_ELSEWHERE: Final = 0.2
+#: A text and a number that no task is about.
+_JUNK: Final = ("zqx", 987_654_321)
 _FIRST: Final = "the first observation"
 #: Words that label an answer, in a text or as the name of a file or a field.
 _LABEL: Final = r"(?:answers?|solutions?|secrets?|oracle|ground.?truth)"
@@ -119,7 +121,9 @@ def _require_untold(audited: AuditedEnv, twins: _Twins) -> None:
     said = {canonical(value) for value in twins.values}
     others = [each for each in audited.tasks if canonical(each.hidden.get(twins.field)) not in said]
     other = audited.oracle_actions(others[0]) if others else list[str]()
-    full = [*map(minimal_call, tools), *shared, *other]
+    # Several times, because help may come after a few failures.
+    failing = [filled_call(tool, word) for _ in range(3) for tool in tools for word in _JUNK]
+    full = [*map(minimal_call, tools), *shared, *failing, *other]
     texts = _texts(audited, twins, full) if full else []
     if texts and (way := _spelled_in_each([_scalar(value) for value in twins.values], texts)):
         raise AuditFailure(f"task {task.id}: {full!r:.100} show {hidden} ({way})")

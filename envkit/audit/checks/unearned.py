@@ -10,7 +10,7 @@ from typing import Final
 from envkit.audit.answers import answers_of, replaced
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable, PlayedEpisode
 from envkit.audit.source_constants import Constant, source_constants
-from envkit.audit.words import CLAIMS, PADDING, every_answer, forged, minimal_call, spoken
+from envkit.audit.words import CLAIMS, ODD, PADDING, every_answer, forged, minimal_call, spoken
 from envkit.types import Task
 
 #: Largest mean share of the oracle's reward that noise may earn. Some answers are right by chance.
@@ -101,11 +101,11 @@ def _gain_of_exploit(audited: AuditedEnv, task: Task, episode: PlayedEpisode | N
 
 
 def claims_earn_nothing(audited: AuditedEnv) -> str:
-    """The agent's own word for its success, long texts, and actions with padding earn nothing by it."""
+    """Claims of success, values that pass careless comparisons, long texts and padding earn nothing."""
     tasks = audited.spread(2)
-    count = _try(audited, tasks, _said((*CLAIMS, *PADDING), audited))
+    count = _try(audited, tasks, _said((*CLAIMS, *ODD, *PADDING), audited))
     for task in tasks:
-        count += _try(audited, [task], _hasty(audited))
+        count += _try(audited, [task], _hasty(audited, task))
         for actions, longer in _padded(audited, task):
             base = audited.attempt(task, actions)
             for each in longer:
@@ -218,10 +218,12 @@ def _said(words: Sequence[Constant], audited: AuditedEnv) -> Iterator[_Attempt]:
             yield _Attempt(f"saying {word!r:.60}", actions, word)
 
 
-def _hasty(audited: AuditedEnv) -> Iterator[_Attempt]:
+def _hasty(audited: AuditedEnv, task: Task) -> Iterator[_Attempt]:
     """End the episode after some turns in which nothing was done, or refused actions were sent."""
     refused = ["x" * _MUCH, "\ud800"]
     for end in audited.ending_calls():
+        if end in audited.oracle_actions(task) and "()" not in end:
+            continue  # the smallest arguments happen to be the answer
         for turns in range(audited.max_turns):
             yield _Attempt(f"ending after {turns} idle turns", [*[audited.kind.noop_action] * turns, end])
         yield _Attempt("sending refused actions", [*refused, end])
