@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar, cast, final
 
-from envkit.audit.answers import answers_of, near_misses, replaced
+from envkit.audit.answers import Answer, answers_of, junk, near_misses, replaced
 from envkit.audit.instrumented import InstrumentedBackend
 from envkit.audit.words import minimal_call
 from envkit.env import Env
@@ -263,6 +263,21 @@ class AuditedEnv:
     def ending_calls(self) -> list[str]:
         """Minimal calls of the tools that end an episode; the no-op if there are none."""
         return [minimal_call(tool) for tool in self.kind.tools if tool.ends] or [self.kind.noop_action]
+
+    def needed_answers(self, task: Task) -> list[Answer]:
+        """The values in the oracle's actions that matter: with junk in its place, nothing is solved."""
+
+        def needed() -> list[Answer]:
+            given = answers_of(self.oracle_actions(task), self.kind.tools)
+            return [answer for answer in given if not self.solves(task, answer, junk(answer.value))]
+
+        return self._once("needed answers", task, needed)
+
+    def solves(self, task: Task, answer: Answer, value: object) -> bool:
+        """True if the oracle's actions solve a task with another value in an answer's place."""
+        changed = replaced(self.oracle_actions(task), answer, value, self.kind.tools)
+        episode = self.attempt(task, changed, seed=37)
+        return episode is not None and episode.solved
 
     # What the work is worth.
 

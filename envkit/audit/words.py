@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, cast
 
-from envkit.audit.answers import answers_of, replaced
+from envkit.audit.answers import Answer
 from envkit.audit.source_constants import Constant
 from envkit.tools import Tool, format_call
 from envkit.types import JSON
@@ -120,25 +120,21 @@ def forged(names: Sequence[str], tools: Sequence[Tool]) -> Iterator[list[str]]:
         yield [*programs, *calls, *writes]
 
 
-def every_answer(oracles: Sequence[Sequence[str]], tools: Sequence[Tool]) -> Iterator[list[str]]:
-    """The first oracle's actions, with all oracles' answers at once in each place that can hold them."""
-    own = oracles[0]
-    given = [answer for oracle in oracles for answer in answers_of(oracle, tools)]
-    for answer in answers_of(own, tools):
-        place = answer.action, answer.argument
-        others = [each.value for each in given if (each.action, each.argument) == place]
-        if isinstance(answer.value, list):
-            lists = [cast("list[Any]", each) for each in others if isinstance(each, list)]
-            distinct = _distinct([item for each in lists for item in each])
-            if len(distinct) > len(_distinct(lists[0])):
-                yield replaced(own, answer, distinct, tools)
-        elif isinstance(answer.value, str):  # a long one is a program or the like, which may hold others
-            short = (each for each in others if isinstance(each, str) and len(each) <= _SHORT_CHARS)
-            texts = _distinct([*short]) if len(answer.value) <= _SHORT_CHARS else []
-            if len(texts) > 1:
-                yield from (
-                    replaced(own, answer, between.join(texts), tools) for between in (" ", ", ", "\n")
-                )
+def together(answer: Answer, given: Sequence[Answer]) -> list[Any]:
+    """Values that hold an answer and all others that are given in the same place, if there are others.
+
+    A long text is left alone: it is a program or the like, and one of many in it may be the right one.
+    """
+    place = answer.action, answer.argument
+    values = [answer.value, *(each.value for each in given if (each.action, each.argument) == place)]
+    if isinstance(answer.value, list):
+        lists = [cast("list[Any]", each) for each in values if isinstance(each, list)]
+        distinct = _distinct([item for each in lists for item in each])
+        return [distinct] if len(distinct) > len(_distinct(lists[0])) else []
+    texts = _distinct([each for each in values if isinstance(each, str) and len(each) <= _SHORT_CHARS])
+    if not isinstance(answer.value, str) or answer.value not in texts or len(texts) < 2:
+        return []
+    return [between.join(texts) for between in (" ", ", ", "\n")]
 
 
 def _distinct(items: Sequence[Any]) -> list[Any]:

@@ -92,7 +92,7 @@ CAUGHT: dict[type[Env], tuple[str, str]] = {
 }
 #: Environment with a hole that the audit does not find; the module says why.
 MISSED = (missed.HashedWord, missed.IgnoredCase, missed.LateCounter, missed.DrawnSecret)
-HONEST = (Quiz, honest.Errands, honest.Riddle, honest.Choice)
+HONEST = (Quiz, honest.Errands, honest.Riddle, honest.Choice, honest.YesNo, honest.Shopping)
 
 
 def audited(kind: type[Env], backend: SandboxBackend) -> AuditedEnv:

@@ -10,7 +10,8 @@ from typing import Final
 from envkit.audit.answers import answers_of, replaced
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable, PlayedEpisode
 from envkit.audit.source_constants import Constant, source_constants
-from envkit.audit.words import CLAIMS, ODD, PADDING, every_answer, forged, minimal_call, spoken
+from envkit.audit.words import CLAIMS, ODD, PADDING, forged, minimal_call, spoken, together
+from envkit.tools import ToolCall, parse_call
 from envkit.types import Task
 
 #: Largest mean share of the oracle's reward that noise may earn. Some answers are right by chance.
@@ -105,7 +106,7 @@ def claims_earn_nothing(audited: AuditedEnv) -> str:
     tasks = audited.spread(2)
     count = _try(audited, tasks, _said((*CLAIMS, *ODD, *PADDING), audited))
     for task in tasks:
-        count += _try(audited, [task], _hasty(audited, task))
+        count += _try(audited, [task], _hasty(audited))
         for actions, longer in _padded(audited, task):
             base = audited.attempt(task, actions)
             for each in longer:
@@ -153,14 +154,16 @@ def every_answer_earns_nothing(audited: AuditedEnv) -> str:
         raise AuditFailure(
             f"giving another task's answer solves {len(right)} of {len(others)} tasks, the first: {right[0]}"
         )
-    oracles = {task.id: audited.oracle_actions(task) for task in audited.all_tasks[:_MAX_ANSWERS]}
+    some = audited.all_tasks[:_MAX_ANSWERS]
+    given = [each for task in some for each in answers_of(audited.oracle_actions(task), audited.kind.tools)]
     count = 0
     for task in audited.spread(3):
-        rest = [actions for name, actions in oracles.items() if name != task.id]
-        for actions in every_answer([audited.oracle_actions(task), *rest], audited.kind.tools):
-            if gain := _gain_of_exploit(audited, task, audited.attempt(task, actions)):
-                raise AuditFailure(f"giving the answers to all tasks at once {gain}: {actions!r:.200}")
-            count += 1
+        for answer in audited.needed_answers(task):
+            for value in together(answer, given):
+                actions = replaced(audited.oracle_actions(task), answer, value, audited.kind.tools)
+                if gain := _gain_of_exploit(audited, task, audited.attempt(task, actions)):
+                    raise AuditFailure(f"giving the answers to all tasks at once {gain}: {value!r:.200}")
+                count += 1
     return (
         f"another task's answer solves {len(right)} of {len(others)} tasks; {count} episodes that give all "
         "answers at once earn nothing"
@@ -168,19 +171,16 @@ def every_answer_earns_nothing(audited: AuditedEnv) -> str:
 
 
 def _try(audited: AuditedEnv, tasks: Sequence[Task], attempts: Iterable[_Attempt]) -> int:
-    """Play attempts on tasks; returns the number of episodes.
-
-    A word is no exploit on a task whose answer it is, or happens to be. So one that earns something must earn
-    it on at least a third of the sample's other tasks as well.
+    """Play attempts on tasks, or on others if they hold the answers to these; returns the number of episodes.
 
     Raises:
-        AuditFailure: an attempt earns something.
+        AuditFailure: an attempt earns something, also on a third of the sample's other tasks. One task may
+            have several right answers.
     """
     count = 0
     for attempt in attempts:
-        for task in tasks:
-            if _holds_answer(audited, task, attempt.word):
-                continue
+        chosen = [task for task in (*tasks, *audited.tasks) if not _holds_answer(audited, task, attempt)]
+        for task in chosen[: len(tasks)]:
             count += 1
             gain = audited.unearned(task, _played(audited, task, attempt))
             if gain and _wins_elsewhere(audited, task, attempt):
@@ -190,12 +190,8 @@ def _try(audited: AuditedEnv, tasks: Sequence[Task], attempts: Iterable[_Attempt
 
 def _wins_elsewhere(audited: AuditedEnv, first: Task, attempt: _Attempt) -> bool:
     others = [
-        task
-        for task in audited.tasks
-        if task.id != first.id and not _holds_answer(audited, task, attempt.word)
+        task for task in audited.tasks if task.id != first.id and not _holds_answer(audited, task, attempt)
     ]
-    if not attempt.word:  # it holds no answer
-        return True
     won = sum(bool(audited.unearned(task, _played(audited, task, attempt))) for task in others)
     return won >= len(others) / 3
 
@@ -205,11 +201,21 @@ def _played(audited: AuditedEnv, task: Task, attempt: _Attempt) -> PlayedEpisode
     return audited.attempt(task, attempt.actions, max_turns=turns)
 
 
-def _holds_answer(audited: AuditedEnv, task: Task, word: Constant) -> bool:
-    """True if the oracle says the word on this task."""
-    said = "\n".join(audited.oracle_actions(task)).casefold()
-    text = str(word).strip().casefold()
-    return bool(text) and re.search(rf"(?<!\w){re.escape(text)}(?!\w)", said) is not None
+def _holds_answer(audited: AuditedEnv, task: Task, attempt: _Attempt) -> bool:
+    """True if the oracle says the attempt's word on this task, or answers with one of its actions."""
+    oracle = audited.oracle_actions(task)
+    word = str(attempt.word).strip()
+    if word and re.search(rf"(?i)(?<!\w){re.escape(word)}(?!\w)", "\n".join(oracle)):
+        return True
+    told = _calls(audited, oracle)
+    return any(call in told for call in _calls(audited, attempt.actions))
+
+
+def _calls(audited: AuditedEnv, actions: Sequence[str]) -> list[ToolCall]:
+    """The calls with arguments among some actions."""
+    tools = audited.kind.tools
+    parsed = [parse_call(action, tools) for action in actions] if tools else []
+    return [call for call in parsed if isinstance(call, ToolCall) and call.arguments]
 
 
 def _said(words: Sequence[Constant], audited: AuditedEnv) -> Iterator[_Attempt]:
@@ -218,12 +224,10 @@ def _said(words: Sequence[Constant], audited: AuditedEnv) -> Iterator[_Attempt]:
             yield _Attempt(f"saying {word!r:.60}", actions, word)
 
 
-def _hasty(audited: AuditedEnv, task: Task) -> Iterator[_Attempt]:
+def _hasty(audited: AuditedEnv) -> Iterator[_Attempt]:
     """End the episode after some turns in which nothing was done, or refused actions were sent."""
     refused = ["x" * _MUCH, "\ud800"]
     for end in audited.ending_calls():
-        if end in audited.oracle_actions(task) and "()" not in end:
-            continue  # the smallest arguments happen to be the answer
         for turns in range(audited.max_turns):
             yield _Attempt(f"ending after {turns} idle turns", [*[audited.kind.noop_action] * turns, end])
         yield _Attempt("sending refused actions", [*refused, end])
