@@ -69,9 +69,9 @@ def same_elsewhere(audited: AuditedEnv) -> str:
     ]
     here = {(each.task.id, *each.actions): audited.attempt(each.task, each.actions, seed=7) for each in wrong}
 
-    def require_no_gain(replay: Replay, there: Replayed | None, when: str) -> None:
+    def require_no_gain(replay: Replay, there: Replayed | str, when: str) -> None:
         before = here[replay.task.id, *replay.actions]
-        if there is not None and audited.gains(replay.task, before, there):
+        if not isinstance(there, str) and audited.gains(replay.task, before, there):
             raise AuditFailure(
                 f"task {replay.task.id}: {[*replay.actions]!r:.100} earns {there.reward:g} {when}, and "
                 f"{0.0 if before is None else before.reward:g} otherwise"
@@ -79,8 +79,8 @@ def same_elsewhere(audited: AuditedEnv) -> str:
 
     found = _elsewhere(audited, [*watched, *timed], 4_242, {})
     for replay, there in zip(watched, found, strict=False):
-        if there is None:
-            raise AuditFailure(f"task {replay.task.id}: an episode raises in a fresh process, and not here")
+        if isinstance(there, str):
+            raise AuditFailure(f"task {replay.task.id}: an episode raises in a fresh process: {there}")
         same = Replayed.of(audited.play(replay.task, replay.actions, seed=7))
         _require_equal(replay.task, "an episode differs in a fresh process, a year ago", same, there)
     for replay, there in zip(timed, found[len(watched) :], strict=True):
@@ -159,7 +159,7 @@ def same_when_asked_twice(audited: AuditedEnv) -> str:
 
 def _elsewhere(
     audited: AuditedEnv, replays: Sequence[Replay], hash_seed: int, variables: dict[str, str]
-) -> list[Replayed | None]:
+) -> list[Replayed | str]:
     request = Request(audited.kind, audited.tasks, audited.backend, audited.max_turns, replays, variables)
     found = play_elsewhere(request, hash_seed)
     if isinstance(found, str):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import random
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
+
+from quiz import Quiz
 
 from envkit import ActionResult, Env, Exploit, Limits, Task, UsageError, check, tool
 from envkit.tools import format_call
@@ -221,6 +224,22 @@ class Choice(Env):
             return label == self.task.hidden["label"] and multiple % 7 == 0 and low <= multiple <= low + 50
         except OverflowError:
             return False
+
+
+class Diary(Quiz):
+    """A tool that takes a time, and tells it as Python would."""
+
+    id: ClassVar[str] = "diary"
+
+    @classmethod
+    def oracle(cls, task: Task) -> Sequence[str]:
+        return ["note(when='2020-01-02T03:04:05')", *super().oracle(task)]
+
+    @tool
+    def note(self, when: datetime.datetime) -> str:
+        """Note a time."""
+        assert isinstance(when, datetime.datetime)
+        return f"{when!r}, {datetime.datetime(2021, 1, 1)!r}, {datetime.datetime.strptime('7', '%H')!r}"
 
 
 class YesNo(Env):
