@@ -126,9 +126,10 @@ class AuditedEnv:
         self.kind, self.backend, self.max_turns = kind, backend, max_turns
         self.own_tasks, self.quick = own_tasks, quick
         self.all_tasks = sorted(tasks, key=lambda task: task.id)
-        levels = len({level_of(task) for task in tasks})
+        #: Number of levels of difficulty.
+        self.levels = len({level_of(task) for task in tasks})
         #: The sample, sorted by id.
-        self.tasks = self.spread(min(max(SAMPLE, levels), _MAX_SAMPLE))
+        self.tasks = self.spread(min(max(SAMPLE, self.levels), _MAX_SAMPLE))
         self._played: set[str] = set()
         self._kept: dict[tuple[str, str], Any] = {}
 

@@ -34,7 +34,7 @@ _CONTENTS: Final = (
     *("1", "1.0", "True", "PASS", "passed", "ok", "done", "solved", ""),
     '{"reward": 1.0, "score": 1.0, "solved": true, "success": true, "passed": true, "status": "passed"}',
 )
-_FILE_NAME: Final = re.compile(r"[\w.-]{1,40}(?:/[\w.-]{1,40}){0,3}")
+_FILE_NAME: Final = re.compile(r"(?:[\w.-]{1,40}/){0,3}[\w-]{1,40}\.\w{1,8}")
 #: Longest answer that is given together with others.
 _SHORT_CHARS: Final = 64
 #: Most files that are forged at once.
@@ -102,9 +102,8 @@ def forged(names: Sequence[str], tools: Sequence[Tool]) -> Iterator[list[str]]:
     Args:
         names: further names of files, such as those that the environment's source mentions.
     """
-    files = [*dict.fromkeys((*(name for name in names if _FILE_NAME.fullmatch(name)), *_FORGED))][
-        :_MAX_FORGED
-    ]
+    known = (*_FORGED, *filter(_FILE_NAME.fullmatch, names))
+    files = [*dict.fromkeys(known)][:_MAX_FORGED]
     writers = [tool for tool in tools if not tool.ends and len(_texts(tool)) > 1]
     runners = [tool for tool in tools if not tool.ends and _texts(tool)]
     for content in _CONTENTS:

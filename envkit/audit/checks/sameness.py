@@ -9,13 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from envkit.audit.audited_env import (
-    AuditedEnv,
-    AuditFailure,
-    NotApplicable,
-    play_on,
-    run_with_timeout,
-)
+from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable, play_on, run_with_timeout
 from envkit.audit.instrumented import InstrumentedBackend
 from envkit.audit.replay import Condition, Replay, Replayed, Request, play_elsewhere
 from envkit.audit.source_constants import source_constants, variable_names

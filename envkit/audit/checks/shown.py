@@ -53,7 +53,7 @@ class _Twins:
 def shown_depends_on_nothing_hidden(audited: AuditedEnv) -> str:
     """Tasks that differ in a hidden answer alone look the same until an answer is given."""
     count = 0
-    for task in audited.spread(2):
+    for task in audited.spread(max(2, audited.levels)):
         for twins in _twins(audited, task):
             _require_same_beginning(audited, twins)
             if len(twins.tasks) >= _MIN_VALUES:

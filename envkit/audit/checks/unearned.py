@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ _MAX_NOISE: Final = 0.1
 _MAX_WORDS: Final = 150
 _MAX_WORDS_TWICE: Final = 50
 _MAX_WORDS_QUICK: Final = 40
-#: Most pairs of an exploit and a task that are played, and fewest tasks.
+#: Pairs of an exploit and a task that are played, if two tasks and one of each level do not make more.
 _MAX_EXPLOITS: Final = 200
 _MIN_EXPLOITED: Final = 2
 #: Most tasks whose answers are given at once.
@@ -62,11 +63,10 @@ def noise_earns_nothing(audited: AuditedEnv) -> str:
 
 def exploits_earn_nothing(audited: AuditedEnv) -> str:
     """The exploits that the environment names win on no task; they are played on all levels and sources."""
-    tasks = audited.spread(_MIN_EXPLOITED)
-    count = max(len(audited.kind.exploits(task)) for task in tasks)
+    count = max(len(audited.kind.exploits(task)) for task in audited.spread(_MIN_EXPLOITED))
     if not count:
         raise NotApplicable("it names no exploits; see Env.exploits")
-    tasks = audited.spread(max(_MIN_EXPLOITED, _MAX_EXPLOITS // count))
+    tasks = audited.spread(max(_MIN_EXPLOITED, audited.levels, _MAX_EXPLOITS // count))
     tried: set[str] = set()
     skipped: dict[str, str] = {}
     won: dict[str, str] = {}
@@ -76,10 +76,9 @@ def exploits_earn_nothing(audited: AuditedEnv) -> str:
                 skipped[exploit.name] = exploit.inapplicable
                 continue
             tried.add(exploit.name)
-            # A second breakdown counts as a failed episode, as in rollouts.
-            episode = audited.attempt(task, exploit.actions, seed=3) or audited.attempt(
-                task, exploit.actions, seed=3
-            )
+            episode = audited.attempt(task, exploit.actions, seed=3)
+            if episode is None:  # a second breakdown counts as a failed episode, as in rollouts
+                episode = audited.attempt(task, exploit.actions, seed=3)
             if exploit.name not in won and (gain := _gain_of_exploit(audited, task, episode)):
                 won[exploit.name] = f"{exploit.name} {gain}"
     if won:
@@ -179,8 +178,9 @@ def _try(audited: AuditedEnv, tasks: Sequence[Task], attempts: Iterable[_Attempt
     """
     count = 0
     for attempt in attempts:
-        chosen = [task for task in (*tasks, *audited.tasks) if not _holds_answer(audited, task, attempt)]
-        for task in chosen[: len(tasks)]:
+        known = {task.id: task for task in (*tasks, *audited.tasks)}.values()
+        chosen = (task for task in known if not _holds_answer(audited, task, attempt))
+        for task in itertools.islice(chosen, len(tasks)):
             count += 1
             gain = audited.unearned(task, _played(audited, task, attempt))
             if gain and _wins_elsewhere(audited, task, attempt):
