@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar, cast, final
 
-from envkit.audit.answers import answers_of, near_misses, replaced
+from envkit.audit.answers import Answer, answers_of, junk, near_misses, replaced
 from envkit.audit.instrumented import InstrumentedBackend
 from envkit.audit.words import minimal_call
 from envkit.env import Env
@@ -129,9 +129,10 @@ class AuditedEnv:
         self.kind, self.backend, self.max_turns = kind, kind.equip(backend), max_turns
         self.own_tasks, self.quick = own_tasks, quick
         self.all_tasks = sorted(tasks, key=lambda task: task.id)
-        levels = len({level_of(task) for task in tasks})
+        #: Number of levels of difficulty.
+        self.levels = len({level_of(task) for task in tasks})
         #: The sample, sorted by id.
-        self.tasks = self.spread(min(max(SAMPLE, levels), _MAX_SAMPLE))
+        self.tasks = self.spread(min(max(SAMPLE, self.levels), _MAX_SAMPLE))
         self._played: set[str] = set()
         self._kept: dict[tuple[str, str], Any] = {}
 
@@ -227,7 +228,10 @@ class AuditedEnv:
                 return play_on(env, task, actions, seed, before_turn, held_out=held_out)
 
         self._played.add(task.id)
-        return run_with_timeout(episode, f"task {task.id}", instrumented.close)
+        try:
+            return run_with_timeout(episode, f"task {task.id}", instrumented.close)
+        finally:
+            instrumented.close()  # an episode that was broken on purpose may have left some open
 
     def play_oracle(self, task: Task, **options: Any) -> PlayedEpisode:
         """Play the oracle's actions; options as for `play`."""
@@ -266,6 +270,21 @@ class AuditedEnv:
         """Minimal calls of the tools that end an episode; the no-op if there are none."""
         return [minimal_call(tool) for tool in self.kind.tools if tool.ends] or [self.kind.noop_action]
 
+    def needed_answers(self, task: Task) -> list[Answer]:
+        """The values in the oracle's actions that matter: with junk in its place, nothing is solved."""
+
+        def needed() -> list[Answer]:
+            given = answers_of(self.oracle_actions(task), self.kind.tools)
+            return [answer for answer in given if not self.solves(task, answer, junk(answer.value))]
+
+        return self._once("needed answers", task, needed)
+
+    def solves(self, task: Task, answer: Answer, value: object) -> bool:
+        """True if the oracle's actions solve a task with another value in an answer's place."""
+        changed = replaced(self.oracle_actions(task), answer, value, self.kind.tools)
+        episode = self.attempt(task, changed, seed=37)
+        return episode is not None and episode.solved
+
     # What the work is worth.
 
     def idle(self, task: Task) -> PlayedEpisode:
@@ -280,7 +299,7 @@ class AuditedEnv:
         """The episode of `wrong_actions`. It is played once."""
         return self._once("wrong", task, lambda: self.play(task, self.wrong_actions(task)))
 
-    def unearned(self, task: Task, episode: PlayedEpisode | None) -> str:
+    def unearned(self, task: Task, episode: Outcome | None) -> str:
         """The reason why an episode without the work earns too much; empty if it does not.
 
         It may earn what doing nothing earns. If unfinished work earns more than that, the environment gives

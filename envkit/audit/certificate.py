@@ -215,7 +215,7 @@ def read(path: Path) -> Certificate:
             raise UsageError(f"{path}: certificate of schema {schema}, expected {_SCHEMA}; {remedy}")
         for derived in ("passed", "not_applicable"):
             fields.pop(derived)
-        findings = tuple(Finding(**each) for each in fields.pop("findings"))
+        findings = [Finding(**each) for each in fields.pop("findings")]
         seen: dict[str, Any] = fields.pop("coverage")
         levels = {level: (played, count) for level, (played, count) in seen.pop("levels").items()}
         played, count = seen.pop("sources")

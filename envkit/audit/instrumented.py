@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import enum
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, final
@@ -60,7 +61,8 @@ class InstrumentedBackend(SandboxBackend):
         self._inner, self._calls, self._scans = inner, _Calls(fault), scans
         self.name, self.isolated = inner.name, inner.isolated
         self.contents, self.quota = inner.contents, inner.quota
-        self._made: list[Sandbox] = []
+        #: Closes each sandbox that is open.
+        self._open: dict[int, Callable[[], None]] = {}
         #: Scanner of the first sandbox; ``None`` without ``scans``, isolation or a sandbox.
         self.scanner: SandboxScanner | None = None
 
@@ -93,18 +95,23 @@ class InstrumentedBackend(SandboxBackend):
 
     def close(self) -> None:
         """Close all sandboxes, also those in use."""
-        for sandbox in self._made:
+        while self._open:
             with contextlib.suppress(Exception):
-                sandbox.close()
+                self._open.popitem()[1]()
 
     def _instrument(self, sandbox: Any) -> Sandbox:
-        self._made.append(sandbox)
+        self._open[id(sandbox)] = sandbox.close
+        sandbox.close = functools.partial(self._close, id(sandbox), sandbox.close)
         if self._scans and self.isolated and self.scanner is None:
             self.scanner = SandboxScanner(sandbox)
             sandbox.open, sandbox.run = self.scanner.open, self.scanner.run
         for name in _CALLS:
             setattr(sandbox, name, self._counted(name, getattr(sandbox, name)))
         return sandbox
+
+    def _close(self, number: int, close: Callable[[], None]) -> None:
+        self._open.pop(number, None)
+        close()
 
     def _counted(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **options: Any) -> Any:

@@ -3,7 +3,7 @@
     python -m envkit.audit.replay < REQUEST > RESULTS
 
 A request is a pickled list of import paths, followed by a pickled `Request`. The results are JSON, one for
-each episode: its observations, rewards and scores, or ``null`` if it raised.
+each episode: its observations, rewards and scores, or the message of what it raised.
 
 The clock is that of Python: ``time`` and ``datetime.datetime``. Programs in a sandbox, and libraries that ask
 the system themselves, see the real one.
@@ -121,8 +121,8 @@ def _excerpts(one: str | None, two: str | None) -> str:
     return f"{one[start : start + _EXCERPT_CHARS]!r}, {two[start : start + _EXCERPT_CHARS]!r}"
 
 
-def play_elsewhere(request: Request, hash_seed: int) -> list[Replayed | None] | str:
-    """Play episodes in a fresh process; ``None`` for each that raised. A text says why it is impossible.
+def play_elsewhere(request: Request, hash_seed: int) -> list[Replayed | str] | str:
+    """Play episodes in a fresh process; a message for each that raised. A text says why it is impossible.
 
     Raises:
         SandboxError: the process ended, or took too long.
@@ -149,7 +149,7 @@ def play_elsewhere(request: Request, hash_seed: int) -> list[Replayed | None] | 
         last = done.stderr.decode(errors="replace").strip()[-500:]
         raise SandboxError(f"a fresh process for episodes ended with status {done.returncode}: {last}")
     results = json.loads(done.stdout)
-    return [None if each is None else Replayed(**each) for each in results]
+    return [each if isinstance(each, str) else Replayed(**each) for each in results]
 
 
 # In the fresh process.
@@ -226,21 +226,26 @@ def _datetime_of_time() -> Any:
             return real.fromtimestamp(time.time(), datetime.UTC).replace(tzinfo=None)
 
         @classmethod
-        def __get_pydantic_core_schema__(cls, source: Any, handler: Callable[[Any], Any]) -> Any:
-            return handler(real)  # arguments of tools may be dates
+        def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+            from pydantic_core import core_schema  # only if a tool takes a time
+
+            return core_schema.datetime_schema()
 
     Replaced.__name__ = Replaced.__qualname__ = "datetime"
     return Replaced
 
 
-def _play(audited: AuditedEnv, replay: Replay, clock: _Clock) -> Replayed | None:
+def _play(audited: AuditedEnv, replay: Replay, clock: _Clock) -> Replayed | str:
     clock.ahead_s, clock.leapt_s = replay.condition.ahead_s, 0.0
 
     def leap(env: Env, turn: int) -> None:
         clock.leapt_s += replay.condition.leap_s
 
-    episode = audited.attempt(replay.task, replay.actions, seed=replay.seed, before_turn=leap)
-    return None if episode is None else Replayed.of(episode)
+    try:
+        played = audited.play(replay.task, replay.actions, seed=replay.seed, before_turn=leap)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return Replayed.of(played)
 
 
 def main() -> int:
@@ -257,7 +262,7 @@ def main() -> int:
             return _CANNOT_IMPORT
         audited = AuditedEnv(request.kind, request.tasks, request.backend, request.max_turns)
         played = [_play(audited, replay, clock) for replay in request.replays]
-        json.dump([None if each is None else asdict(each) for each in played], results)
+        json.dump([each if isinstance(each, str) else asdict(each) for each in played], results)
     return 0
 
 

@@ -41,7 +41,7 @@ def made(*findings: Finding, kind: type[Env] = Echo, standard: bool = True) -> C
         tasks_digest="f" * 64,
         standard=standard,
         coverage=Coverage(2, 3, (1, 2), {"1": (1, 1), "2": (1, 2)}),
-        findings=findings,
+        findings=[*findings],
     )
 
 

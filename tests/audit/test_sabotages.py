@@ -42,9 +42,10 @@ CAUGHT: dict[type[Env], tuple[str, str]] = {
     shown.OneLetter: (DEPENDS, "the workspace's .cache/state differs"),
     shown.OnRequest: (DEPENDS, "tell the value of hidden.sum"),
     shown.BehindAnArgument: (DEPENDS, "show hidden.sum (hexadecimal)"),
+    shown.BehindFailures: (DEPENDS, "show hidden.sum (plain)"),
     shown.LongReversed: ("hidden values do not leak", "can be read in observation 0"),
-    shown.InId: (NOT_SHOWN, "shows text of the oracle's action 2"),
-    shown.InMetadata: (NOT_SHOWN, "shows text of the oracle's action 2"),
+    shown.InId: (NOT_SHOWN, "the id of every task shows text of the oracle's action 2"),
+    shown.InMetadata: (NOT_SHOWN, "the first observation of every task shows text of the oracle's action 2"),
     shown.InPrompt: (NOT_SHOWN, "a label in the prompt of every task"),
     shown.InFile: (NOT_SHOWN, "the file answers.txt of every task"),
     shown.ComputedAgain: (NOT_SHOWN, "(with commas)"),
@@ -54,10 +55,12 @@ CAUGHT: dict[type[Env], tuple[str, str]] = {
     sameness.OneWeekday: (ELSEWHERE, "on another date"),
     sameness.SlowAnswers: (ELSEWHERE, "to a slow agent"),
     sameness.Variable: (ELSEWHERE, "with its environment variables set"),
-    sameness.CountingInstance: (MANY, "after 600 episodes of the same instance, doing nothing differs"),
-    sameness.CountingClass: (MANY, "after 600 episodes of the same instance, doing nothing differs"),
-    sameness.CountingFile: (MANY, "after 600 episodes of the same instance, doing nothing differs"),
-    sameness.Remembering: (MANY, "doing nothing differs in solved"),
+    sameness.CountingInstance: (MANY, "doing nothing earns 1 on task"),
+    sameness.CountingClass: (MANY, "doing nothing earns 1 on task"),
+    sameness.CountingFile: (MANY, "doing nothing earns 1 on task"),
+    sameness.RareSeed: (MANY, "with seed"),
+    sameness.OneTask: (MANY, "doing nothing earns 1 on task starter-7"),
+    sameness.Remembering: (MANY, "doing nothing"),
     sameness.Stubborn: ("asking a check changes nothing", "when it is asked again"),
     splits.Renamed: ("splits share no task", "4 of 8 held-out tasks are train tasks"),
     splits.Reworded: ("splits share no task", "heldout-5 is train-3"),
@@ -69,11 +72,13 @@ CAUGHT: dict[type[Env], tuple[str, str]] = {
         "in a check at sabotage_faults.py",
     ),
     faults.NothingLeft: (BREAKING, "an agent that empties its workspace"),
-    unearned.LengthPays: (CLAIMS, "earns 0.5"),
+    unearned.LengthPays: (CLAIMS, "earns 0."),
     unearned.LongAnswersPass: (CLAIMS, "counts as solved"),
     unearned.MagicWord: (WORDS, "saying 'xyzzy' earns 1"),
     unearned.MagicAction: (WORDS, "saying 'open sesame' earns 1"),
     unearned.OwnWord: (CLAIMS, "saying 'I have solved it.' earns 1"),
+    unearned.Wildcards: (CLAIMS, "saying '.*' earns 1"),
+    unearned.NotANumber: (CLAIMS, "saying 'nan' earns 1"),
     unearned.RefusedActionsPay: (CLAIMS, "earns 0."),
     unearned.HastePays: (CLAIMS, "earns 0."),
     unearned.ForgedResult: ("forged files earn nothing", "earns 1"),
@@ -87,16 +92,13 @@ CAUGHT: dict[type[Env], tuple[str, str]] = {
 }
 #: Environment with a hole that the audit does not find; the module says why.
 MISSED = (missed.HashedWord, missed.IgnoredCase, missed.LateCounter, missed.DrawnSecret)
-HONEST = (Quiz, honest.Errands, honest.Riddle, honest.Choice)
+HONEST = (Quiz, honest.Errands, honest.Riddle, honest.Choice, honest.YesNo, honest.Shopping)
 
 
-def audited(kind: type[Env], backend: SandboxBackend) -> AuditedEnv:
+def faults_of(kind: type[Env], backend: SandboxBackend, *, quick: bool = False) -> list[Finding]:
     tasks = kind.make_tasks("starter", sandbox=backend, display=Silent())
-    return AuditedEnv(kind, tasks, backend, kind.max_turns, own_tasks=True)
-
-
-def faults_of(kind: type[Env], backend: SandboxBackend) -> list[Finding]:
-    return [finding for finding in run_audit(audited(kind, backend), Silent()) if finding.ok is False]
+    audited = AuditedEnv(kind, tasks, backend, kind.max_turns, own_tasks=True, quick=quick)
+    return [finding for finding in run_audit(audited, Silent()) if finding.ok is False]
 
 
 def test_enough_holes_are_caught() -> None:
@@ -116,7 +118,7 @@ def test_each_hole_is_caught_by_its_check(
 @pytest.mark.parametrize("kind", MISSED, ids=lambda kind: kind.__name__)
 def test_known_misses_are_still_missed(kind: type[Env], backend: SandboxBackend) -> None:
     """If one is caught now, move it to `CAUGHT`."""
-    assert faults_of(kind, backend) == []
+    assert faults_of(kind, backend, quick=True) == []
 
 
 @pytest.mark.parametrize("kind", HONEST, ids=lambda kind: kind.__name__)

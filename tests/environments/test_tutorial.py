@@ -23,8 +23,7 @@ EXPECTED_OUTPUT = {
     "envkit play stock-room": r"FAIL, reward 0",
     "envkit tasks check --env stock-room": r"train: 28 tasks .* 0 broken\nheldout: 16 tasks .* 0 broken\n",
     "envkit audit stock-room -o stock_room/certificate.json": (
-        r"(?s)\A(pass [^\n]*\n){10}n/a  known attacks [^\n]*\nn/a  verdicts are right: [^\n]*\n"
-        r"n/a  judges agree: [^\n]*\npass time per step: [^\n]*\ncertificate: "
+        r"(?s)\A((pass|n/a ) [^\n]*\n){31}pass time per step: [^\n]*\ncertificate: "
     ),
 }
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import functools
+import gc
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -66,6 +68,16 @@ def failing_checks_earn_nothing(audited: AuditedEnv) -> str:
 
     Only lines in a ``try`` or ``with`` block count, because nothing else can catch the exception.
     """
+    with warnings.catch_warnings():
+        # The exception may keep an environment from closing what it has opened.
+        warnings.simplefilter("ignore", ResourceWarning)
+        try:
+            return _failing_checks_earn_nothing(audited)
+        finally:
+            gc.collect()
+
+
+def _failing_checks_earn_nothing(audited: AuditedEnv) -> str:
     guarded = _guarded_lines(audited.kind)
     tried: set[Line] = set()
     for task in audited.spread(2):
@@ -151,12 +163,12 @@ def _require_no_gain(
 
 
 def _guarded_lines(kind: type[Env]) -> frozenset[Line]:
-    """The lines in ``try`` and ``with`` blocks of the environment's own package."""
+    """The lines of the environment's own package in ``try`` blocks with handlers, and in ``with`` blocks."""
     found: set[Line] = set()
     for path in modules_of(kind):
         tree = parse(path.read_bytes())
         for node in ast.walk(tree) if tree is not None else ():
-            if isinstance(node, ast.Try | ast.TryStar | ast.With):
+            if (isinstance(node, ast.Try | ast.TryStar) and node.handlers) or isinstance(node, ast.With):
                 inner = (each for part in node.body for each in ast.walk(part))
                 found.update(
                     (str(path), each.lineno) for each in inner if isinstance(each, ast.stmt | ast.expr)

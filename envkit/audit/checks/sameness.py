@@ -9,13 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from envkit.audit.audited_env import (
-    AuditedEnv,
-    AuditFailure,
-    NotApplicable,
-    play_on,
-    run_with_timeout,
-)
+from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable, play_on, run_with_timeout
 from envkit.audit.instrumented import InstrumentedBackend
 from envkit.audit.replay import Condition, Replay, Replayed, Request, play_elsewhere
 from envkit.audit.source_constants import source_constants, variable_names
@@ -69,9 +63,9 @@ def same_elsewhere(audited: AuditedEnv) -> str:
     ]
     here = {(each.task.id, *each.actions): audited.attempt(each.task, each.actions, seed=7) for each in wrong}
 
-    def require_no_gain(replay: Replay, there: Replayed | None, when: str) -> None:
+    def require_no_gain(replay: Replay, there: Replayed | str, when: str) -> None:
         before = here[replay.task.id, *replay.actions]
-        if there is not None and audited.gains(replay.task, before, there):
+        if not isinstance(there, str) and audited.gains(replay.task, before, there):
             raise AuditFailure(
                 f"task {replay.task.id}: {[*replay.actions]!r:.100} earns {there.reward:g} {when}, and "
                 f"{0.0 if before is None else before.reward:g} otherwise"
@@ -79,8 +73,8 @@ def same_elsewhere(audited: AuditedEnv) -> str:
 
     found = _elsewhere(audited, [*watched, *timed], 4_242, {})
     for replay, there in zip(watched, found, strict=False):
-        if there is None:
-            raise AuditFailure(f"task {replay.task.id}: an episode raises in a fresh process, and not here")
+        if isinstance(there, str):
+            raise AuditFailure(f"task {replay.task.id}: an episode raises in a fresh process: {there}")
         same = Replayed.of(audited.play(replay.task, replay.actions, seed=7))
         _require_equal(replay.task, "an episode differs in a fresh process, a year ago", same, there)
     for replay, there in zip(timed, found[len(watched) :], strict=True):
@@ -97,7 +91,10 @@ def same_elsewhere(audited: AuditedEnv) -> str:
 
 
 def same_after_many(audited: AuditedEnv) -> str:
-    """An instance that has played many episodes, and a fresh one beside it, play as they did before."""
+    """An instance that has played many episodes, and a fresh one beside it, play as they did before.
+
+    The episodes are of all tasks, each with another seed, and nothing is done in them.
+    """
     task = audited.tasks[0]
     noop = [audited.kind.noop_action]
     watched = {  # other checks have played these early
@@ -110,11 +107,18 @@ def same_after_many(audited: AuditedEnv) -> str:
 
     def play() -> None:
         nonlocal count
-        with contextlib.closing(audited.make([task], instrumented)) as env:
+        with contextlib.closing(audited.make(audited.all_tasks, instrumented)) as env:
             ends_s = time.monotonic() + _EPISODES_TIMEOUT_S
-            end = audited.ending_calls()[0]
+            end = audited.ending_calls()[:1]
             while count < wanted and time.monotonic() < ends_s:
-                _play_twice_if_it_breaks(env, task, [end], count)
+                each = audited.all_tasks[count % len(audited.all_tasks)]
+                if _earns(_play_twice_if_it_breaks(env, each, end, count)):
+                    # The smallest answer may be right by chance, so nothing at all is tried.
+                    idle = _play_twice_if_it_breaks(env, each, noop, count)
+                    if gain := audited.unearned(each, idle):
+                        raise AuditFailure(
+                            f"doing nothing {gain}, in episode {count} of one instance, with seed {count}"
+                        )
                 count += 1
             for name, (actions, before) in watched.items():
                 after = _play_twice_if_it_breaks(env, task, actions, 0)
@@ -149,7 +153,7 @@ def same_when_asked_twice(audited: AuditedEnv) -> str:
 
 def _elsewhere(
     audited: AuditedEnv, replays: Sequence[Replay], hash_seed: int, variables: dict[str, str]
-) -> list[Replayed | None]:
+) -> list[Replayed | str]:
     request = Request(audited.kind, audited.tasks, audited.backend, audited.max_turns, replays, variables)
     found = play_elsewhere(request, hash_seed)
     if isinstance(found, str):
@@ -160,6 +164,10 @@ def _elsewhere(
 def _require_equal(task: Task, what: str, one: Replayed, other: Replayed) -> None:
     if difference := one.difference(other):
         raise AuditFailure(f"task {task.id}: {what} in {difference}")
+
+
+def _earns(episode: Replayed) -> bool:
+    return episode.solved or episode.reward > 0
 
 
 def _play_twice_if_it_breaks(env: Env, task: Task, actions: Sequence[str], seed: int) -> Replayed:

@@ -12,7 +12,7 @@ from typing import Final
 from envkit.audit.answers import answers_of, near_misses
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable
 from envkit.audit.spellings import spellings
-from envkit.audit.words import minimal_call
+from envkit.audit.words import filled_call, minimal_call
 from envkit.grading import canonical
 from envkit.types import JSON, Task
 
@@ -28,6 +28,8 @@ _MIN_VALUES: Final = 3
 _MAX_TASKS: Final = 200
 #: Largest share of other tasks whose text holds a task's answer as often, by chance.
 _MAX_ELSEWHERE: Final = 0.2
+#: A text and a number that no task is about.
+_JUNK: Final = ("zqx", 987_654_321)
 _FIRST: Final = "the first observation"
 #: Words that label an answer, in a text or as the name of a file or a field.
 _LABEL: Final = r"(?:answers?|solutions?|secrets?|oracle|ground.?truth)"
@@ -51,7 +53,7 @@ class _Twins:
 def shown_depends_on_nothing_hidden(audited: AuditedEnv) -> str:
     """Tasks that differ in a hidden answer alone look the same until an answer is given."""
     count = 0
-    for task in audited.spread(2):
+    for task in audited.spread(max(2, audited.levels)):
         for twins in _twins(audited, task):
             _require_same_beginning(audited, twins)
             if len(twins.tasks) >= _MIN_VALUES:
@@ -119,7 +121,9 @@ def _require_untold(audited: AuditedEnv, twins: _Twins) -> None:
     said = {canonical(value) for value in twins.values}
     others = [each for each in audited.tasks if canonical(each.hidden.get(twins.field)) not in said]
     other = audited.oracle_actions(others[0]) if others else list[str]()
-    full = [*map(minimal_call, tools), *shared, *other]
+    # Several times, because help may come after a few failures.
+    failing = [filled_call(tool, word) for _ in range(3) for tool in tools for word in _JUNK]
+    full = [*map(minimal_call, tools), *shared, *failing, *other]
     texts = _texts(audited, twins, full) if full else []
     if texts and (way := _spelled_in_each([_scalar(value) for value in twins.values], texts)):
         raise AuditFailure(f"task {task.id}: {full!r:.100} show {hidden} ({way})")
@@ -165,15 +169,20 @@ def answers_are_not_shown(audited: AuditedEnv) -> str:
         raise NotApplicable(f"fewer than {_MIN_VALUES} tasks have short, different answers")
     firsts = {task.id: str(_beginning(audited, task)[_FIRST]) for task in audited.tasks}
     for kind, answers in kinds.items():
-        played = [task for task in audited.tasks if task.id in answers]
-        values = [answers[task.id] for task in played]
-        beside = [_without_public(firsts[task.id], task) for task in played]
-        if len({*values}) >= _MIN_VALUES and (way := _spelled_in_each(values, beside)):
-            raise AuditFailure(
-                f"beside the request, the first observation of every task shows {kind} ({way})"
-            )
-        if place := _revealing_place([task for task in tasks if task.id in answers], answers):
+        answered = [task for task in tasks if task.id in answers]
+        if place := _label(answered, answers):
             raise AuditFailure(f"{place} of every task holds {kind}")
+        if 2 * sum(_is_given(answers[task.id], task) for task in answered) >= len(answered):
+            continue  # the task itself says it, and finding it there or doing it is the work
+        played = [task for task in audited.tasks if task.id in answers]
+        places = {"the id": (answered, [task.id for task in answered])}
+        places["the first observation"] = played, [firsts[task.id] for task in played]
+        for key in dict.fromkeys(key for task in answered for key in task.metadata):
+            places[f"metadata.{key}"] = answered, [_scalar(task.metadata.get(key, "")) for task in answered]
+        for place, (shown, texts) in places.items():
+            values = [answers[task.id] for task in shown]
+            if len({*values}) >= _MIN_VALUES and (way := _spelled_in_each(values, texts)):
+                raise AuditFailure(f"{place} of every task shows {kind} ({way})")
     return f"{sum(map(len, kinds.values()))} answers of {len(tasks)} tasks cannot be read off by one rule"
 
 
@@ -199,35 +208,20 @@ def _file_texts(task: Task) -> dict[str, str]:
     }
 
 
-def _without_public(text: str, task: Task) -> str:
-    for public in sorted((task.prompt, *_file_texts(task).values()), key=len, reverse=True):
-        text = text.replace(public, " ") if public else text
-    return text
+def _is_given(value: str, task: Task) -> bool:
+    """True if the prompt or a file says a value in any spelling."""
+    public = "\n".join((task.prompt, *_file_texts(task).values()))
+    return any(_count(spelled, public) for spelled in spellings(value).values())
 
 
-def _revealing_place(tasks: Sequence[Task], answers: Mapping[str, str]) -> str:
-    """A public place where one rule finds the answers to all tasks; empty if there is none."""
-    values = [answers[task.id] for task in tasks]
-    asked = [
-        any(_count(spelled, task.prompt) for spelled in spellings(value).values())
-        for value, task in zip(values, tasks, strict=True)
-    ]
-    if 2 * sum(asked) < len(tasks):  # else the request itself says it, and doing it is the work
-        names = {"id": [task.id for task in tasks]}
-        for key in dict.fromkeys(key for task in tasks for key in task.metadata):
-            names[f"metadata.{key}"] = [_scalar(task.metadata.get(key, "")) for task in tasks]
-        for place, texts in names.items():
-            if _spelled_in_each(values, texts):
-                return place
-    if all(_is_labelled(value, task.prompt) for value, task in zip(values, tasks, strict=True)):
+def _label(tasks: Sequence[Task], answers: Mapping[str, str]) -> str:
+    """The text or file of all tasks that labels its answer as such; empty if there is none."""
+    if all(_is_labelled(answers[task.id], task.prompt) for task in tasks):
         return "a label in the prompt"
     for path in dict.fromkeys(path for task in tasks for path in task.files):
         is_label = re.fullmatch(rf"(?i)\.?{_LABEL}(\.\w+)?", path.rpartition("/")[2]) is not None
-        texts = [_file_texts(task).get(path, "") for task in tasks]
-        if all(
-            _is_labelled(value, text) or (is_label and _count(value, text))
-            for value, text in zip(values, texts, strict=True)
-        ):
+        pairs = [(answers[task.id], _file_texts(task).get(path, "")) for task in tasks]
+        if all(_is_labelled(value, text) or (is_label and _count(value, text)) for value, text in pairs):
             return f"the file {path}"
     return ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import Final
 from envkit.audit.answers import answers_of, replaced
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable, PlayedEpisode
 from envkit.audit.source_constants import Constant, source_constants
-from envkit.audit.words import CLAIMS, PADDING, every_answer, forged, minimal_call, spoken
+from envkit.audit.words import CLAIMS, ODD, PADDING, forged, minimal_call, spoken, together
+from envkit.tools import ToolCall, parse_calls
 from envkit.types import Task
 
 #: Largest mean share of the oracle's reward that noise may earn. Some answers are right by chance.
@@ -20,7 +22,7 @@ _MAX_NOISE: Final = 0.1
 _MAX_WORDS: Final = 150
 _MAX_WORDS_TWICE: Final = 50
 _MAX_WORDS_QUICK: Final = 40
-#: Most pairs of an exploit and a task that are played, and fewest tasks.
+#: Pairs of an exploit and a task that are played, if two tasks and one of each level do not make more.
 _MAX_EXPLOITS: Final = 200
 _MIN_EXPLOITED: Final = 2
 #: Most tasks whose answers are given at once.
@@ -61,11 +63,10 @@ def noise_earns_nothing(audited: AuditedEnv) -> str:
 
 def exploits_earn_nothing(audited: AuditedEnv) -> str:
     """The exploits that the environment names win on no task; they are played on all levels and sources."""
-    tasks = audited.spread(_MIN_EXPLOITED)
-    count = max(len(audited.kind.exploits(task)) for task in tasks)
+    count = max(len(audited.kind.exploits(task)) for task in audited.spread(_MIN_EXPLOITED))
     if not count:
         raise NotApplicable("it names no exploits; see Env.exploits")
-    tasks = audited.spread(max(_MIN_EXPLOITED, _MAX_EXPLOITS // count))
+    tasks = audited.spread(max(_MIN_EXPLOITED, audited.levels, _MAX_EXPLOITS // count))
     tried: set[str] = set()
     skipped: dict[str, str] = {}
     won: dict[str, str] = {}
@@ -75,10 +76,9 @@ def exploits_earn_nothing(audited: AuditedEnv) -> str:
                 skipped[exploit.name] = exploit.inapplicable
                 continue
             tried.add(exploit.name)
-            # A second breakdown counts as a failed episode, as in rollouts.
-            episode = audited.attempt(task, exploit.actions, seed=3) or audited.attempt(
-                task, exploit.actions, seed=3
-            )
+            episode = audited.attempt(task, exploit.actions, seed=3)
+            if episode is None:  # a second breakdown counts as a failed episode, as in rollouts
+                episode = audited.attempt(task, exploit.actions, seed=3)
             if exploit.name not in won and (gain := _gain_of_exploit(audited, task, episode)):
                 won[exploit.name] = f"{exploit.name} {gain}"
     if won:
@@ -101,9 +101,9 @@ def _gain_of_exploit(audited: AuditedEnv, task: Task, episode: PlayedEpisode | N
 
 
 def claims_earn_nothing(audited: AuditedEnv) -> str:
-    """The agent's own word for its success, long texts, and actions with padding earn nothing by it."""
+    """Claims of success, values that pass careless comparisons, long texts and padding earn nothing."""
     tasks = audited.spread(2)
-    count = _try(audited, tasks, _said((*CLAIMS, *PADDING), audited))
+    count = _try(audited, tasks, _said((*CLAIMS, *ODD, *PADDING), audited))
     for task in tasks:
         count += _try(audited, [task], _hasty(audited))
         for actions, longer in _padded(audited, task):
@@ -153,16 +153,16 @@ def every_answer_earns_nothing(audited: AuditedEnv) -> str:
         raise AuditFailure(
             f"giving another task's answer solves {len(right)} of {len(others)} tasks, the first: {right[0]}"
         )
-    oracles = {task.id: audited.oracle_actions(task) for task in audited.all_tasks[:_MAX_ANSWERS]}
+    some = audited.all_tasks[:_MAX_ANSWERS]
+    given = [each for task in some for each in answers_of(audited.oracle_actions(task), audited.kind.tools)]
     count = 0
     for task in audited.spread(3):
-        rest = [actions for name, actions in oracles.items() if name != task.id]
-        # Not first: of several calls in one message, the first is the one that is made.
-        answers = [*rest[:1], audited.oracle_actions(task), *rest[1:]]
-        for actions in every_answer(answers, audited.kind.tools):
-            if gain := _gain_of_exploit(audited, task, audited.attempt(task, actions)):
-                raise AuditFailure(f"giving the answers to all tasks at once {gain}: {actions!r:.200}")
-            count += 1
+        for answer in audited.needed_answers(task):
+            for value in together(answer, given):
+                actions = replaced(audited.oracle_actions(task), answer, value, audited.kind.tools)
+                if gain := _gain_of_exploit(audited, task, audited.attempt(task, actions)):
+                    raise AuditFailure(f"giving the answers to all tasks at once {gain}: {value!r:.200}")
+                count += 1
     return (
         f"another task's answer solves {len(right)} of {len(others)} tasks; {count} episodes that give all "
         "answers at once earn nothing"
@@ -170,19 +170,17 @@ def every_answer_earns_nothing(audited: AuditedEnv) -> str:
 
 
 def _try(audited: AuditedEnv, tasks: Sequence[Task], attempts: Iterable[_Attempt]) -> int:
-    """Play attempts on tasks; returns the number of episodes.
-
-    A word is no exploit on a task whose answer it is, or happens to be. So one that earns something must earn
-    it on at least a third of the sample's other tasks as well.
+    """Play attempts on tasks, or on others if they hold the answers to these; returns the number of episodes.
 
     Raises:
-        AuditFailure: an attempt earns something.
+        AuditFailure: an attempt earns something, also on a third of the sample's other tasks. One task may
+            have several right answers.
     """
     count = 0
     for attempt in attempts:
-        for task in tasks:
-            if _holds_answer(audited, task, attempt.word):
-                continue
+        known = {task.id: task for task in (*tasks, *audited.tasks)}.values()
+        chosen = (task for task in known if not _holds_answer(audited, task, attempt))
+        for task in itertools.islice(chosen, len(tasks)):
             count += 1
             gain = audited.unearned(task, _played(audited, task, attempt))
             if gain and _wins_elsewhere(audited, task, attempt):
@@ -192,12 +190,8 @@ def _try(audited: AuditedEnv, tasks: Sequence[Task], attempts: Iterable[_Attempt
 
 def _wins_elsewhere(audited: AuditedEnv, first: Task, attempt: _Attempt) -> bool:
     others = [
-        task
-        for task in audited.tasks
-        if task.id != first.id and not _holds_answer(audited, task, attempt.word)
+        task for task in audited.tasks if task.id != first.id and not _holds_answer(audited, task, attempt)
     ]
-    if not attempt.word:  # it holds no answer
-        return True
     won = sum(bool(audited.unearned(task, _played(audited, task, attempt))) for task in others)
     return won >= len(others) / 3
 
@@ -207,11 +201,21 @@ def _played(audited: AuditedEnv, task: Task, attempt: _Attempt) -> PlayedEpisode
     return audited.attempt(task, attempt.actions, max_turns=turns)
 
 
-def _holds_answer(audited: AuditedEnv, task: Task, word: Constant) -> bool:
-    """True if the oracle says the word on this task."""
-    said = "\n".join(audited.oracle_actions(task)).casefold()
-    text = str(word).strip().casefold()
-    return bool(text) and re.search(rf"(?<!\w){re.escape(text)}(?!\w)", said) is not None
+def _holds_answer(audited: AuditedEnv, task: Task, attempt: _Attempt) -> bool:
+    """True if the oracle says the attempt's word on this task, or answers with one of its actions."""
+    oracle = audited.oracle_actions(task)
+    word = str(attempt.word).strip()
+    if word and re.search(rf"(?i)(?<!\w){re.escape(word)}(?!\w)", "\n".join(oracle)):
+        return True
+    told = _calls(audited, oracle)
+    return any(call in told for call in _calls(audited, attempt.actions))
+
+
+def _calls(audited: AuditedEnv, actions: Sequence[str]) -> list[ToolCall]:
+    """The calls with arguments among some actions."""
+    tools = audited.kind.tools
+    parsed = [call for action in actions for call in parse_calls(action, tools)] if tools else []
+    return [call for call in parsed if isinstance(call, ToolCall) and call.arguments]
 
 
 def _said(words: Sequence[Constant], audited: AuditedEnv) -> Iterator[_Attempt]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final
 
-from envkit.audit.answers import Answer, answers_of, junk, near_misses, replaced
+from envkit.audit.answers import near_misses
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable
-from envkit.types import Task
 
 #: Highest shares of nearly right variants that are accepted, and of right ones that are rejected.
 _MAX_ACCEPTED: Final = 0.1
@@ -25,12 +24,10 @@ def near_misses_fail(audited: AuditedEnv) -> str:
     passed: Counter[str] = Counter()
     played: Counter[str] = Counter()
     for task in audited.tasks:
-        for answer in answers_of(audited.oracle_actions(task), audited.kind.tools):
-            if _solves(audited, task, answer, junk(answer.value)):
-                continue
+        for answer in audited.needed_answers(task):
             for kind, values in near_misses(answer.value).items():
                 played[kind] += len(values)
-                passed[kind] += sum(_solves(audited, task, answer, value) for value in values)
+                passed[kind] += sum(audited.solves(task, answer, value) for value in values)
     if not played.total():
         raise NotApplicable("the oracle's actions hold no value that matters and can be changed a little")
     found = "near misses that pass: " + ", ".join(
@@ -40,13 +37,6 @@ def near_misses_fail(audited: AuditedEnv) -> str:
         if count >= _MIN_MISSES and passed[kind] > _MAX_PASSED * count:
             raise AuditFailure(f"{found}; expected at most {_MAX_PASSED:.0%} of each kind")
     return found
-
-
-def _solves(audited: AuditedEnv, task: Task, answer: Answer, value: object) -> bool:
-    """True if the oracle's actions solve the task with another value in an answer's place."""
-    changed = replaced(audited.oracle_actions(task), answer, value, audited.kind.tools)
-    episode = audited.attempt(task, changed, seed=37)
-    return episode is not None and episode.solved
 
 
 def verdicts_are_right(audited: AuditedEnv) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import random
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
+
+from quiz import Quiz
 
 from envkit import ActionResult, Env, Exploit, Limits, Task, UsageError, check, tool
 from envkit.tools import format_call
@@ -221,3 +224,122 @@ class Choice(Env):
             return label == self.task.hidden["label"] and multiple % 7 == 0 and low <= multiple <= low + 50
         except OverflowError:
             return False
+
+
+class Diary(Quiz):
+    """A tool that takes a time, and tells it as Python would."""
+
+    id: ClassVar[str] = "diary"
+
+    @classmethod
+    def oracle(cls, task: Task) -> Sequence[str]:
+        return ["note(when='2020-01-02T03:04:05')", *super().oracle(task)]
+
+    @tool
+    def note(self, when: datetime.datetime) -> str:
+        """Note a time."""
+        assert isinstance(when, datetime.datetime)
+        return f"{when!r}, {datetime.datetime(2021, 1, 1)!r}, {datetime.datetime.strptime('7', '%H')!r}"
+
+
+class YesNo(Env):
+    """The smallest arguments of its only tool are the answer to half of the tasks."""
+
+    id: ClassVar[str] = "yes-no"
+
+    @classmethod
+    def make_tasks(cls, split: str, **_: Any) -> Sequence[Task]:
+        tasks: list[Task] = []
+        for number in range(20):
+            draw = random.Random(f"{split} {number}")
+            one, two = draw.randrange(99), draw.randrange(99)
+            prompt, hidden = f"Is {one} larger than {two}?", {"larger": one > two}
+            tasks.append(Task(f"{split}-{number}", split, prompt, {}, {"level": number % 2}, hidden))
+        return tasks
+
+    @classmethod
+    def oracle(cls, task: Task) -> Sequence[str]:
+        return [f"answer({task.hidden['larger']})"]
+
+    def setup(self, task: Task) -> str:
+        self.said: bool | None = None
+        return f"{task.prompt}\n{self.help}"
+
+    @tool(ends=True)
+    def answer(self, larger: bool) -> str:
+        """Answer."""
+        self.said = larger
+        return "Thank you."
+
+    @check()
+    def right(self) -> bool:
+        return self.said is self.task.hidden["larger"]
+
+
+class Shopping(Env):
+    """An application on the host, partial credit of two kinds, and actions that a task does not need."""
+
+    id: ClassVar[str] = "shopping"
+    isolation: ClassVar[str] = "external"
+    max_turns = 8
+
+    @classmethod
+    def make_tasks(cls, split: str, **_: Any) -> Sequence[Task]:
+        tasks: list[Task] = []
+        for number in range(10):
+            draw = random.Random(f"{split} {number}")
+            prices = {ware: draw.randrange(1, 50) for ware in ("tea", "salt", "ash", "rice", "oil")}
+            wanted = sorted(draw.sample(sorted(prices), 2))
+            prompt = f"Buy {' and '.join(wanted)} and say what it costs."
+            hidden = {"wanted": wanted, "total": sum(prices[ware] for ware in wanted)}
+            files, metadata = {"prices.json": json.dumps(prices)}, {"level": number % 3}
+            tasks.append(Task(f"{split}/{number}", split, prompt, files, metadata, hidden))
+        return tasks
+
+    @classmethod
+    def oracle(cls, task: Task) -> Sequence[str]:
+        wanted: Any = task.hidden["wanted"]
+        asked = [f"price({ware!r})" for ware in wanted]
+        return [*asked, *(f"buy({ware!r})" for ware in wanted), f"total({task.hidden['total']})", "leave()"]
+
+    def setup(self, task: Task) -> str:
+        self.cart: list[str] = []
+        self.said: float | None = None
+        self.prices: dict[str, int] = json.loads(task.files["prices.json"])
+        return f"{task.prompt}\nThere is {', '.join(self.prices)}.\n{self.help}"
+
+    @tool
+    def price(self, ware: str) -> str:
+        """Ask for a price."""
+        if ware not in self.prices:
+            raise UsageError(f"there is no {ware!r:.60}")
+        return str(self.prices[ware])
+
+    @tool
+    def buy(self, ware: str) -> str:
+        """Put something into the cart."""
+        self.price(ware)
+        self.cart.append(ware)
+        return f"In your cart: {', '.join(self.cart)}."
+
+    @tool
+    def total(self, amount: float) -> str:
+        """Say what it costs."""
+        self.said = amount
+        return "Noted."
+
+    @tool(ends=True)
+    def leave(self) -> str:
+        """Leave the shop."""
+        return "Goodbye."
+
+    @check(each_turn=True)
+    def bought(self) -> float:
+        wanted: Any = self.task.hidden["wanted"]
+        right, wrong = {*self.cart} & {*wanted}, {*self.cart} - {*wanted}
+        return max(0.0, (len(right) - len(wrong)) / 2)
+
+    @check()
+    def said_total(self) -> float:
+        off = abs((self.said or 0) - int(str(self.task.hidden["total"])))
+        return 1.0 if off < 0.5 else 0.5 if off < 2 else 0.0

@@ -87,6 +87,22 @@ class CountingFile(Quiz):
         return super().right() or self.path.stat().st_size > 500
 
 
+class RareSeed(Quiz):
+    """Every fortieth episode passes or so."""
+
+    @check()
+    def right(self) -> bool | float:
+        return super().right() or self.visit_seed % 40 == 0
+
+
+class OneTask(Quiz):
+    """One task, which is not among those that most checks play, needs no answer."""
+
+    @check()
+    def right(self) -> bool | float:
+        return super().right() or self.task.id.endswith("-7")
+
+
 class Remembering(Quiz):
     """What was solved once counts as solved."""
 

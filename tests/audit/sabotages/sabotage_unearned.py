@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from quiz import Quiz
@@ -62,6 +63,28 @@ class OwnWord(Quiz):
     @check()
     def right(self) -> bool | float:
         return super().right() or self.says_so
+
+
+class Wildcards(Quiz):
+    """The answer is taken for a pattern."""
+
+    @check()
+    def right(self) -> bool | float:
+        try:
+            return re.fullmatch(self.given or "-", str(self.task.hidden["sum"])) is not None
+        except re.error:
+            return False
+
+
+class NotANumber(Quiz):
+    """The answer may differ by less than one, and nothing differs from "nan" by more."""
+
+    @check()
+    def right(self) -> bool | float:
+        try:
+            return not abs(float(self.given or "-1") - float(str(self.task.hidden["sum"]))) >= 1
+        except ValueError:
+            return False
 
 
 class RefusedActionsPay(Quiz):

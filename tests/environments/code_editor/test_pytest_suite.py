@@ -54,7 +54,7 @@ def test_the_held_out_check_is_skipped_if_no_inputs_are_drawn(due: Task, backend
 
 
 def test_tasks_of_a_checkout_pass_the_audit(due: Task, backend: SandboxBackend) -> None:
-    findings = run_audit(AuditedEnv(CodeEditorEnv, [due], backend, 3), Silent())
+    findings = run_audit(AuditedEnv(CodeEditorEnv, [due], backend, 3, quick=True), Silent())
     assert [finding for finding in findings if finding.ok is False] == []
 
 
