@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast, final
+from typing import Any, ClassVar, Literal, TypeVar, cast, final, get_args
 
 import gymnasium
 
@@ -28,6 +28,9 @@ from envkit.tools import Tool, ToolCall, describe_tools, find_tools, parse_calls
 from envkit.types import ResetInfo, StepInfo, Task, total_reward
 
 Returned = TypeVar("Returned")
+
+#: What an instance does: set up or tear down, carry out an action, or check.
+Phase = Literal["setup", "turn", "check"]
 
 #: Sources of reward that are no checks, as named in ``info["rewards"]``: what actions earned, what turns
 #: cost, and what was not paid because of `Env.reward_range`.
@@ -154,8 +157,8 @@ class Env(gymnasium.Env[str, str], ABC):
             `secrets` is not set, or a card cannot be used.
         SandboxUnavailable: no sandbox is given, and code cannot be isolated on this machine.
         ContractError: the class has no ``id``, no check with weight, neither tools nor an `apply`, a
-            `reward_range` or `turn_cost` that it cannot have, or judged checks without two `judges` or
-            without a required check beside them.
+            `reward_range` or `turn_cost` that it cannot have, `hosts` of no phase, or judged checks
+            without two `judges` or without a required check beside them.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012  (Gymnasium's own attribute)
@@ -188,6 +191,9 @@ class Env(gymnasium.Env[str, str], ABC):
     #: Environment variables with secrets that the application needs, such as the key of an API. An instance
     #: cannot be made without them. Their values are blotted out in observations and evidence; see `secret`.
     secrets: ClassVar[Sequence[str]] = ()
+    #: Hosts outside the sandbox that `envkit.external.open_http` may ask, by phase. Written as in a URL, with
+    #: the port if it is not the scheme's own.
+    hosts: ClassVar[Mapping[Phase, Sequence[str]]] = {}
     #: Cards of two models for judged checks: the first one judges, and audits compare it with the second. A
     #: card is a name or a path; see `envkit.agents.cards.load_card`.
     judges: ClassVar[Sequence[str | Path]] = ()
@@ -195,6 +201,8 @@ class Env(gymnasium.Env[str, str], ABC):
     simulator: ClassVar[str | Path] = ""
     #: The check that is running.
     running_check: Check | None = None
+    #: What this instance is doing.
+    phase: Phase = "setup"
     tasks: Mapping[str, Task]
     #: Actions per episode. An author sets the number that the tasks need; each instance may have another.
     max_turns: int = 3
@@ -382,7 +390,7 @@ class Env(gymnasium.Env[str, str], ABC):
 
     @classmethod
     def exploits(cls, task: Task) -> Sequence[Exploit]:
-        """Attempts to win a task without solving it. `envkit audit` plays those of one task."""
+        """Attempts to win a task without solving it. `envkit audit` plays those of tasks of every level."""
         return ()
 
     @classmethod
@@ -578,6 +586,7 @@ class Env(gymnasium.Env[str, str], ABC):
             raise ContractError("step() without a running episode; call reset() first")
         with self._ending_on_error():
             self._turns += 1
+            self.phase = "turn"
             if self.action_space.contains(action):
                 effect = _returned(self.apply(action), ActionResult, "apply", "an ActionResult")
             else:
@@ -588,6 +597,7 @@ class Env(gymnasium.Env[str, str], ABC):
             self._last = self.observation_space.clip(blotted_out(effect.observation, self._secrets))
             truncated = not effect.done and self._turns >= self.max_turns
             info: StepInfo = {"task": self.task.id, "turn": self._turns}
+            self.phase = "check"
             by_actions = self._earned.get(ACTIONS, 0.0) + self._required_finite(effect.reward)
             if not (effect.done or truncated):
                 with self._naming_task():
@@ -664,6 +674,7 @@ class Env(gymnasium.Env[str, str], ABC):
             raise
 
     def _end(self) -> None:
+        self.phase = "setup"
         sandbox, self._sandbox = self._sandbox, None
         if sandbox is not None:
             try:
@@ -716,6 +727,8 @@ def _require_complete(kind: type[Env]) -> None:
             )
     if not kind.tools and kind.apply is Env.apply:
         raise ContractError(f"{name} has no actions; mark methods with @tool, or write apply()")
+    if unknown := [phase for phase in kind.hosts if phase not in get_args(Phase)]:
+        raise ContractError(f"{name}.hosts has phase {unknown[0]!r}; expected setup, turn or check")
     low, high = kind.reward_range
     if not (-math.inf < low <= 0 and 1 <= high < math.inf):
         raise ContractError(

@@ -22,7 +22,7 @@ LAYERS = (
     ("agent", "sandbox", "sandbox_check"),
     ("inputs", "plugins"),
     ("checks", "contents", "grading", "hidden", "judging"),
-    ("env", "mcp", "random_calls", "service", "tool_runner", "tools", "wrapped"),
+    ("env", "external", "mcp", "random_calls", "service", "tool_runner", "tools", "wrapped"),
     ("audit", "mining", "models", "prices", "registry", "rollout", "scaffold", "store", "taskfile"),
     ("envkit",),
     ("engine",),

@@ -39,9 +39,9 @@ SCHEME: Final = "syntax-tree-1"
 #: the tasks.
 VERDICT_PARTS: Final = frozenset(
     {
-        *("checks", "contents", "env", "errors", "grading", "hidden", "inputs", "judging", "mcp", "plain"),
-        *("sandbox", "secret_values", "service", "spaces", "syntax", "taskfile", "tool_runner", "tools"),
-        *("types", "wrapped"),
+        *("checks", "contents", "env", "errors", "external", "grading", "hidden", "inputs", "judging", "mcp"),
+        *("plain", "sandbox", "secret_values", "service", "spaces", "syntax", "taskfile", "tool_runner"),
+        *("tools", "types", "wrapped"),
     }
 )
 
