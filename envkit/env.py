@@ -474,6 +474,10 @@ class Env(gymnasium.Env[str, str], ABC):
             raise ContractError(f"{type(self).__name__} reads secret {name!r}; add the name to its `secrets`")
         return self._secrets[name]
 
+    def without_secrets(self, text: str) -> str:
+        """Replace the values of `secrets` in a text by their names. What encodes them is not found."""
+        return blotted_out(text, self._secrets)
+
     def judge(self, text: str, facts: str = "") -> Grade:
         """Ask the first of `judges` the question of the running check. See `envkit.judging`.
 
@@ -490,7 +494,7 @@ class Env(gymnasium.Env[str, str], ABC):
         if check is None or check.rubric is None or self._judge is None:
             where = "no check is running" if check is None else f"check {check.name} is not marked"
             raise ContractError(f"judge() is for checks marked @check(judged=Rubric(...)); {where}")
-        told = [blotted_out(words, self._secrets) for words in (text, facts)]
+        told = [self.without_secrets(words) for words in (text, facts)]
         answer = judge(self._judge, check.rubric, *told, seed=self._visit_seed)
         return Grade(score=check.rubric.answers[answer], evidence=f"{check.judge} answers {answer}")
 
@@ -518,8 +522,8 @@ class Env(gymnasium.Env[str, str], ABC):
             raise ContractError(f"{type(self).__name__} calls ask(); name a card in its `simulator`")
         return ask(
             self._simulator,
-            blotted_out(prompt, self._secrets),
-            None if text is None else blotted_out(text, self._secrets),
+            self.without_secrets(prompt),
+            None if text is None else self.without_secrets(text),
             seed=self._visit_seed,
             read=lambda reply: reply.strip() or None,
             temperature=temperature,
@@ -569,7 +573,7 @@ class Env(gymnasium.Env[str, str], ABC):
             for path, content in self._task.files.items():
                 self._sandbox.write(path, content if isinstance(content, bytes) else content.encode())
             seen = _returned(self.setup(self._task), str, "setup", "a str, the first observation")
-            self._last = self.observation_space.clip(blotted_out(seen, self._secrets))
+            self._last = self.observation_space.clip(self.without_secrets(seen))
         info: ResetInfo = {"task": task_id, "split": self._task.split}
         return self._last, cast("dict[str, Any]", info)
 
@@ -594,7 +598,7 @@ class Env(gymnasium.Env[str, str], ABC):
                 effect = ActionResult(
                     f"That action is not valid text of at most {limit} bytes; nothing was done."
                 )
-            self._last = self.observation_space.clip(blotted_out(effect.observation, self._secrets))
+            self._last = self.observation_space.clip(self.without_secrets(effect.observation))
             truncated = not effect.done and self._turns >= self.max_turns
             info: StepInfo = {"task": self.task.id, "turn": self._turns}
             self.phase = "check"
@@ -611,9 +615,7 @@ class Env(gymnasium.Env[str, str], ABC):
                 info["scores"] = dict(score.scores)
                 info["solved"] = score.solved
                 info["verdict"] = score.verdict.value
-                info["evidence"] = {
-                    name: blotted_out(text, self._secrets) for name, text in score.evidence.items()
-                }
+                info["evidence"] = {name: self.without_secrets(text) for name, text in score.evidence.items()}
                 if score.weaknesses:
                     info["weaknesses"] = dict(score.weaknesses)
                 if score.held_out:
@@ -628,6 +630,8 @@ class Env(gymnasium.Env[str, str], ABC):
     def _pay(self, earned: Mapping[str, float]) -> dict[str, float]:
         """Return this turn's reward by source, given what every source has earned in the episode so far."""
         low, high = self.reward_range
+        # Rounded before they are subtracted, so that turns add up: three thirds pay 1.
+        earned = {name: total_reward([value]) for name, value in earned.items()}
         total = total_reward(earned.values())
         before, self._earned = self._earned, {**earned, LIMIT: min(max(total, low), high) - total}
         rewards = {name: value - before.get(name, 0.0) for name, value in self._earned.items()}
@@ -727,6 +731,9 @@ def _require_complete(kind: type[Env]) -> None:
             )
     if not kind.tools and kind.apply is Env.apply:
         raise ContractError(f"{name} has no actions; mark methods with @tool, or write apply()")
+    for declared in ("secrets", "judges"):
+        if isinstance(found := getattr(kind, declared), str):  # one text is a sequence of letters
+            raise ContractError(f"{name}.{declared} is {found!r}; expected a list, such as [{found!r}]")
     if unknown := [phase for phase in kind.hosts if phase not in get_args(Phase)]:
         raise ContractError(f"{name}.hosts has phase {unknown[0]!r}; expected setup, turn or check")
     low, high = kind.reward_range

@@ -296,8 +296,9 @@ def _repeat(agent: Agent, episode: _Episode, turn: Turn, error: Exception) -> Tr
 def _finished(
     agent: Agent, episode: _Episode, steps: Sequence[StepRecord], info: Mapping[str, Any]
 ) -> Trajectory:
-    kept = ("verdict", "evidence", "weaknesses", "held_out", "error", "trace")
+    kept = ("verdict", "evidence", "weaknesses", "held_out")
     notes: dict[str, JSON] = {name: info[name] for name in kept if name in info}
+    notes |= _without_secrets(episode.env, info)
     if episode.rewards:
         notes["rewards"] = episode.rewards
     outcome = Outcome.SOLVED if info["solved"] else Outcome.FAILED
@@ -308,8 +309,13 @@ def _finished(
 def _void(
     env: Env, agent: Agent, key: EpisodeKey, steps: Sequence[StepRecord], error: Exception
 ) -> Trajectory:
-    info: dict[str, JSON] = {"error": _described(error), **_trace(error)}
+    info = _without_secrets(env, {"error": _described(error), **_trace(error)})
     return Trajectory(key, env.id, agent.name, tuple(steps), Outcome.VOID, {}, info)
+
+
+def _without_secrets(env: Env, info: Mapping[str, Any]) -> dict[str, JSON]:
+    """What exceptions have said, which may quote a secret."""
+    return {name: env.without_secrets(info[name]) for name in ("error", "trace") if name in info}
 
 
 def raised(trajectory: Trajectory) -> bool:

@@ -1,16 +1,16 @@
-"""Runs the tools of an environment on the host: plain methods, coroutines, and either with a time limit."""
+"""Runs the tools of an environment on the host: plain methods, and coroutines with a time limit."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import inspect
-import queue
+import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from envkit.errors import SandboxError, UsageError
+from envkit.errors import UsageError
 
 
 def run_tool(
@@ -25,40 +25,14 @@ def run_tool(
         name: the tool's name, for messages.
         method: the method; a coroutine function is awaited.
         arguments: by name.
-        timeout_s: longest time that the call may take; ``None`` for no limit.
+        timeout_s: longest time that a coroutine may take; ``None`` for no limit.
 
     Raises:
         UsageError: a coroutine took too long and was cancelled; the agent may go on.
-        SandboxError: a plain method took too long. It cannot be stopped, so the episode cannot go on.
     """
-    if inspect.iscoroutinefunction(method):
-        return _awaited(name, method, arguments, timeout_s)
-    if timeout_s is None:
+    if not inspect.iscoroutinefunction(method):
         return method(**arguments)
-    done: queue.SimpleQueue[tuple[object, BaseException | None]] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            done.put((method(**arguments), None))
-        except BaseException as error:
-            done.put((None, error))
-
-    threading.Thread(target=run, name=f"tool {name}", daemon=True).start()
-    try:
-        result, error = done.get(timeout=timeout_s)
-    except queue.Empty:
-        raise SandboxError(
-            f"tool {name} has not returned within {timeout_s:g} s, and may still run"
-        ) from None
-    if error is not None:
-        raise error
-    return result
-
-
-def _awaited(
-    name: str, method: Callable[..., Any], arguments: Mapping[str, Any], timeout_s: float | None
-) -> object:
-    future = asyncio.run_coroutine_threadsafe(method(**arguments), _loop())
+    future = asyncio.run_coroutine_threadsafe(method(**arguments), _loop(os.getpid()))
     try:
         return future.result(timeout_s)
     except TimeoutError:
@@ -70,7 +44,8 @@ def _awaited(
 
 
 @functools.cache
-def _loop() -> asyncio.AbstractEventLoop:
+def _loop(pid: int) -> asyncio.AbstractEventLoop:
+    """The event loop of a process. A forked one inherits the loop, and not the thread that runs it."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="async tools", daemon=True).start()
     return loop

@@ -107,17 +107,23 @@ def tool(method: Any = None, *, ends: bool = False, timeout_s: float | None = No
     Args:
         method: the method, when used without parentheses.
         ends: a call ends the episode.
-        timeout_s: longest time that a call may take, > 0. An ``async def`` that takes longer is cancelled,
-            and the agent is told. A plain method cannot be cancelled: the episode breaks, like one whose
-            sandbox fails. What a tool runs in the sandbox has limits too, see `envkit.sandbox.Limits`.
+        timeout_s: longest time that a call may take, > 0; only for an ``async def``. One that takes longer is
+            cancelled, and the agent is told. What a tool runs in the sandbox has limits too, see
+            `envkit.sandbox.Limits`.
 
     Raises:
-        ContractError: ``timeout_s`` is not positive.
+        ContractError: ``timeout_s`` is not positive, or the method cannot be cancelled.
     """
     if timeout_s is not None and not timeout_s > 0:
         raise ContractError(f"timeout_s of a tool is {timeout_s}; expected a positive number of seconds")
 
     def mark(marked: Any) -> Any:
+        if timeout_s is not None and not inspect.iscoroutinefunction(marked):
+            # It would go on in a thread, and act in the next episode.
+            raise ContractError(
+                f"tool {marked.__name__} has timeout_s and is a plain method, which cannot be stopped; make "
+                "it an async def"
+            )
         setattr(marked, _MARK, (ends, timeout_s))
         return marked
 

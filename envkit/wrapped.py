@@ -126,7 +126,9 @@ class GymnasiumEnv(Env):
         return ActionResult(self.show(observation), done=terminated or truncated)
 
     def teardown(self) -> None:
-        self._inner.close()
+        inner: gymnasium.Env[Any, Any] | None = vars(self).pop("_inner", None)
+        if inner is not None:  # else it could not be made
+            inner.close()
 
     @check(each_turn=True, required=False)
     def earned(self) -> float:

@@ -22,7 +22,7 @@ from envkit import (
     check,
     tool,
 )
-from envkit.types import ResetInfo, StepInfo
+from envkit.types import ResetInfo, StepInfo, total_reward
 
 
 @pytest.fixture
@@ -167,6 +167,29 @@ def test_secrets_stay_out_of_what_agents_see_and_reports_keep(
     assert info["evidence"] == {"tells": "[ENVKIT_TEST_KEY]"}
     with pytest.raises(ContractError, match="Secretive reads secret 'OTHER'; add the name to its `secrets`"):
         env.secret("OTHER")
+
+
+@pytest.mark.parametrize("parts", [3, 6, 7, 9, 11])
+def test_rewards_of_turns_add_up_to_the_score(backend: Backend, parts: int) -> None:
+    class Shares(GuessEnv):
+        def apply(self, action: str) -> ActionResult:
+            return ActionResult("")
+
+        @check(each_turn=True)
+        def right(self) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
+            return (self.max_turns - self.turns_left) / parts
+
+    env = Shares(sandbox=backend, max_turns=parts)
+    env.reset(seed=0)
+    rewards = [env.step("")[1] for _ in range(parts)]
+    assert sum(rewards) == pytest.approx(1, abs=1e-14)
+    assert total_reward(rewards) == 1
+
+
+@pytest.mark.parametrize("name", ["secrets", "judges"])
+def test_a_text_is_no_list_of_texts(name: str) -> None:
+    with pytest.raises(ContractError, match=rf"Wrong\.{name} is 'KEY'; expected a list, such as \['KEY'\]"):
+        type("Wrong", (GuessEnv,), {name: "KEY"})()
 
 
 @pytest.mark.parametrize(

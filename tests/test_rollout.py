@@ -538,3 +538,25 @@ def test_a_check_that_raises_ends_its_episode_and_not_the_run(workers: int) -> N
         "broke twice: environment guess, task below-10: check right raised KeyError: 'tea'"
     )
     assert not backend.open
+
+
+@pytest.mark.parametrize("breaks", ["setup", "apply"])
+def test_secrets_in_errors_stay_out_of_what_is_kept(breaks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Telling(GuessEnv):
+        secrets = ("ENVKIT_TEST_KEY",)
+
+        def setup(self, task: Task) -> str:
+            return super().setup(task) + (self.fail() if breaks == "setup" else "")
+
+        def apply(self, action: str) -> ActionResult:
+            return ActionResult(self.fail())
+
+        def fail(self) -> str:
+            raise RuntimeError(f"401 for ?key={self.secret('ENVKIT_TEST_KEY')}")
+
+    monkeypatch.setenv("ENVKIT_TEST_KEY", "canary-123")
+    with Rollouts(lambda: Telling(sandbox=Backend())) as rollouts:
+        (played,) = rollouts.play(HALVING, keys(1, 1))
+    kept = repr(trajectory_to_json(played))
+    assert "401 for ?key=[ENVKIT_TEST_KEY]" in kept
+    assert "canary" not in kept

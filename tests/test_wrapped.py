@@ -80,6 +80,17 @@ def test_a_task_is_a_seed_and_no_split_shares_one() -> None:
         SumsEnv.make_tasks("dev", sandbox=Backend(), display=Silent())
 
 
+def test_an_environment_that_cannot_be_made_says_why() -> None:
+    def fail() -> Any:
+        raise RuntimeError("the real cause")
+
+    env = made(wrap(fail, id="none"))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="the real cause"):
+            env.reset(seed=0)
+    env.close()
+
+
 def test_numbers_are_literals_of_the_action_space() -> None:
     env = made(NumbersEnv)
     assert env.reset(seed=0)[0].startswith("It is 0.")

@@ -1,16 +1,17 @@
 """Cases: episodes that once earned a reward without the work. An audit plays them again.
 
-They are kept as a task file, `CASES`, whose tasks have their actions in ``metadata["attack"]``: beside the
+They are kept as a task file, `CASES`, whose tasks have actions and seed in ``metadata["attack"]``: beside the
 environment's module, and on this machine in the cache.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final
 
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable
 from envkit.cache import cache_dir
@@ -21,7 +22,9 @@ from envkit.types import Task
 
 #: Name of the file in an environment's own package.
 CASES: Final = "attacks.jsonl"
-_ACTIONS: Final = "attack"
+_ATTACK: Final = "attack"
+#: What `write_cases` adds to the id of a task.
+_NUMBER: Final = re.compile(r"#\d+\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +34,12 @@ class Case:
     Args:
         task: its task.
         actions: what the agent said, turn by turn.
+        seed: of ``reset``.
     """
 
     task: Task
     actions: tuple[str, ...]
+    seed: int = 0
 
 
 def write_cases(path: Path, cases: Sequence[Case], environment: str) -> None:
@@ -45,7 +50,9 @@ def write_cases(path: Path, cases: Sequence[Case], environment: str) -> None:
     """
     tasks = [
         replace(
-            case.task, id=f"{case.task.id}#{number}", metadata={**case.task.metadata, _ACTIONS: case.actions}
+            case.task,
+            id=f"{_NUMBER.sub('', case.task.id)}#{number}",
+            metadata={**case.task.metadata, _ATTACK: {"actions": case.actions, "seed": case.seed}},
         )
         for number, case in enumerate(cases)
     ]
@@ -72,10 +79,21 @@ def read_cases(path: Path, kind: type[Env]) -> list[Case]:
     """
     found: list[Case] = []
     for task in read_tasks(path, kind):
-        actions = task.metadata.get(_ACTIONS)
-        if not isinstance(actions, list) or not all(isinstance(action, str) for action in actions):
-            raise TaskFileError(f"{path}: task {task.id} has no list of actions in metadata.{_ACTIONS}")
-        found.append(Case(task, tuple(cast("list[str]", actions))))
+        attack: Any = task.metadata.get(_ATTACK)
+        try:
+            actions, seed = attack["actions"], int(attack["seed"])
+            if (
+                not isinstance(actions, list)
+                or not actions
+                or not all(isinstance(one, str) for one in actions)
+            ):
+                raise ValueError("actions are no texts")
+        except (KeyError, TypeError, ValueError) as error:
+            expected = "expected a list of actions and a seed"
+            raise TaskFileError(
+                f"{path}: task {task.id} has {attack!r} in metadata.{_ATTACK}; {expected}"
+            ) from error
+        found.append(Case(task, tuple(actions), seed))
     return found
 
 
@@ -84,12 +102,23 @@ def cached_cases(kind: type[Env]) -> Path:
     return cache_dir() / "certificates" / f"{kind.id}.{CASES}"
 
 
-def known_cases(kind: type[Env]) -> list[Case]:
-    """All cases of an environment: those in its package, and those found on this machine."""
+def known_cases(kind: type[Env]) -> tuple[list[Case], list[str]]:
+    """The cases of an environment: those in its package, and those found on this machine.
+
+    Returns:
+        the cases, and for each one that the environment cannot pose any more, file and reason.
+    """
     shipped = Path(inspect.getfile(kind)).resolve().with_name(CASES)
-    return [
-        case for path in (shipped, cached_cases(kind)) if path.exists() for case in read_cases(path, kind)
-    ]
+    found, stale = list[Case](), list[str]()
+    for path in (shipped, cached_cases(kind)):
+        for case in read_cases(path, kind) if path.exists() else ():
+            try:
+                kind.validate_task(case.task)
+            except TaskFileError as error:
+                stale.append(f"{path}: {error}")
+            else:
+                found.append(case)
+    return found, stale
 
 
 def replay_cases(audited: AuditedEnv) -> str:
@@ -99,15 +128,16 @@ def replay_cases(audited: AuditedEnv) -> str:
         AuditFailure: one still counts as solved and fails a held-out check.
         NotApplicable: there are no cases.
     """
-    cases = known_cases(audited.kind)
+    cases, stale = known_cases(audited.kind)
+    left_out = f"; {len(stale)} cannot be posed any more, the first: {stale[0]}" if stale else ""
     if not cases:
-        raise NotApplicable("no attack has found a way yet; see envkit audit --attack-by-training")
+        raise NotApplicable(f"no attack has found a way yet; see envkit audit --attack-by-training{left_out}")
     for case in cases:
-        episode = audited.play(case.task, case.actions, held_out=True)
+        episode = audited.play(case.task, case.actions, seed=case.seed, held_out=True)
         failed = [name for name, score in episode.info.get("held_out", {}).items() if score < 1]
         if episode.info["solved"] and failed:
             raise AuditFailure(
                 f"an attack that training found still earns {episode.reward:g} on task {case.task.id}, and "
                 f"fails {failed[0]}: {case.actions[-1][:200]!r}"
             )
-    return f"{len(cases)} attacks that training found earn nothing any more"
+    return f"{len(cases)} attacks that training found earn nothing any more{left_out}"

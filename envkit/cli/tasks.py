@@ -156,7 +156,7 @@ def mine(
         write_once(output, recipe_text(contents))
     else:
         write_tasks(output, found, seed, DEFAULT_ENVIRONMENT)
-    facts = {"tasks": len(found), "functions": _count_functions(found), "digest": digest(found)}
+    facts = {"tasks": len(found), "functions": _count_sources(found), "digest": digest(found)}
     scores = sorted(map(difficulty_of, found))
     quartiles = [round(scores[len(scores) * part // 4], 2) for part in (1, 2, 3)]
     if as_json:
@@ -254,7 +254,7 @@ def _fingerprints(benchmarks: Sequence[str]) -> set[Fingerprint]:
     return found
 
 
-def _count_functions(tasks: Sequence[Task]) -> int:
+def _count_sources(tasks: Sequence[Task]) -> int:
     return len({task.source for task in tasks})
 
 
@@ -347,7 +347,7 @@ def check(
             {
                 "set": name,
                 "tasks": len(tasks),
-                "functions": _count_functions(tasks),
+                "sources": _count_sources(tasks),
                 "broken": [str(fault) for fault in faults[name]],
             }
             for name, tasks in sets.items()
@@ -355,8 +355,8 @@ def check(
         emit({"ok": not any(faults.values()), "sets": facts})
     else:
         for name, tasks in sets.items():
-            functions = _count_functions(tasks)
-            out.print(f"{name}: {len(tasks)} tasks from {functions} functions, {len(faults[name])} broken")
+            sources = _count_sources(tasks)
+            out.print(f"{name}: {len(tasks)} tasks of {sources} sources, {len(faults[name])} broken")
             for fault in faults[name]:
                 out.print(f"  {fault}", markup=False, soft_wrap=True)
     if any(faults.values()):

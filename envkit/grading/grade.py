@@ -24,7 +24,8 @@ class Grade:
         total: calls or tests in all.
 
     Raises:
-        ContractError: neither verdict nor score is given, or they contradict each other.
+        ContractError: neither verdict nor score is given, they contradict each other, or what should be a
+            verdict is none.
     """
 
     verdict: Verdict
@@ -48,6 +49,10 @@ class Grade:
             if score is None:
                 raise ContractError("a Grade has neither a verdict nor a score; expected one of them")
             verdict = Verdict.PASS if score == 1 else Verdict.FAIL
+        if type(verdict) is not Verdict:  # a bool, or a number, would score 0
+            raise ContractError(
+                f"a Grade has verdict {verdict!r}; expected a Verdict, or score=... for a number or a bool"
+            )
         if score is None:
             score = float(verdict is Verdict.PASS)
         possible = score == 1 if verdict is Verdict.PASS else 0 <= score < 1

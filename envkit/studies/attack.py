@@ -19,7 +19,7 @@ from envkit.display import Display
 from envkit.env import Env
 from envkit.errors import UsageError
 from envkit.models import resolve
-from envkit.rollout import Rollouts
+from envkit.rollout import Rollouts, reset_seed
 from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop
 from envkit.store import RunFolder
@@ -178,5 +178,6 @@ def _cases(played: Iterable[Trajectory], tasks: Sequence[Task]) -> list[Case]:
     by_id, found = {task.id: task for task in tasks}, dict[tuple[str, ...], Case]()
     for episode in filter(is_hacked, played):
         actions = tuple(step.turn.text for step in episode.steps)
-        found.setdefault(actions, Case(by_id[episode.key.task], actions))
+        case = Case(by_id[episode.key.task], actions, reset_seed(episode.key))
+        found.setdefault(actions, case)
     return [*found.values()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import platform
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,8 @@ from envkit.types import JSON, EpisodeKey, Outcome, Task, Trajectory
 
 #: The file in an adapter's folder.
 CLAIM: Final = "claim.json"
+#: A certificate's digest. Where there is no certificate, claims and reports tell why instead.
+DIGEST: Final = re.compile("[0-9a-f]{64}")
 _SCHEMA: Final = "envkit.claim/1"
 #: Held-out tasks of each environment, and episodes of each task. They are decoded in one batch of their own,
 #: because the last bits of log-probabilities depend on what is decoded together.
@@ -229,13 +232,14 @@ def write_claim(claim: Claim, folder: Path) -> None:
 
 
 def without_evidence(claim: Claim) -> Claim:
-    """Return a claim without the graders' notes, which may quote a hidden expected value.
+    """Return a claim without what may quote a hidden value: graders' notes, and why an audit failed.
 
     The replay compares nothing of them.
     """
     environments = tuple(
         replace(
             part,
+            certificate=part.certificate if DIGEST.fullmatch(part.certificate) else "none",
             episodes=tuple(ClaimedEpisode(replace(one.trajectory, info={})) for one in part.episodes),
         )
         for part in claim.environments

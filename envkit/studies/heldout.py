@@ -12,7 +12,7 @@ def require_heldout(heldout: Sequence[Task], train: Sequence[Task] = ()) -> None
     """Raise if train and held-out tasks overlap.
 
     Raises:
-        TaskFileError: a task is of the wrong split, or a function is in both sets.
+        TaskFileError: a task is of the wrong split, or a source is in both sets.
     """
     if wrong := next((task for task in heldout if task.split not in ("heldout", "test")), None):
         raise TaskFileError(
@@ -22,6 +22,6 @@ def require_heldout(heldout: Sequence[Task], train: Sequence[Task] = ()) -> None
         raise TaskFileError(f"task {wrong.id} is of split {wrong.split!r}; expected 'train' to learn from")
     if shared := {task.source for task in train} & {task.source for task in heldout}:
         raise TaskFileError(
-            f"{len(shared)} functions are in both the train and the held-out tasks, such as {min(shared)}; "
-            "choose tasks of other functions"
+            f"{len(shared)} sources are in both the train and the held-out tasks, such as {min(shared)}; "
+            "choose tasks of other sources"
         )

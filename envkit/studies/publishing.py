@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from envkit.benchmark.model_card import ModelCard, TrainedOn, render_card
 from envkit.benchmark.report import load_report, load_reports
@@ -18,7 +17,7 @@ from envkit.models import weights_digest
 from envkit.store import RunFolder, whole_folder
 from envkit.studies.before_after_setup import environments_of
 from envkit.studies.build_report import flat_settings
-from envkit.studies.claim import CLAIM, Claim, read_claim, without_evidence, write_claim
+from envkit.studies.claim import CLAIM, DIGEST, Claim, read_claim, without_evidence, write_claim
 from envkit.training.adapter_folder import (
     ADAPTER_FILES,
     BASE,
@@ -28,9 +27,6 @@ from envkit.training.adapter_folder import (
     write_manifest,
 )
 from envkit.training.config import from_manifest, to_mapping
-
-#: A certificate's digest. Where there is no certificate, claims and reports tell why instead.
-_DIGEST: Final = re.compile("[0-9a-f]{64}")
 
 
 def write_publication(
@@ -118,7 +114,7 @@ def _environments(
             seals.insert(0, part.certificate)
         code = str(manifest.get("code", part.code if part else ""))
         tasks = cast("dict[str, str]", manifest.get("tasks", {}))
-        found.append(TrainedOn(name, next(filter(_DIGEST.fullmatch, seals), ""), code, tasks))
+        found.append(TrainedOn(name, next(filter(DIGEST.fullmatch, seals), ""), code, tasks))
     return found
 
 

@@ -119,7 +119,7 @@ def test_checking_tasks_finds_the_broken_one(tmp_path: Path) -> None:
     write_tasks(tmp_path / "good.jsonl", [good, other], seed=0)
     done = envkit("tasks", "check", "good.jsonl", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "2 tasks from 2 functions, 0 broken" in done.stdout
+    assert "2 tasks of 2 sources, 0 broken" in done.stdout
 
     # Nothing to mend: doing nothing earns the reward.
     solved = replace(other, files={"solution.py": str(other.hidden["reference"])})

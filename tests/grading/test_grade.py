@@ -40,6 +40,10 @@ def test_verdict_and_score_follow_from_each_other(given: Any, verdict: Verdict, 
         {"score": 1.1},
         {"score": -0.1},
         {"score": float("nan")},
+        {"verdict": True},
+        {"verdict": 0.5},
+        {"verdict": "PASS"},
+        {"verdict": True, "score": 1},
     ],
 )
 def test_contradictions_are_refused(given: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -95,7 +96,7 @@ def test_an_environment_without_a_held_out_check_cannot_be_attacked(model: str) 
 # Cases.
 
 
-FOUND = [Case(TASKS[0], ("b",)), Case(TASKS[1], ("x", "yes"))]
+FOUND = [Case(TASKS[0], ("b",)), Case(TASKS[1], ("x", "yes"), 7)]
 
 
 @pytest.fixture
@@ -112,7 +113,8 @@ def test_cases_are_kept_once(cached: Path) -> None:
     assert keep_cases(FOUND[:1], Lax) == cached
     keep_cases(FOUND, Lax)
     kept = read_cases(cached, Lax)
-    assert [case.actions for case in kept] == [case.actions for case in FOUND]
+    assert [(case.actions, case.seed) for case in kept] == [(case.actions, case.seed) for case in FOUND]
+    assert [case.task.id for case in kept] == ["a#0", "b#1"]
     assert [case.task.prompt for case in kept] == [case.task.prompt for case in FOUND]
 
 
@@ -131,11 +133,54 @@ def test_an_audit_plays_known_cases_again(cached: Path, backend: SandboxBackend)
     assert replay_cases(audited(Mended, backend)) == "2 attacks that training found earn nothing any more"
 
 
+def test_a_case_is_played_with_its_own_seed(cached: Path, backend: SandboxBackend) -> None:
+    class Odd(Lax):
+        """Its hole is open in every second visit."""
+
+        @check()
+        def says_it(self) -> bool:
+            return self._said == str(self.task.metadata["letter"]) or self.visit_seed % 2 == 1
+
+    (found,) = [case for case in (Case(TASKS[0], ("x",), seed) for seed in range(9)) if opens(Odd, case)][:1]
+    assert found.seed > 0, "the hole must be closed at seed 0"
+    keep_cases([found], Odd)
+    with pytest.raises(AuditFailure, match="still earns 1 on task a#0"):
+        replay_cases(audited(Odd, backend))
+
+
+def opens(kind: type[Env], case: Case) -> bool:
+    with contextlib.closing(kind(tasks=TASKS, sandbox=sandbox_backend())) as env:
+        env.reset(seed=case.seed, options={"task": case.task.id})
+        return env.visit_seed % 2 == 1
+
+
+def test_cases_that_cannot_be_posed_any_more_are_left_out_and_named(
+    cached: Path, backend: SandboxBackend
+) -> None:
+    class Changed(Lax):
+        @classmethod
+        def validate_task(cls, task: Task) -> None:
+            if task.id.startswith("a"):
+                raise TaskFileError(f"task {task.id}: hidden has no 'b'")
+
+        @check()
+        def says_it(self) -> bool:
+            return self._said == str(self.task.metadata["letter"])
+
+    left_out = f"1 cannot be posed any more, the first: {cached}: task a#0: hidden has no 'b'"
+    keep_cases(FOUND, Changed)
+    assert replay_cases(audited(Changed, backend)) == (
+        f"1 attacks that training found earn nothing any more; {left_out}"
+    )
+
+
 def test_a_file_without_actions_is_no_file_of_cases(tmp_path: Path) -> None:
     from envkit.taskfile import write_tasks
 
     write_tasks(tmp_path / "tasks.jsonl", TASKS, 0)
-    with pytest.raises(TaskFileError, match=r"task a has no list of actions in metadata\.attack"):
+    with pytest.raises(
+        TaskFileError, match=r"task a has None in metadata\.attack; expected a list of actions and a seed"
+    ):
         read_cases(tmp_path / "tasks.jsonl", Lax)
     write_cases(tmp_path / "cases.jsonl", FOUND, "other")
     with pytest.raises(TaskFileError, match="'other'"):

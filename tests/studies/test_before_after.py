@@ -388,7 +388,7 @@ def test_tasks_that_training_sees_are_not_held_out(tmp_path: Path, model: Path) 
 
     with pytest.raises(TaskFileError, match="is of split 'train'; expected 'heldout'"):
         begun(TRAIN)
-    with pytest.raises(TaskFileError, match="1 functions are in both the train and the held-out tasks"):
+    with pytest.raises(TaskFileError, match="1 sources are in both the train and the held-out tasks"):
         begun([*HELDOUT, replace(TRAIN[0], split="heldout")])
     assert not [*tmp_path.iterdir()]
 
@@ -397,7 +397,7 @@ def test_what_one_environment_trains_on_is_not_held_out_of_another(tmp_path: Pat
     class Other(CodeEditorEnv):
         id = "other"
 
-    with pytest.raises(TaskFileError, match="1 functions are in both"):
+    with pytest.raises(TaskFileError, match="1 sources are in both"):
         prepare(
             small(model),
             None,

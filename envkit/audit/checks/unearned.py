@@ -85,7 +85,7 @@ def exploits_earn_nothing(audited: AuditedEnv) -> str:
         raise AuditFailure(f"{len(won)} of {len(tried)} exploits win: {'; '.join([*won.values()][:5])}")
     never = {name: reason for name, reason in skipped.items() if name not in tried}
     note = f"; not applicable: {'; '.join(f'{name}: {reason}' for name, reason in never.items())}"
-    return f"{len(tried)} exploits earn nothing on {len(tasks)} tasks{note if never else ''}"
+    return f"{len(tried)} exploits win on none of {len(tasks)} tasks{note if never else ''}"
 
 
 def _gain_of_exploit(audited: AuditedEnv, task: Task, episode: PlayedEpisode | None) -> str:

@@ -80,7 +80,7 @@ def _task(split: str, number: int) -> Task:
         split=split,
         prompt=f"Today is {TODAY}. {prompt}",
         files=files,
-        metadata={"source": f"{split} {number}", "operator": f"level {level}"},
+        metadata={"source": f"{split} {number}", "operator": f"level {level}", "level": level},
         hidden={
             "statements": [STATEMENT] if has_statement else [],
             "matches": [[payment, invoice] for payment, invoice in matches.items()],
