@@ -195,7 +195,7 @@ def resume_train(
         display: ``"rich"``, ``"quiet"`` or a display of your own.
 
     Raises:
-        StoreError: not a training run, or its tasks, weights or environments have changed.
+        StoreError: not a training run, or its tasks, weights, environments or their packages have changed.
         EnvkitError: the run failed; see `envkit.errors`.
     """
     from envkit import registry

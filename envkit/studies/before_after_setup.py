@@ -21,7 +21,7 @@ from envkit.studies.machine import free_threads, machine, resolve_dtype, resolve
 from envkit.studies.openings import openings
 from envkit.studies.plan import DEFAULT_MINUTES, Plan, PlanInputs, plan, require_useful
 from envkit.studies.probe import Lengths, Speed, lengths_of, probe
-from envkit.studies.provenance import code_digest, commit, require_code, training_code_digest
+from envkit.studies.provenance import commit, environment_facts, require_unchanged, training_code_digest
 from envkit.studies.turns import turns_of
 from envkit.studies.warm_start import demonstrations, split_for_warm_start
 from envkit.taskfile import digest, read_tasks, write_tasks
@@ -216,7 +216,7 @@ def _of_environment(study: Study, kind: type[Env]) -> dict[str, JSON]:
         "environment": kind.id,
         "unaudited": certificate_problem(*of_run),
         "fewer_turns": fewer_turns(*of_run),
-        "code": code_digest(kind),
+        **environment_facts(kind, study.locks[kind]),
         "tasks": tasks,
     }
 
@@ -254,8 +254,8 @@ def reopen(run: RunFolder, kinds: Sequence[type[Env]], backend: SandboxBackend) 
     """Read the study of an existing run; its ``facts`` are the whole manifest.
 
     Raises:
-        StoreError: environments, their code or their tasks have changed since the run began; the manifest is
-            damaged or was edited; or the folder holds another kind of run.
+        StoreError: environments, their code, packages or tasks have changed since the run began; the manifest
+            is damaged or was edited; or the folder holds another kind of run.
     """
     manifest = run.manifest
     if (found := manifest.get("kind")) != KIND:
@@ -289,7 +289,7 @@ def reopen(run: RunFolder, kinds: Sequence[type[Env]], backend: SandboxBackend) 
     parts = parts_of(run, kinds)
     locks = {kind: kind.equip(backend).lock for kind in parts}
     for kind, part in parts.items():
-        require_code(kind, part)
+        require_unchanged(kind, locks[kind], part)
     return Study(
         planned,
         manifest,

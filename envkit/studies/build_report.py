@@ -111,7 +111,9 @@ def build_report(
             *_raised_in_training(steps),
             *(f"Graded by weaker means: {reason}." for reason in _weaknesses(played.values())),
         ),
-        conditions=Conditions(kind.id, code_digest(kind), digest(tasks), max_turns, EVALUATION_SEED),
+        conditions=Conditions(
+            kind.id, code_digest(kind), digest(tasks), max_turns, EVALUATION_SEED, lock.digest
+        ),
         commit=facts.commit,
         certificate=f"none: {certificate}" if isinstance(certificate, str) else certificate.seal,
         contents=str(lock),

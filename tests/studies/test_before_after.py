@@ -35,7 +35,7 @@ from envkit.errors import ConfigError, ModelError, SandboxError, StoreError, Tas
 from envkit.grading import Grade
 from envkit.models import resolve
 from envkit.registry import sandbox_backend
-from envkit.sandbox import Sandbox, SandboxBackend
+from envkit.sandbox import Contents, Sandbox, SandboxBackend
 from envkit.stop import ShouldStop, never
 from envkit.store import RunFolder
 from envkit.studies.before_after import BeforeAfter
@@ -43,6 +43,7 @@ from envkit.studies.before_after_setup import Study, prepare
 from envkit.studies.before_after_setup import start as start_study
 from envkit.studies.build_report import _latest_steps
 from envkit.studies.claim import read_claim
+from envkit.studies.provenance import require_unchanged
 from envkit.studies.run_records import LoggedStep
 from envkit.studies.warm_start import split_for_warm_start
 from envkit.trackers import resolve as resolve_trackers
@@ -394,6 +395,18 @@ def test_a_run_with_changed_code_is_refused(
     monkeypatch.setattr("envkit.studies.provenance.code_digest", lambda kind: "0ther")
     with pytest.raises(StoreError, match="the code of code-editor has changed since the run began"):
         study(run, backend)
+
+
+def test_a_run_whose_sandboxes_hold_other_packages_is_refused(
+    tmp_path: Path, model: Path, backend: SandboxBackend
+) -> None:
+    run = begin(tmp_path, model)
+    other = backend.with_contents(Contents(("jinja2==3.1.6",)))
+    with pytest.raises(
+        StoreError, match=r"held nothing beside Python when the run began, and now hold jinja2 3"
+    ):
+        study(run, other)
+    require_unchanged(CodeEditorEnv, other.lock, RunFolder.create(tmp_path, "older", {}))
 
 
 def test_another_kind_of_run_is_refused(tmp_path: Path, backend: SandboxBackend) -> None:
