@@ -191,7 +191,7 @@ def resume_bench(
         display: ``"rich"``, ``"quiet"`` or a display of your own.
 
     Raises:
-        StoreError: not a bench run, or its tasks, weights or cards have changed.
+        StoreError: not a bench run, or its tasks, weights, packages or cards have changed.
         EnvkitError: the comparison failed; see `envkit.errors`.
     """
     from envkit.store import RunFolder

@@ -86,7 +86,8 @@ def train(
         engine: engine that samples, ``"torch"`` or ``"vllm"``; by default as in ``config``.
         sandbox: a backend or its registered name; ``"auto"`` takes the best one of this machine.
         allow_unsafe: accept a sandbox that does not isolate.
-        allow_unaudited: accept an environment without a valid certificate.
+        allow_unaudited: accept an environment without a valid certificate, or with one of other packages or
+            of fewer turns than this run has.
         evaluate: measure on the held-out tasks before and after training.
         trackers: experiment trackers to log to: ``"tensorboard"``, ``"wandb"``, ``"mlflow"``, ``"trackio"``,
             or functions of your own; see `envkit.trackers`. One that fails while the run trains is left out
@@ -100,7 +101,7 @@ def train(
         EnvkitError: the run failed; see `envkit.errors`.
     """
     from envkit import registry
-    from envkit.audit.certificate import require_certified
+    from envkit.audit.certificate import fewer_turns, require_certified
     from envkit.models import require_training
 
     require_training()  # what follows imports PyTorch
@@ -128,15 +129,21 @@ def train(
     )
     kinds = [registry.environment(name) for name in names]
     before_after_setup.require_checks(settings.shaping, kinds)
-    turns_of(kinds, settings.max_turns)  # raises before tasks are made
+    turns = turns_of(kinds, settings.max_turns)  # raises before tasks are made
     resolved = resolve_trackers(trackers)
     if len(chosen) > 1:
         before_after_seeds.configurations(settings, chosen)
     if not allow_unaudited:
         for kind in kinds:
-            require_certified(kind)
+            require_certified(kind, max_turns=turns)  # before anything is installed
     with open_display(display) as progress:
         sandbox_backend = isolated_backend(sandbox, progress, allow_unsafe=allow_unsafe)
+        for kind in kinds:
+            lock = kind.equip(sandbox_backend).lock
+            if not allow_unaudited:
+                require_certified(kind, lock, turns)
+            if fewer := fewer_turns(kind, lock, turns):
+                progress.say(fewer)
         train_tasks = {kind: load_tasks(kind, tasks, "train", sandbox_backend, progress) for kind in kinds}
         for found in train_tasks.values():
             require_train_split(found, tasks)
@@ -188,7 +195,7 @@ def resume_train(
         display: ``"rich"``, ``"quiet"`` or a display of your own.
 
     Raises:
-        StoreError: not a training run, or its tasks, weights or environments have changed.
+        StoreError: not a training run, or its tasks, weights, environments or their packages have changed.
         EnvkitError: the run failed; see `envkit.errors`.
     """
     from envkit import registry

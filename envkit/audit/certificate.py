@@ -2,7 +2,8 @@
 
 An environment may be installed with a certificate, in a file `SHIPPED` beside its module. `envkit audit`
 keeps the certificates that it makes in the cache. A certificate is valid if it passed and the code has not
-changed since; see `envkit.audit.code_digest`.
+changed since; see `envkit.audit.code_digest`. For a run, it must also have been made with what the run's
+sandboxes hold, and with at least as many turns.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from envkit.cache import cache_dir
 from envkit.display import Display
 from envkit.env import Env
 from envkit.errors import StoreError, UsageError
-from envkit.sandbox import SandboxBackend
+from envkit.sandbox import Lock, SandboxBackend
 from envkit.store import write_atomic
 from envkit.taskfile import digest
 from envkit.types import Task
 
 _SCHEMA: Final = 3
+#: Fields that a certificate leaves out if they are empty.
+_OPTIONAL: Final = ("max_turns", "lock", "contents")
 #: Name of the certificate file in an environment's own package.
 SHIPPED: Final = "certificate.json"
 
@@ -50,6 +53,9 @@ class Certificate:
         coverage: the tasks that were played.
         findings: of every check, in order.
         isolation: as the environment declares it, see `Env.isolation`.
+        max_turns: actions per episode; 0 if it does not say, for the environment's own number.
+        lock: digest of what the sandboxes held beside Python, see `envkit.sandbox.Lock`; empty for nothing.
+        contents: the same with its versions, as text.
     """
 
     environment: str
@@ -63,6 +69,9 @@ class Certificate:
     coverage: Coverage
     findings: Sequence[Finding]
     isolation: str = "sandbox"
+    max_turns: int = 0
+    lock: str = ""
+    contents: str = ""
 
     @property
     def passed(self) -> bool:
@@ -81,7 +90,8 @@ class Certificate:
 
     def to_json(self) -> str:
         made = {"passed": self.passed, "not_applicable": self.not_applicable}
-        return json.dumps({"schema": _SCHEMA, **made, **asdict(self)}, indent=2) + "\n"
+        fields = {name: value for name, value in asdict(self).items() if value or name not in _OPTIONAL}
+        return json.dumps({"schema": _SCHEMA, **made, **fields}, indent=2) + "\n"
 
     def markdown(self) -> str:
         """The certificate as a table for people."""
@@ -91,6 +101,7 @@ class Certificate:
             for finding in self.findings
         ]
         given = "" if self.standard else " (given tasks or turns)"
+        turns = f"{self.max_turns} turns an episode, " if self.max_turns else ""
         seen = self.coverage
         levels = [f"| {level} | {played} | {count} |" for level, (played, count) in seen.levels.items()]
         unknown = [f"- {check}: {_cell(reason)}" for check, reason in self.not_applicable.items()]
@@ -99,7 +110,8 @@ class Certificate:
                 f"# Audit of {self.environment}",
                 "",
                 f"{'Passed' if self.passed else 'FAILED'} on {self.created}, in sandbox {self.sandbox}, "
-                f"{self.tasks} tasks{given}, isolation {self.isolation}. Code {self.digest[:12]}.",
+                f"{self.tasks} tasks{given}, {turns}isolation {self.isolation}. Code {self.digest[:12]}.",
+                *(["", f"Sandboxes held {self.contents}."] if self.contents else []),
                 "",
                 "| check | result | found |",
                 "| --- | --- | --- |",
@@ -141,6 +153,7 @@ def certify(
         UsageError: the environment cannot pose one of the given tasks.
     """
     backend = kind.equip(backend)
+    lock = backend.lock
     turns = kind.max_turns if max_turns is None else max_turns
     posed = kind.make_tasks("starter", sandbox=backend, display=display) if tasks is None else tasks
     audited = AuditedEnv(kind, posed, backend, turns, own_tasks=tasks is None)
@@ -159,6 +172,9 @@ def certify(
         coverage=audited.coverage,
         findings=[*findings, *more],
         isolation=kind.isolation,
+        max_turns=turns,
+        lock=lock.digest,
+        contents=str(lock),
     )
 
 
@@ -225,10 +241,15 @@ def read(path: Path) -> Certificate:
         raise UsageError(f"{path}: not a certificate ({error}); {remedy}") from error
 
 
-def valid(kind: type[Env]) -> Certificate | str:
+def valid(kind: type[Env], lock: Lock | None = None, max_turns: int = 0) -> Certificate | str:
     """An environment's valid certificate, or the reason why there is none on this machine.
 
     A standard audit of the present code that failed outweighs any other certificate.
+
+    Args:
+        kind: the environment.
+        lock: what the sandboxes of a run hold, which must be what was audited; ``None`` for any.
+        max_turns: actions per episode of a run, at most as many as were audited.
     """
     problem = "it was never audited"
     paths = [path for path in (shipped(kind), cached(kind)) if path.exists()]
@@ -245,30 +266,62 @@ def valid(kind: type[Env]) -> Certificate | str:
         failed = next((finding for finding in certificate.findings if finding.ok is False), None)
         if (certificate.digest, certificate.digest_scheme) != code:
             problem = f"its code has changed since it was audited on {certificate.created}"
-        elif failed is None:
-            found = found or certificate
-        else:
+        elif failed is not None:
             problem = f"it has failed its audit: {failed.check}: {failed.detail}"
             if certificate.standard:
                 return problem
+        elif misfit := _misfit(kind, certificate, lock, max_turns):
+            problem = misfit
+        else:
+            found = found or certificate
     return found or problem
 
 
-def certificate_problem(kind: type[Env]) -> str:
-    """The reason why an environment has no valid certificate here; empty if it has one."""
-    found = valid(kind)
+def _misfit(kind: type[Env], certificate: Certificate, lock: Lock | None, max_turns: int) -> str:
+    """The reason why a certificate does not cover a run; empty if it does."""
+    if lock is not None and lock.digest != certificate.lock:
+        held, holds = certificate.contents or "nothing beside Python", str(lock) or "nothing beside Python"
+        return f"it was audited with sandboxes that held {held}, and here they hold {holds}"
+    if max_turns > (audited := _turns(kind, certificate)):
+        return f"it was audited with {audited} turns an episode, and this run has {max_turns}"
+    return ""
+
+
+def _turns(kind: type[Env], certificate: Certificate) -> int:
+    return certificate.max_turns or kind.max_turns
+
+
+def fewer_turns(kind: type[Env], lock: Lock, max_turns: int) -> str:
+    """A sentence about a run with fewer turns than its environment was audited with; empty for any other run.
+
+    A shorter episode is the beginning of one that was audited, so the certificate holds. But the agent may be
+    told how many turns it has, and that text was not audited.
+
+    Args:
+        kind, lock, max_turns: see `valid`.
+    """
+    found = valid(kind, lock, max_turns)
+    if isinstance(found, str) or (audited := _turns(kind, found)) <= max_turns:
+        return ""
+    return f"{kind.id} was audited with {audited} turns an episode; this run has {max_turns}."
+
+
+def certificate_problem(kind: type[Env], lock: Lock | None = None, max_turns: int = 0) -> str:
+    """The reason why an environment has no valid certificate here, see `valid`; empty if it has one."""
+    found = valid(kind, lock, max_turns)
     return found if isinstance(found, str) else ""
 
 
-def require_certified(kind: type[Env]) -> None:
-    """Raise if an environment has no valid certificate.
+def require_certified(kind: type[Env], lock: Lock | None = None, max_turns: int = 0) -> None:
+    """Raise if an environment has no valid certificate, see `valid`.
 
     Raises:
         UsageError: says why there is none, and how to make one.
     """
-    if problem := certificate_problem(kind):
+    if problem := certificate_problem(kind, lock, max_turns):
+        turns = f" --max-turns {max_turns}" if max_turns > kind.max_turns else ""
         raise UsageError(
-            f"environment {kind.id} has no valid certificate: {problem}; run: envkit audit {kind.id}, "
+            f"environment {kind.id} has no valid certificate: {problem}; run: envkit audit {kind.id}{turns}, "
             "or train with --unaudited"
         )
 

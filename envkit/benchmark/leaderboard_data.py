@@ -308,24 +308,28 @@ def _common(reports: Sequence[ReportData]) -> Conditions:
     Raises:
         UsageError: conditions differ; the message names the fields.
     """
-    conditions_of: list[tuple[str, Conditions]] = []
+    known: list[tuple[ReportData, Conditions]] = []
     for report in reports:
         if report.conditions is None:
             raise UsageError(
                 f"run {report.run} was made by an older version that did not record the conditions of "
                 "measurement; run it again"
             )
-        conditions_of.append((report.run, report.conditions))
-    (first, common), *others = conditions_of
-    for run, conditions in others:
+        known.append((report, report.conditions))
+    (first, common), *others = known
+    for other, conditions in others:
         pairs = [
             (entry.name, getattr(common, entry.name), getattr(conditions, entry.name))
             for entry in fields(Conditions)
         ]
-        if differing := [f"{name} ({a!s:.12} and {b!s:.12})" for name, a, b in pairs if a != b]:
+        differing = [f"{name} ({a!s:.12} and {b!s:.12})" for name, a, b in pairs if a != b and name != "lock"]
+        if common.lock != conditions.lock:
+            held, others_held = (one.contents or "nothing beside Python" for one in (first, other))
+            differing.append(f"what sandboxes held ({held}; and {others_held})")
+        if differing:
             raise UsageError(
-                f"runs {first} and {run} differ in {', '.join(differing)} of {common.environment}. A "
-                "leaderboard needs equal conditions: leave one run out, or run it again"
+                f"runs {first.run} and {other.run} differ in {', '.join(differing)} of {common.environment}. "
+                "A leaderboard needs equal conditions: leave one run out, or run it again"
             )
     return common
 

@@ -294,7 +294,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """Conditions that rows on one leaderboard must share: tasks, environment code, turns and seed.
+    """Conditions that rows on one leaderboard must share: tasks, code, packages, turns and seed.
 
     Samples, temperature and length belong to the row; see `Origin`.
 
@@ -304,6 +304,7 @@ class Conditions:
         tasks: digest of the tasks.
         max_turns: actions per episode.
         seed: seed of hidden inputs and random draws.
+        lock: digest of what sandboxes held beside Python, see `envkit.sandbox.Lock`; empty for nothing.
     """
 
     environment: str
@@ -311,11 +312,15 @@ class Conditions:
     tasks: str
     max_turns: int
     seed: int
+    lock: str = ""
 
     @property
     def digest(self) -> str:
         """SHA-256 over all fields, as hex."""
-        return hashlib.sha256(json.dumps(encode(self), sort_keys=True).encode()).hexdigest()
+        fields = cast("dict[str, object]", encode(self))
+        if not self.lock:  # so that earlier reports, which have no such field, keep their digest
+            del fields["lock"]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,10 +12,11 @@ from rich.markup import escape
 from envkit.cli.help import Command
 from envkit.cli.options import Json, complete_environments, complete_sandboxes
 from envkit.cli.output import emit, err, out
-from envkit.errors import ConfigError, MissingExtraError, SandboxUnavailable
+from envkit.errors import ConfigError, EnvkitError, MissingExtraError, SandboxUnavailable
 
 if TYPE_CHECKING:
-    from envkit.sandbox import SandboxBackend
+    from envkit.sandbox import Contents, SandboxBackend
+    from envkit.sandboxes._rootfs.layers import RemovedLayer
 
 app = typer.Typer(no_args_is_help=True, help="Check sandboxes, build their images, remove leftovers.")
 
@@ -127,9 +129,10 @@ def build(
 
 @app.command(cls=Command)
 def reap(as_json: Json = False) -> None:
-    """Remove folders, control groups and containers of dead processes, and outdated images.
+    """Remove leftovers of dead processes (folders, control groups, containers), old images and packages.
 
-    Every run does this at its start, except for the images.
+    Every run does this at its start, except for images and packages. Packages and data of sandboxes are
+    removed if no installed environment declares them and no process has used them for 30 days.
     """
     from envkit.sandboxes import docker
     from envkit.sandboxes._sandbox import reap_leftovers
@@ -140,8 +143,34 @@ def reap(as_json: Json = False) -> None:
         removed["images"] = docker.reap_images()
     except (SandboxUnavailable, MissingExtraError) as error:
         err.print(f"Docker was skipped: {escape(str(error))}", soft_wrap=True)
+    layers = _reap_layers()
     if as_json:
-        emit(removed)
+        emit({**removed, "layers": layers})
         return
     for kind, names in removed.items():
         out.print(f"{kind}: {', '.join(names) or 'none'}", soft_wrap=True, markup=False)
+    told = [f"{' '.join(one.packages) or one.name} ({one.size_bytes / 1e6:.1f} MB)" for one in layers]
+    out.print(f"packages and data: {', '.join(told) or 'none'}", soft_wrap=True, markup=False)
+
+
+def _reap_layers() -> list[RemovedLayer]:
+    """Remove unused packages and data; none if an environment does not load, because it may declare them."""
+    from envkit import registry
+    from envkit.contents import declared_contents
+    from envkit.plugins import names
+    from envkit.sandboxes._rootfs import layers
+    from envkit.sandboxes._rootfs.rootfs import NOBODY
+
+    declared: list[Contents] = []
+    for name in names("environment"):
+        try:
+            declared.append(declared_contents(registry.environment(name)))
+        except Exception as error:  # a plugin's import may raise anything
+            problem = f"environment {name} does not load, and may declare them: {error}"
+            err.print(f"Packages were skipped: {escape(problem)}", soft_wrap=True)
+            return []
+    try:
+        return layers.reap(os.geteuid() or NOBODY, declared)
+    except EnvkitError as error:
+        err.print(f"Packages were skipped: {escape(str(error))}", soft_wrap=True)
+        return []

@@ -84,7 +84,7 @@ class BeforeAfter:
         self._trackers = trackers
         #: Logs to the trackers inside `tracked`.
         self._log: Log = _log_nothing
-        study = reopen(run, kinds)
+        study = reopen(run, kinds, backend)
         manifest = study.facts
         #: Sentences that a reader of the report must see.
         self._notes: list[str] = [str(note)] if (note := manifest.get("note")) else []

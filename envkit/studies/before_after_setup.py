@@ -9,19 +9,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
-from envkit.audit.certificate import certificate_problem
+from envkit.audit.certificate import certificate_problem, fewer_turns
 from envkit.display import Display
 from envkit.env import Env
 from envkit.errors import ConfigError, StoreError
 from envkit.models import ModelRef, resolve
-from envkit.sandbox import SandboxBackend
+from envkit.sandbox import Lock, SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.heldout import require_heldout
 from envkit.studies.machine import free_threads, machine, resolve_dtype, resolve_model, use_threads
 from envkit.studies.openings import openings
 from envkit.studies.plan import DEFAULT_MINUTES, Plan, PlanInputs, plan, require_useful
 from envkit.studies.probe import Lengths, Speed, lengths_of, probe
-from envkit.studies.provenance import code_digest, commit, require_code, training_code_digest
+from envkit.studies.provenance import commit, environment_facts, require_unchanged, training_code_digest
 from envkit.studies.turns import turns_of
 from envkit.studies.warm_start import demonstrations, split_for_warm_start
 from envkit.taskfile import digest, read_tasks, write_tasks
@@ -50,12 +50,14 @@ class Study:
         plan: the sizes.
         facts: the other fields of the manifest.
         train, heldout: tasks, by environment.
+        locks: what the sandboxes of each environment hold.
     """
 
     plan: Plan
     facts: Mapping[str, Any]
     train: Mapping[type[Env], Sequence[Task]]
     heldout: Mapping[type[Env], Sequence[Task]]
+    locks: Mapping[type[Env], Lock]
 
 
 def prepare(
@@ -149,7 +151,7 @@ def prepare(
         "speed": asdict(speed),
         "lengths": asdict(lengths),
     }
-    return Study(sized, facts, train, heldout)
+    return Study(sized, facts, train, heldout, {kind: kind.equip(backend).lock for kind in train})
 
 
 def _measure(
@@ -209,8 +211,14 @@ def _manifest(study: Study) -> dict[str, JSON]:
 
 def _of_environment(study: Study, kind: type[Env]) -> dict[str, JSON]:
     tasks = {"train": digest(study.train[kind]), "heldout": digest(study.heldout[kind])}
-    facts = {"environment": kind.id, "unaudited": certificate_problem(kind), "code": code_digest(kind)}
-    return {**facts, "tasks": tasks}
+    of_run = (kind, study.locks[kind], study.plan.train.max_turns)
+    return {
+        "environment": kind.id,
+        "unaudited": certificate_problem(*of_run),
+        "fewer_turns": fewer_turns(*of_run),
+        **environment_facts(kind, study.locks[kind]),
+        "tasks": tasks,
+    }
 
 
 def _fill(run: RunFolder, study: Study) -> None:
@@ -242,12 +250,12 @@ def environments_of(run: RunFolder) -> list[str]:
     return [*manifest.get("environments", [manifest.get("environment", "code-editor")])]
 
 
-def reopen(run: RunFolder, kinds: Sequence[type[Env]]) -> Study:
+def reopen(run: RunFolder, kinds: Sequence[type[Env]], backend: SandboxBackend) -> Study:
     """Read the study of an existing run; its ``facts`` are the whole manifest.
 
     Raises:
-        StoreError: environments, their code or their tasks have changed since the run began; the manifest is
-            damaged or was edited; or the folder holds another kind of run.
+        StoreError: environments, their code, packages or tasks have changed since the run began; the manifest
+            is damaged or was edited; or the folder holds another kind of run.
     """
     manifest = run.manifest
     if (found := manifest.get("kind")) != KIND:
@@ -279,13 +287,15 @@ def reopen(run: RunFolder, kinds: Sequence[type[Env]]) -> Study:
             f"{run.path / 'manifest.json'}: damaged ({error!r}); restore it, or start a new run"
         ) from error
     parts = parts_of(run, kinds)
+    locks = {kind: kind.equip(backend).lock for kind in parts}
     for kind, part in parts.items():
-        require_code(kind, part)
+        require_unchanged(kind, locks[kind], part)
     return Study(
         planned,
         manifest,
         {kind: _tasks(part, "train") for kind, part in parts.items()},
         {kind: _tasks(part, "heldout") for kind, part in parts.items()},
+        locks,
     )
 
 

@@ -27,7 +27,7 @@ from envkit.studies.build_report import build_report, flat_settings
 from envkit.studies.eval_runner import EvalRunner
 from envkit.studies.machine import use_threads
 from envkit.studies.openings import opening_note
-from envkit.studies.provenance import require_code
+from envkit.studies.provenance import require_unchanged
 from envkit.studies.run_records import RunFacts
 from envkit.studies.turns import turns_of
 from envkit.taskfile import digest, read_tasks
@@ -99,8 +99,8 @@ class Bench:
         """Play all missing episodes; returns the paths of the reports, one per environment.
 
         Raises:
-            StoreError: another process is writing to the folder; or code, tasks, weights, cards or adapters
-                have changed since the run began; or the run is a rescored one.
+            StoreError: another process is writing to the folder; or code, packages, tasks, weights, cards or
+                adapters have changed since the run began; or the run is a rescored one.
             UsageError: a provider refused, or the budget was used up. All other rows are played and all
                 reports written first; then the first refusal is raised.
             SandboxError, ContractError: an environment or its sandboxes broke; see `EvalRunner.play`. Reports
@@ -123,7 +123,7 @@ class Bench:
 
     def _play(self, kind: type[Env], part: RunFolder, failures: list[EnvkitError]) -> Path:
         """Play and report one environment. Appends errors to ``failures``, so that the others still run."""
-        require_code(kind, part)
+        require_unchanged(kind, kind.equip(self._backend).lock, part)
         tasks = self.tasks(part)
         runner = EvalRunner(part, tasks, self._display)
         reasons: list[str] = []  # why rows are incomplete

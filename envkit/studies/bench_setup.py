@@ -28,7 +28,7 @@ from envkit.studies.agent_factory import model_of, outputs, require_usable, runs
 from envkit.studies.heldout import require_heldout
 from envkit.studies.machine import cpu_dtype, machine, use_threads
 from envkit.studies.openings import openings
-from envkit.studies.provenance import code_digest, commit
+from envkit.studies.provenance import commit, environment_facts
 from envkit.studies.validate_tasks import validate_tasks
 from envkit.taskfile import digest, write_tasks
 from envkit.types import JSON, Usage
@@ -110,7 +110,10 @@ def start(
         if prices:  # a copy, because the user may change or delete the file
             write_atomic(run.path / PRICES_FILE, prices.read_bytes())
         for name, kind, imported in played:
-            digests = {"code": code_digest(kind), "tasks": digest(imported.tasks)}
+            digests = {
+                **environment_facts(kind, kind.equip(backend).lock),
+                "tasks": digest(imported.tasks),
+            }
             left_out = dict(imported.left_out)
             part = run.part(name, {"kind": f"{KIND}-part", **shared, **digests, "left_out": left_out})
             write_tasks(part.path / TASKS_FILE, imported.tasks, 0)

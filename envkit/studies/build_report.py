@@ -77,7 +77,8 @@ def build_report(
         if row.origin.kind != "script"
         for example in _examples(row.name, played[row.name])
     ]
-    certificate = valid(kind)  # or the reason why there is none
+    lock = kind.equip(backend).lock
+    certificate = valid(kind, lock, max_turns)  # or the reason why there is none
     data = ReportData(
         title=title,
         run=facts.id,
@@ -110,10 +111,12 @@ def build_report(
             *_raised_in_training(steps),
             *(f"Graded by weaker means: {reason}." for reason in _weaknesses(played.values())),
         ),
-        conditions=Conditions(kind.id, code_digest(kind), digest(tasks), max_turns, EVALUATION_SEED),
+        conditions=Conditions(
+            kind.id, code_digest(kind), digest(tasks), max_turns, EVALUATION_SEED, lock.digest
+        ),
         commit=facts.commit,
         certificate=f"none: {certificate}" if isinstance(certificate, str) else certificate.seal,
-        contents=str(kind.equip(backend).lock),
+        contents=str(lock),
     )
     return write_report(data, run.path, overwrite=True), data
 

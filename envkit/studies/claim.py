@@ -196,7 +196,7 @@ def make_claim(
     environments: list[ClaimedEnvironment] = []
     for kind, some in tasks.items():
         chosen = some[:_TASKS]
-        certificate = valid(kind)
+        certificate = valid(kind, kind.equip(backend).lock, sampling.max_turns)
         environments.append(
             ClaimedEnvironment(
                 kind.id,

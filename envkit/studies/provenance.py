@@ -11,7 +11,18 @@ import envkit
 from envkit.audit.certificate import content_digest
 from envkit.env import Env
 from envkit.errors import StoreError
+from envkit.sandbox import Lock
 from envkit.store import RunFolder
+
+
+def environment_facts(kind: type[Env], lock: Lock) -> dict[str, str]:
+    """Fields of a manifest that `require_unchanged` compares.
+
+    Args:
+        kind: the environment.
+        lock: what its sandboxes hold.
+    """
+    return {"code": code_digest(kind), "lock": lock.digest, "contents": str(lock)}
 
 
 def code_digest(kind: type[Env]) -> str:
@@ -35,19 +46,32 @@ def training_code_digest() -> str:
     return digest.hexdigest()
 
 
-def require_code(kind: type[Env], part: RunFolder) -> None:
-    """Raise if an environment's code has changed since the run began.
+def require_unchanged(kind: type[Env], lock: Lock, part: RunFolder) -> None:
+    """Raise if an environment's code, or what its sandboxes hold, has changed since the run began.
 
-    Runs of older versions did not record their code and pass.
+    Runs of older versions did not record them and pass.
+
+    Args:
+        kind: the environment.
+        lock: what its sandboxes hold now.
+        part: the run folder.
 
     Raises:
-        StoreError: the code has changed, so new episodes would be graded by other code than the old ones.
+        StoreError: one has changed, so new episodes would be graded by other code than the old ones, or
+            played with other packages.
     """
     if part.manifest.get("code", found := code_digest(kind)) != found:
         began = part.manifest.get("commit", "unknown")
         raise StoreError(
             f"{part.path}: the code of {kind.id} has changed since the run began; resume it with the version "
             f"that it began with ({began}), or start a new run"
+        )
+    if part.manifest.get("lock", lock.digest) != lock.digest:
+        nothing = "nothing beside Python"
+        held, holds = part.manifest.get("contents") or nothing, str(lock) or nothing
+        raise StoreError(
+            f"{part.path}: sandboxes of {kind.id} held {held} when the run began, and now hold {holds}; "
+            "resume it with the versions that it began with, or start a new run"
         )
 
 

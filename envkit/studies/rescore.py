@@ -18,7 +18,7 @@ from envkit.store import RunFolder, trajectory_to_json
 from envkit.studies.bench import Bench
 from envkit.studies.bench_setup import prices_of
 from envkit.studies.eval_runner import seconds_of
-from envkit.studies.provenance import code_digest, commit
+from envkit.studies.provenance import commit, environment_facts
 from envkit.types import EpisodeKey, Outcome, Trajectory
 
 _EPISODES_AT_ONCE = 64
@@ -74,7 +74,8 @@ def rescore(
         if (prices := prices_of(old)) is not None:
             shutil.copyfile(prices, run.path / prices.name)
         for kind, part in stored.parts:
-            new = run.part(kind.id, {**_facts(part), **facts, "code": code_digest(kind)})
+            graded_by = environment_facts(kind, kind.equip(backend).lock)
+            new = run.part(kind.id, {**_facts(part), **facts, **graded_by})
             # The journals of calls hold the costs.
             for pattern in ("tasks.jsonl", "recorded-*.jsonl", "calls-*.jsonl"):
                 for file in part.path.glob(pattern):

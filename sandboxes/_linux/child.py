@@ -45,6 +45,18 @@ def memory_file(data: bytes) -> int:
     return file
 
 
+def from_file(descriptor: int, title: str) -> str:
+    """A program for Python's ``-c`` that runs another one, whose source is too long for a line of ``ps``.
+
+    It closes the file before the other one begins, which has the same arguments and standard input.
+
+    Args:
+        descriptor: of a file that holds the source. Python inherits it.
+        title: a few words that ``ps`` shows instead of the source.
+    """
+    return f"{title!r};exec(open({descriptor},'rb').read())"
+
+
 @final
 class Child:
     """A child process in its own session, with unbuffered pipes for stdin, stdout and stderr.

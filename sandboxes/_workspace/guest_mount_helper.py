@@ -1,4 +1,4 @@
-"""Mounts workspaces in its own namespaces, where only sandboxes see them; run as ``python -I -S -c SOURCE``.
+"""Mounts workspaces in its own namespaces, where only sandboxes see them; run by ``python -I -S -c``.
 
     argv          descriptor of the host's socket; id of the user to run as; folder to mount in
     at the start  sends "ok" once its user and mount namespaces can be entered

@@ -27,7 +27,7 @@ from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
 from envkit.lease import Lease
 from envkit.sandbox import Quota
 from envkit.sandboxes._linux import bwrap
-from envkit.sandboxes._linux.child import launch
+from envkit.sandboxes._linux.child import from_file, launch, memory_file
 from envkit.sandboxes._rootfs.rootfs import reachable
 from envkit.sandboxes._sandbox import temporary
 
@@ -241,8 +241,13 @@ class MountHelper:
         self._socket.settimeout(_PATIENCE_S)
         with theirs:
             arguments = (str(theirs.fileno()), str(user), str(folder))
-            command = [sys.executable, "-I", "-S", "-c", source, *arguments]
-            self._child = launch(command, environment, folder, theirs.fileno())
+            file = memory_file(source.encode())
+            try:
+                program = from_file(file, "envkit mounts workspaces")
+                command = [sys.executable, "-I", "-S", "-c", program, *arguments]
+                self._child = launch(command, environment, folder, theirs.fileno(), file)
+            finally:
+                os.close(file)
         try:
             self._receive(0)
         except (SandboxError, OSError) as error:

@@ -1,4 +1,8 @@
-"""The zygote, which forks commands from a warm interpreter; run as ``python -P -S -c SOURCE``, as pid 1.
+"""The zygote, which forks commands from a warm interpreter; run by ``python -P -S -c``, as pid 1.
+
+It ends only in a fork that runs a program. The caller then takes that program and its global names out of
+``command``, executes it, and calls `leave` with ``known``. So the program has one frame beneath it, the
+caller's, and no other object refers to its names.
 
     argv        descriptor of the host's socket; descriptor of a file that holds {"programs": [SOURCE, ...] to
                 compile now, "modules": [NAME, ...] to import now, "packages": PATH of those, "forbidden": the
@@ -354,5 +358,4 @@ if __name__ == "__main__":
     found, known = main(), {*sys.modules}
     sys.modules["__main__"] = type(sys)("__main__")
     sys.modules["__main__"].__dict__["__builtins__"] = sys.modules["builtins"]
-    exec(found, sys.modules["__main__"].__dict__)
-    leave(known)
+    command = [(found, sys.modules["__main__"].__dict__)]

@@ -25,7 +25,7 @@ from envkit.lease import Lease
 from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Contents, Limits
 from envkit.sandboxes._linux import bwrap, cgroup, procfs, seccomp
 from envkit.sandboxes._linux.cgroup import Cgroup
-from envkit.sandboxes._linux.child import launch, memory_file
+from envkit.sandboxes._linux.child import from_file, launch, memory_file
 from envkit.sandboxes._rootfs import layers
 from envkit.sandboxes._rootfs.rootfs import (
     ENVIRONMENT,
@@ -102,10 +102,9 @@ class Zygote:
         mounts = shared_mounts(self._pid, self.user)
         roots = {place: mounts.root(folder) for place, folder in self._shared.items()}
         helper = roots["/"].helper
-        command = [*self._as_user, *helper.entering(), str(self._bwrap)]
-        for place, root in roots.items():
-            command += ["--ro-bind", root.path, place]
-        return _ZygoteProcess([*command, *_NAMESPACES], helper, self.lease.path, self._warm)
+        start = [*self._as_user, *helper.entering(), str(self._bwrap)]
+        copies = [word for place, root in roots.items() for word in ("--ro-bind", root.path, place)]
+        return _ZygoteProcess(start, [*copies, *_NAMESPACES], helper, self.lease.path, self._warm)
 
     def close(self) -> None:
         """End the zygote and all its commands, and remove the folder. Idempotent."""
@@ -278,13 +277,21 @@ class _ZygoteProcess:
     """A running `envkit.sandboxes._zygote.guest`. Thread-safe.
 
     Args:
-        bwrap: the command that starts bubblewrap, with the options for the file systems.
+        bwrap: the command that starts bubblewrap.
+        options: of bubblewrap.
         helper: the mount helper, in whose namespaces it lives.
         folder: its working directory; control groups are named after it.
         warm: third-party modules to import first.
     """
 
-    def __init__(self, bwrap: Sequence[str], helper: MountHelper, folder: Path, warm: Sequence[str]) -> None:
+    def __init__(
+        self,
+        bwrap: Sequence[str],
+        options: Sequence[str],
+        helper: MountHelper,
+        folder: Path,
+        warm: Sequence[str],
+    ) -> None:
         source = resources.files("envkit.sandboxes._zygote").joinpath("guest.py").read_text()
         workers = resources.files("envkit.grading")
         trusted = [workers.joinpath(name).read_text() for name in ("worker.py", "suite_worker.py")]
@@ -303,14 +310,18 @@ class _ZygoteProcess:
         self._worker = ThreadPoolExecutor(1, "zygote-fork")
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(_PATIENCE_S)
-        prepared = memory_file(json.dumps(preparation).encode())
+        # In files, so that a line of `ps` can be read.
+        files = [memory_file(text.encode()) for text in (json.dumps(preparation), source, "\0".join(options))]
         try:
-            given = (theirs.fileno(), prepared)
-            arguments = map(str, (*given, SCRATCH_BYTES))
-            command = [*bwrap, "--", PYTHON, *PROGRAM, source, *arguments]
-            self._child = launch(command, ENVIRONMENT, folder, *given)
+            prepared, program, options_file = files
+            arguments = map(str, (theirs.fileno(), prepared, SCRATCH_BYTES))
+            # This line runs a command's program, and not the source, whose frame would lie beneath it too.
+            run = f"{from_file(program, 'envkit zygote')};exec(*command.pop());leave(known)"
+            command = [*bwrap, "--args", str(options_file), "--", PYTHON, *PROGRAM, run, *arguments]
+            self._child = launch(command, ENVIRONMENT, folder, theirs.fileno(), *files)
         finally:
-            os.close(prepared)
+            for file in files:
+                os.close(file)
             theirs.close()
         for _ in range(_PREFORKED):
             self._later(self._prepare)

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from echo_env import Echo
+from letters_env import Letters
 
+import envkit
 from envkit import Env, SandboxBackend, Task
 from envkit.audit import certificate
 from envkit.audit.audited_env import AuditedEnv, Coverage
@@ -19,6 +21,7 @@ from envkit.audit.code_digest import SCHEME, content_digest
 from envkit.audit.runner import Finding
 from envkit.display import Silent
 from envkit.errors import UsageError
+from envkit.sandbox import Lock
 from envkit.taskfile import digest
 
 GOOD, BAD = Finding("a", True, "fine"), Finding("b", False, "x | y")
@@ -30,7 +33,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def made(*findings: Finding, kind: type[Env] = Echo, standard: bool = True) -> Certificate:
+def made(*findings: Finding, kind: type[Env] = Echo, standard: bool = True, **fields: Any) -> Certificate:
     return Certificate(
         environment=kind.id,
         digest=content_digest(kind),
@@ -42,6 +45,7 @@ def made(*findings: Finding, kind: type[Env] = Echo, standard: bool = True) -> C
         standard=standard,
         coverage=Coverage(2, 3, (1, 2), {"1": (1, 1), "2": (1, 2)}),
         findings=[*findings],
+        **fields,
     )
 
 
@@ -122,6 +126,91 @@ def test_an_audit_records_its_tasks_and_passes(backend: SandboxBackend) -> None:
     assert found.tasks_digest == digest(sorted(starters, key=lambda task: task.id))
     given = certify(Echo, backend, Silent(), tasks=starters[::-1])
     assert (given.tasks_digest, given.standard) == (found.tasks_digest, False)
+    assert (found.max_turns, found.lock, found.contents) == (3, "", "")
+    assert not {"lock", "contents"} & json.loads(found.to_json()).keys()
+    assert f"{len(starters)} tasks, 3 turns an episode, isolation sandbox." in found.markdown()
+
+
+def test_an_audit_records_what_the_sandboxes_held_and_the_number_of_turns(
+    backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(certificate, "run_audit", lambda *_: [GOOD])  # the real one plays for a minute
+    found = certify(Letters, backend, Silent(), max_turns=5)
+    lock = Letters.equip(backend).lock
+    assert (found.max_turns, found.lock, found.contents) == (5, lock.digest, str(lock))
+    assert "jinja2 3.1.6" in found.contents
+    assert f"Sandboxes held {lock}." in found.markdown()
+    certificate.write(found, tmp_path / "written.json")
+    assert certificate.read(tmp_path / "written.json") == found
+
+
+OLD, NEW = Lock(("jinja2==3.1.5 --hash=sha256:aa",)), Lock(("jinja2==3.1.6 --hash=sha256:bb",))
+
+
+def test_it_is_valid_for_what_the_sandboxes_held_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificate, "shipped", lambda kind: tmp_path / certificate.SHIPPED)
+    certificate.write(made(GOOD, lock=OLD.digest, contents=str(OLD)), certificate.shipped(Echo))
+    assert certificate.certificate_problem(Echo, OLD) == ""
+    assert certificate.certificate_problem(Echo, NEW) == (
+        f"it was audited with sandboxes that held {OLD}, and here they hold {NEW}"
+    )
+    assert certificate.certificate_problem(Echo, Lock()).endswith("and here they hold nothing beside Python")
+    here = made(GOOD, lock=NEW.digest, contents=str(NEW))
+    certificate.write_cached(Echo, here)
+    assert certificate.valid(Echo, NEW) == here, "this machine's own audit counts beside the shipped one"
+    assert certificate.certificate_problem(Echo, OLD) == ""
+    certificate.write_cached(Echo, made(GOOD))
+    assert "held nothing beside Python, and here" in certificate.certificate_problem(Echo, NEW)
+
+
+def test_it_is_valid_for_no_more_turns_than_were_audited() -> None:
+    certificate.write_cached(Echo, made(GOOD, max_turns=5))
+    certificate.require_certified(Echo, max_turns=5)
+    with pytest.raises(
+        UsageError,
+        match="audited with 5 turns an episode, and this run has 6; run: envkit audit echo --max-turns 6",
+    ):
+        certificate.require_certified(Echo, max_turns=6)
+    assert certificate.fewer_turns(Echo, Lock(), 5) == ""
+    assert certificate.fewer_turns(Echo, Lock(), 6) == "", "there is no valid one to speak of"
+    fewer = "echo was audited with 5 turns an episode; this run has 2."
+    assert certificate.fewer_turns(Echo, Lock(), 2) == fewer
+
+
+def test_one_that_does_not_say_its_turns_had_the_environments_own() -> None:
+    certificate.write_cached(Echo, made(GOOD))
+    assert "max_turns" not in json.loads(certificate.cached(Echo).read_text())
+    assert certificate.certificate_problem(Echo, max_turns=3) == ""
+    assert "audited with 3 turns" in certificate.certificate_problem(Echo, max_turns=4)
+
+
+@pytest.mark.parametrize(
+    ("turns", "lock", "message"),
+    [
+        (4, None, "audited with 3 turns an episode, and this run has 4"),
+        (3, OLD, "here they hold jinja2 3.1.6"),
+    ],
+    ids=["more turns", "other packages"],
+)
+def test_training_refuses_what_was_not_audited_before_it_begins(
+    turns: int,
+    lock: Lock | None,
+    message: str,
+    backend: SandboxBackend,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held = lock or Letters.equip(backend).lock
+    certificate.write(
+        made(GOOD, kind=Letters, max_turns=3, lock=held.digest, contents=str(held)),
+        certificate.cached(Letters),
+    )
+    monkeypatch.setattr("envkit.registry.environment", lambda name: Letters)
+    with pytest.raises(UsageError, match=message):
+        envkit.train("letters", config={"max_turns": turns}, root=tmp_path / "runs", display="quiet")
+    assert not (tmp_path / "runs").exists()
 
 
 TASKS = [

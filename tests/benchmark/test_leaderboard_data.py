@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from dataclasses import replace
 
@@ -14,6 +16,7 @@ from envkit.benchmark.recipes import differences_of
 from envkit.benchmark.report_data import Machine, Origin, ReportData
 from envkit.errors import UsageError
 from envkit.prices import Price, PriceTable
+from envkit.sandbox import Lock
 
 TABLE = PriceTable("2026-01-01", "a test", {"gpt-5.6": Price(4.0, 20.0, 0.4)}, {"box": 3.6})
 
@@ -48,6 +51,28 @@ def test_unequal_conditions_are_refused_and_named(changed: dict[str, object], na
     with pytest.raises(UsageError, match="bench-1 and bench-2 differ") as caught:
         board(report(), other)
     assert named in str(caught.value)
+
+
+def test_runs_with_different_packages_are_refused_and_the_versions_named() -> None:
+    def with_(*packages: str) -> ReportData:
+        lock = Lock(packages)
+        conditions = replace(CONDITIONS, lock=lock.digest)
+        return replace(report(f"bench-{len(packages)}"), conditions=conditions, contents=str(lock))
+
+    assert board(with_("six==1.16.0"), replace(with_("six==1.16.0"), run="bench-9"))
+    with pytest.raises(UsageError) as caught:
+        board(with_("six==1.16.0"), with_())
+    held = Lock(("six==1.16.0",))
+    assert f"differ in what sandboxes held ({held}; and nothing beside Python) of code-editor" in str(
+        caught.value
+    )
+
+
+def test_conditions_of_earlier_reports_keep_their_digest() -> None:
+    earlier = {"environment": "code-editor", "code": "c0de", "tasks": "7a5c5", "max_turns": 1, "seed": 1}
+    digest = hashlib.sha256(json.dumps(earlier, sort_keys=True).encode()).hexdigest()
+    assert CONDITIONS.digest == digest
+    assert replace(CONDITIONS, lock="10c4").digest != digest
 
 
 def test_a_report_without_conditions_is_refused() -> None:

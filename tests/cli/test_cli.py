@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -221,6 +222,22 @@ def test_sandbox_check_names_the_cases_that_fail(tmp_path: Path) -> None:
     done = envkit("sandbox", "check", "process", cwd=tmp_path)
     assert done.returncode == 1
     assert "no hides the host's files: found" in done.stdout
+
+
+def test_packages_that_nobody_uses_are_reaped_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory() as cache:
+        os.chmod(cache, 0o755)  # sandboxed code must be able to reach it
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
+        folder = Path(cache, "envkit/packages-0123456789abcdef")
+        (folder / "plain-1.0.dist-info").mkdir(parents=True)
+        (folder / "plain.py").write_bytes(bytes(2_340_000))
+        assert "packages and data: none\n" in envkit_process("sandbox", "reap", cwd=tmp_path).stdout
+        os.utime(folder, (0, 0))
+        done = envkit_process("sandbox", "reap", cwd=tmp_path).stdout
+        assert "packages and data: plain-1.0 (2.3 MB)\n" in done
+        assert not folder.exists()
 
 
 def test_leftovers_of_a_killed_run_are_reaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

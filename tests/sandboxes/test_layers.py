@@ -291,6 +291,97 @@ def test_data_that_is_no_file_or_of_one_name_is_refused(index: Path, tmp_path: P
         Contents(data=(tmp_path / "a/x", tmp_path / "b/x"))
 
 
+def age(folder: Path, days: float) -> None:
+    """Let a folder's last use be so many days ago, by a process that has ended."""
+    os.close(layers._LOCKS.pop(folder))
+    forget()
+    os.utime(folder, (0, time.time() - days * 24 * 3600))
+
+
+def test_packages_and_data_that_nobody_uses_are_removed_and_come_back_the_same(
+    index: Path, tmp_path: Path
+) -> None:
+    add_wheel(index, "outer", {"outer.py": "x = 1\n" * 1000}, requires=["inner"])
+    add_wheel(index, "inner", {"inner.py": ""})
+    (tmp_path / "prices.csv").write_bytes(bytes(5000))
+    contents = Contents(("outer",), data=(tmp_path / "prices.csv",))
+    found, lock = layers.folders(USER, contents), layers.lock(USER, contents)
+    for folder in found.values():
+        age(folder, days=31)
+    data, packages = layers.reap(USER, [])
+    assert (data.name, data.packages, data.size_bytes) == (found[DATA].name, (), 5000)
+    assert (packages.name, packages.packages) == (found[PACKAGES].name, ("inner-1.0", "outer-1.0"))
+    assert packages.size_bytes > 6000
+    assert not any(name.startswith(("packages-", "data-", "envkit-lease-")) for name in kept(index))
+    assert layers.reap(USER, []) == []
+    add_wheel(index, "outer", {"outer.py": ""}, version="2.0")
+    assert (layers.folders(USER, contents), layers.lock(USER, contents)) == (found, lock)
+    assert len((found[PACKAGES] / "outer.py").read_text()) == 6000
+
+
+def test_packages_that_are_declared_or_were_used_lately_are_kept(index: Path, tmp_path: Path) -> None:
+    (tmp_path / "prices.csv").write_text("1,2")
+    for name in ("plain", "other"):
+        add_wheel(index, name, {f"{name}.py": ""})
+    declared = Contents(("plain",), data=(tmp_path / "prices.csv",))
+    for folder in layers.folders(USER, declared).values():
+        age(folder, days=300)
+    age(lately := installed("other"), days=29)
+    assert layers.reap(USER, [Contents(("unknown",)), declared]) == []
+    age(installed("other"), days=31)
+    assert [layer.name for layer in layers.reap(USER, [declared])] == [lately.name]
+
+
+def test_using_packages_makes_their_last_use_now(index: Path) -> None:
+    add_wheel(index, "plain", {"plain.py": ""})
+    age(folder := installed("plain"), days=31)
+    installed("plain")
+    os.close(layers._LOCKS.pop(folder))
+    assert layers.reap(USER, []) == []
+
+
+@pytest.mark.parametrize("forked", [False, True], ids=["a process", "the fork of a dead process"])
+def test_packages_in_use_are_never_removed(index: Path, forked: bool) -> None:
+    add_wheel(index, "plain", {"plain.py": ""})
+    fork = "if os.fork(): os._exit(0)\n" if forked else ""
+    program = f"{INSTALL}{fork}sys.stdout.flush(); sys.stdin.read()"
+    using = subprocess.Popen(
+        [sys.executable, "-c", program, "plain"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert using.stdin is not None
+    assert using.stdout is not None
+    folder = Path(using.stdout.readline().strip())
+    if forked:
+        assert using.wait() == 0
+    os.utime(folder, (0, 0))
+    assert layers.reap(USER, []) == []
+    assert (folder / "plain.py").exists()
+    using.stdin.close()
+    assert using.stdout.read() == ""  # it has ended
+    using.wait()
+    assert [layer.packages for layer in layers.reap(USER, [])] == [("plain-1.0",)]
+    using.stdout.close()
+
+
+def test_packages_that_are_removed_as_a_process_begins_to_use_them_are_made_again(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_wheel(index, "plain", {"plain.py": ""})
+    age(folder := installed("plain"), days=31)
+    removed: list[str] = []
+    flock = layers.fcntl.flock
+
+    def late(descriptor: int, how: int) -> None:
+        if how == layers.fcntl.LOCK_SH and not removed:
+            removed.extend(layer.name for layer in layers.reap(USER, []))
+        flock(descriptor, how)
+
+    monkeypatch.setattr(layers.fcntl, "flock", late)
+    assert installed("plain") == folder
+    assert removed == [folder.name]
+    assert (folder / "plain.py").exists()
+
+
 def test_sandboxes_that_cannot_hold_something_say_so(index: Path) -> None:
     with pytest.raises(ConfigError, match=r"'process' cannot hold 'plain'; choose another sandbox"):
         ProcessBackend().with_contents(Contents(("plain",)))

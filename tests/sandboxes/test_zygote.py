@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -19,7 +20,7 @@ from envkit.errors import SandboxError, UnenforceableLimit
 from envkit.lease import reap
 from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, StopReason
 from envkit.sandboxes import zygote
-from envkit.sandboxes._linux import bwrap, cgroup
+from envkit.sandboxes._linux import bwrap, cgroup, procfs
 from envkit.sandboxes._workspace import mounted_sandbox
 from envkit.sandboxes._workspace import mounts as workspace_mounts
 from envkit.sandboxes._zygote import host as zygote_host
@@ -145,6 +146,45 @@ def test_a_fork_behaves_like_a_new_interpreter(
 
     with bubblewrap.create() as other:
         assert observed(sandbox) == observed(other)
+
+
+def command_line(pid: int) -> str:
+    """As `ps` shows it; empty for a process that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().rstrip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def test_ps_shows_titles_and_no_source(sandbox: Sandbox) -> None:
+    source = "input()\n" + "# A line of a long program.\n" * 300
+    with contextlib.closing(sandbox.open([sandbox.python, *PYTHON_OPTIONS, "-c", source])):
+        lines = [command_line(pid) for pid in procfs.family(os.getpid())[1:]]
+    shown = [line for line in lines if "envkit" in line]
+    # Each names what it is before the screen ends; the folder of the program does not count.
+    named = [line[len(line.split()[0]) :] for line in shown]
+    assert any(line.startswith(" -I -S -c 'envkit mounts workspaces'") for line in named), lines
+    assert any(line.startswith(" -P -S -c 'envkit zygote'") for line in named), lines
+    assert any("--args" in line and "'envkit zygote'" in line[:60] for line in named), lines
+    assert max(map(len, named)) < 132
+    assert not any("\n" in line or "long program" in line for line in lines), lines
+
+
+def test_a_program_has_one_frame_beneath_it(sandbox: Sandbox) -> None:
+    code = "import sys; frame = sys._getframe().f_back; print(frame is not None, frame.f_back)"
+    assert program(sandbox, code).stdout == b"True None\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="looks into processes of another user")
+def test_no_process_keeps_a_source_open(sandbox: Sandbox) -> None:
+    assert program(sandbox, "pass").ok
+    opened: dict[str, list[str]] = {}
+    for pid in procfs.family(os.getpid())[1:]:
+        with contextlib.suppress(FileNotFoundError):  # it has ended
+            links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+            opened[command_line(pid)] = [link for link in links if "memfd" in link]
+    assert any("envkit zygote" in line for line in opened)
+    assert not any(opened.values()), opened
 
 
 def test_forks_have_different_random_numbers(sandbox: Sandbox) -> None:

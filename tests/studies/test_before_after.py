@@ -18,6 +18,10 @@ from safetensors.torch import load_file, save_file
 from stops import StopWhenShown, stop_after
 from transformers import AutoTokenizer
 
+from envkit.audit import certificate
+from envkit.audit.audited_env import Coverage
+from envkit.audit.certificate import Certificate
+from envkit.audit.code_digest import SCHEME, content_digest
 from envkit.benchmark.report import load_report
 from envkit.benchmark.report_text import warnings
 from envkit.benchmark.summary import summarise
@@ -31,7 +35,7 @@ from envkit.errors import ConfigError, ModelError, SandboxError, StoreError, Tas
 from envkit.grading import Grade
 from envkit.models import resolve
 from envkit.registry import sandbox_backend
-from envkit.sandbox import Sandbox, SandboxBackend
+from envkit.sandbox import Contents, Sandbox, SandboxBackend
 from envkit.stop import ShouldStop, never
 from envkit.store import RunFolder
 from envkit.studies.before_after import BeforeAfter
@@ -39,6 +43,7 @@ from envkit.studies.before_after_setup import Study, prepare
 from envkit.studies.before_after_setup import start as start_study
 from envkit.studies.build_report import _latest_steps
 from envkit.studies.claim import read_claim
+from envkit.studies.provenance import require_unchanged
 from envkit.studies.run_records import LoggedStep
 from envkit.studies.warm_start import split_for_warm_start
 from envkit.trackers import resolve as resolve_trackers
@@ -160,6 +165,33 @@ def test_a_run_ends_with_a_report_of_every_row(
         "SFT+RL over enumerate",
         "On tasks that enumerate does not solve",
     ]
+
+
+def test_a_report_says_that_the_audit_was_with_more_turns(
+    tmp_path: Path, model: Path, backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audited = Certificate(
+        environment=CodeEditorEnv.id,
+        digest=content_digest(CodeEditorEnv),
+        digest_scheme=SCHEME,
+        created="2026-01-02",
+        sandbox=backend.name,
+        tasks=3,
+        tasks_digest="f" * 64,
+        standard=True,
+        coverage=Coverage(2, 3, (1, 2), {}),
+        findings=[],
+        max_turns=3,
+    )
+    monkeypatch.setattr(certificate, "shipped", lambda kind: tmp_path / certificate.SHIPPED)
+    certificate.write(audited, tmp_path / certificate.SHIPPED)
+    for turns, shown in ((1, True), (3, False)):
+        run = begin(tmp_path / str(turns), model, max_turns=turns)
+        study(run, backend, stop_after(1)).run()
+        data = load_report(run.path)
+        assert data.certificate == audited.seal
+        told = "code-editor was audited with 3 turns an episode; this run has 1."
+        assert (told in data.warnings) is shown
 
 
 @pytest.mark.slow
@@ -363,6 +395,18 @@ def test_a_run_with_changed_code_is_refused(
     monkeypatch.setattr("envkit.studies.provenance.code_digest", lambda kind: "0ther")
     with pytest.raises(StoreError, match="the code of code-editor has changed since the run began"):
         study(run, backend)
+
+
+def test_a_run_whose_sandboxes_hold_other_packages_is_refused(
+    tmp_path: Path, model: Path, backend: SandboxBackend
+) -> None:
+    run = begin(tmp_path, model)
+    other = backend.with_contents(Contents(("jinja2==3.1.6",)))
+    with pytest.raises(
+        StoreError, match=r"held nothing beside Python when the run began, and now hold jinja2 3"
+    ):
+        study(run, other)
+    require_unchanged(CodeEditorEnv, other.lock, RunFolder.create(tmp_path, "older", {}))
 
 
 def test_another_kind_of_run_is_refused(tmp_path: Path, backend: SandboxBackend) -> None:

@@ -33,7 +33,7 @@ from envkit.environments.sql_desk import SqlDeskEnv
 from envkit.errors import ConfigError, ContractError, StoreError, UsageError
 from envkit.models import ModelRef, weights_digest
 from envkit.prices import load_prices
-from envkit.sandbox import SandboxBackend
+from envkit.sandbox import Contents, SandboxBackend
 from envkit.stop import never
 from envkit.store import RunFolder
 from envkit.studies.agent_factory import AgentFactory
@@ -401,6 +401,10 @@ def test_a_run_with_changed_inputs_is_refused(
     with pytest.raises(StoreError, match="code of sql-desk has changed"):
         finish(run, backend)
     monkeypatch.undo()
+    with pytest.raises(
+        StoreError, match="sandboxes of sql-desk held nothing beside Python when the run began"
+    ):
+        finish(run, backend.with_contents(Contents(("jinja2==3.1.6",))))
     file = run.path / "sql-desk" / "tasks.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join([lines[0].replace('"count":6', '"count":5'), *lines[1:-1]]))
