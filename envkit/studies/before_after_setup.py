@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
-from envkit.audit.certificate import certificate_problem, fewer_turns
+from envkit.audit.certificate import certificate_problem
 from envkit.display import Display
 from envkit.env import Env
 from envkit.errors import ConfigError, StoreError
@@ -211,11 +211,9 @@ def _manifest(study: Study) -> dict[str, JSON]:
 
 def _of_environment(study: Study, kind: type[Env]) -> dict[str, JSON]:
     tasks = {"train": digest(study.train[kind]), "heldout": digest(study.heldout[kind])}
-    of_run = (kind, study.locks[kind], study.plan.train.max_turns)
     return {
         "environment": kind.id,
-        "unaudited": certificate_problem(*of_run),
-        "fewer_turns": fewer_turns(*of_run),
+        "unaudited": certificate_problem(kind, study.locks[kind], study.plan.train.max_turns),
         **environment_facts(kind, study.locks[kind]),
         "tasks": tasks,
     }

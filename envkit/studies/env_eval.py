@@ -185,9 +185,8 @@ class EnvEval:
                 for name, text in MODEL_ROWS.items()
             ),
         ]
-        config, began = self._plan.train, self.folder.manifest
-        fault, fewer = began.get("unaudited"), began.get("fewer_turns")
-        audit = f"The environment had no valid certificate: {fault}." if fault else fewer
+        config, fault = self._plan.train, self.folder.manifest.get("unaudited")
+        unaudited = [f"The environment had no valid certificate: {fault}."] if fault else []
         return build_report(
             self.folder,
             self.kind,
@@ -205,5 +204,5 @@ class EnvEval:
                 "eval_temperature": self._plan.eval_temperature,
                 "environments": str(self._run.manifest.get("environment", self.kind.id)),
             },
-            warnings=(*warnings, *opening_note(self._run.manifest, self.kind.id), *filter(None, [audit])),
+            warnings=(*warnings, *opening_note(self._run.manifest, self.kind.id), *unaudited),
         )

@@ -18,10 +18,6 @@ from safetensors.torch import load_file, save_file
 from stops import StopWhenShown, stop_after
 from transformers import AutoTokenizer
 
-from envkit.audit import certificate
-from envkit.audit.audited_env import Coverage
-from envkit.audit.certificate import Certificate
-from envkit.audit.code_digest import SCHEME, content_digest
 from envkit.benchmark.report import load_report
 from envkit.benchmark.report_text import warnings
 from envkit.benchmark.summary import summarise
@@ -165,33 +161,6 @@ def test_a_run_ends_with_a_report_of_every_row(
         "SFT+RL over enumerate",
         "On tasks that enumerate does not solve",
     ]
-
-
-def test_a_report_says_that_the_audit_was_with_more_turns(
-    tmp_path: Path, model: Path, backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    audited = Certificate(
-        environment=CodeEditorEnv.id,
-        digest=content_digest(CodeEditorEnv),
-        digest_scheme=SCHEME,
-        created="2026-01-02",
-        sandbox=backend.name,
-        tasks=3,
-        tasks_digest="f" * 64,
-        standard=True,
-        coverage=Coverage(2, 3, (1, 2), {}),
-        findings=[],
-        max_turns=3,
-    )
-    monkeypatch.setattr(certificate, "shipped", lambda kind: tmp_path / certificate.SHIPPED)
-    certificate.write(audited, tmp_path / certificate.SHIPPED)
-    for turns, shown in ((1, True), (3, False)):
-        run = begin(tmp_path / str(turns), model, max_turns=turns)
-        study(run, backend, stop_after(1)).run()
-        data = load_report(run.path)
-        assert data.certificate == audited.seal
-        told = "code-editor was audited with 3 turns an episode; this run has 1."
-        assert (told in data.warnings) is shown
 
 
 @pytest.mark.slow
