@@ -15,7 +15,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text()
 #: Numbered sections of the tutorial: the text, and its code blocks as pairs of language and text.
 STEPS = [
     (text, re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
-    for text in re.split(r"^## (?=\d)", PAGE.partition("\n## A service")[0], flags=re.MULTILINE)[1:]
+    for text in re.split(r"^## (?=\d)", PAGE, flags=re.MULTILINE)[1:]
 ]
 #: Patterns of the output of commands.
 EXPECTED_OUTPUT = {
