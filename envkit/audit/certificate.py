@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from envkit.audit.audited_env import AuditedEnv, Coverage
+from envkit.audit.audited_env import Coverage
 from envkit.audit.code_digest import SCHEME, content_digest
-from envkit.audit.runner import Finding, run_audit
+from envkit.audit.runner import Finding, prepare_audit, run_audit
 from envkit.cache import cache_dir
 from envkit.display import Display
 from envkit.env import Env
@@ -143,22 +143,14 @@ def certify(
 
     Args:
         kind: the environment.
-        backend: isolates its episodes.
-        display: shows the progress.
-        tasks: tasks to audit it with; by default its own starters.
-        max_turns: actions per episode, enough for the oracle; by default the environment's own number.
+        backend, display, tasks, max_turns: see `envkit.audit.runner.prepare_audit`.
         more: findings of other tests, which stand behind the audit's own.
 
     Raises:
         UsageError: the environment cannot pose one of the given tasks.
     """
-    backend = kind.equip(backend)
-    lock = backend.lock
-    turns = kind.max_turns if max_turns is None else max_turns
-    posed = kind.make_tasks("starter", sandbox=backend, display=display) if tasks is None else tasks
-    audited = AuditedEnv(kind, posed, backend, turns, own_tasks=tasks is None)
-    if tasks is not None:
-        audited.require_playable()
+    audited = prepare_audit(kind, backend, display, tasks=tasks, max_turns=max_turns)
+    lock, turns = audited.backend.lock, audited.max_turns
     findings = run_audit(audited, display)
     return Certificate(
         environment=kind.id,
@@ -166,8 +158,8 @@ def certify(
         digest_scheme=SCHEME,
         created=time.strftime("%Y-%m-%d"),
         sandbox=backend.name,
-        tasks=len(posed),
-        tasks_digest=digest(sorted(posed, key=lambda task: task.id)),
+        tasks=len(audited.all_tasks),
+        tasks_digest=digest(audited.all_tasks),
         standard=tasks is None and turns == kind.max_turns,
         coverage=audited.coverage,
         findings=[*findings, *more],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -14,8 +14,11 @@ from envkit.audit.checks import faults, interface, sameness, shown, tasksets, un
 from envkit.audit.judges import judges_agree
 from envkit.audit.leaks import find_leaks
 from envkit.display import Display
-from envkit.errors import EnvkitError
+from envkit.env import Env
+from envkit.errors import EnvkitError, UsageError
+from envkit.sandbox import SandboxBackend
 from envkit.sandbox_check import ESSENTIAL, self_check
+from envkit.types import Task
 
 #: Returns what it found. Raises `AuditFailure` or `NotApplicable`; `run_audit` records any exception.
 AuditCheck = Callable[[AuditedEnv], str]
@@ -36,11 +39,52 @@ class Finding:
     detail: str
 
 
-def run_audit(audited: AuditedEnv, display: Display) -> list[Finding]:
-    """Run every check in order. An exception is a finding and never ends the audit."""
+def prepare_audit(
+    kind: type[Env],
+    backend: SandboxBackend,
+    display: Display,
+    *,
+    tasks: Sequence[Task] | None = None,
+    max_turns: int | None = None,
+) -> AuditedEnv:
+    """Prepare an environment for `run_audit`.
+
+    Args:
+        kind: the environment.
+        backend: isolates its episodes.
+        display: shows the progress.
+        tasks: tasks to audit it with; by default its own starters.
+        max_turns: actions per episode, enough for the oracle; by default the environment's own number.
+
+    Raises:
+        UsageError: the environment cannot pose one of the given tasks.
+    """
+    backend = kind.equip(backend)
+    posed = kind.make_tasks("starter", sandbox=backend, display=display) if tasks is None else tasks
+    turns = kind.max_turns if max_turns is None else max_turns
+    audited = AuditedEnv(kind, posed, backend, turns, own_tasks=tasks is None)
+    if tasks is not None:
+        audited.require_playable()
+    return audited
+
+
+def run_audit(audited: AuditedEnv, display: Display, only: str = "") -> list[Finding]:
+    """Run the checks in order. An exception is a finding and never ends the audit.
+
+    Args:
+        audited: the environment.
+        display: shows the progress, and at once what fails.
+        only: runs the checks whose name contains this.
+
+    Raises:
+        UsageError: there are none of that name.
+    """
+    chosen = {name: check for name, check in AUDIT_CHECKS.items() if only in name}
+    if not chosen:
+        raise UsageError(f"no check is named like {only!r}; there are: {', '.join(AUDIT_CHECKS)}")
     findings: list[Finding] = []
-    display.phase(f"audit {audited.kind.id}", len(AUDIT_CHECKS))
-    for number, (name, check) in enumerate(AUDIT_CHECKS.items(), 1):
+    display.phase(f"audit {audited.kind.id}", len(chosen))
+    for number, (name, check) in enumerate(chosen.items(), 1):
         try:
             finding = Finding(name, True, check(audited))
         except AuditFailure as failure:
@@ -52,6 +96,8 @@ def run_audit(audited: AuditedEnv, display: Display) -> list[Finding]:
         except Exception as error:  # the author's code may raise anything
             finding = Finding(name, False, f"a bug: {type(error).__name__}: {error}")
         findings.append(finding)
+        if finding.ok is False:  # the others may take minutes
+            display.say(f"FAIL {name}")
         display.advance(number, name)
     return findings
 

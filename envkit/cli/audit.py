@@ -12,9 +12,12 @@ from envkit.api.common import DEFAULT_ENVIRONMENT, isolated_backend, load_tasks,
 from envkit.api.rich_display import open_display
 from envkit.cli.options import EnvArgument, Json, SandboxName
 from envkit.cli.output import emit, out
+from envkit.errors import UsageError
 from envkit.stop import never
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from envkit.audit.runner import Finding
 
 
@@ -40,17 +43,29 @@ def audit(
         ),
     ] = False,
     minutes: Annotated[float, typer.Option(metavar="M", help="Time of that training.")] = 5.0,
+    only: Annotated[
+        str,
+        typer.Option(metavar="TEXT", help="Run only the checks whose name contains this; write nothing."),
+    ] = "",
     sandbox: SandboxName = "auto",
     as_json: Json = False,
 ) -> None:
     """Audit an environment: check that it rewards the work and no exploit, and write its certificate."""
     from envkit import registry
     from envkit.audit.certificate import certify, write, write_cached
+    from envkit.audit.runner import prepare_audit, run_audit
+
+    if only and (output or attack_by_training):
+        raise UsageError("--only runs some checks of an audit; leave out --output and --attack-by-training")
 
     kind = registry.environment(env)
     chosen = registry.read_tasks_for(kind, tasks) if tasks else None
     with open_display("rich") as display:
         backend = isolated_backend(sandbox, display)
+        if only:
+            audited = prepare_audit(kind, backend, display, tasks=chosen, max_turns=max_turns)
+            _show(run_audit(audited, display, only), "none: these are some of the checks", as_json)
+            return
         more: list[Finding] = []
         if attack_by_training:
             from envkit.audit.cases import keep_cases
@@ -69,19 +84,23 @@ def audit(
     else:
         path = output
         write(certificate, path)
+    unchanged = "not written: the environment's valid certificate, of its own tasks, stays in force"
+    _show(certificate.findings, str(path or unchanged), as_json, None if path is None else str(path))
+
+
+def _show(findings: Sequence[Finding], place: str, as_json: bool, path: str | None = None) -> None:
+    """Print findings and where the certificate is.
+
+    Raises:
+        typer.Exit: a check failed.
+    """
+    passed = all(finding.ok is not False for finding in findings)
     if as_json:
-        emit(
-            {
-                "passed": certificate.passed,
-                "certificate": None if path is None else str(path),
-                "findings": certificate.findings,
-            }
-        )
+        emit({"passed": passed, "certificate": path, "findings": findings})
     else:
         marks = {True: "[green]pass[/]", False: "[red]FAIL[/]", None: "[dim]n/a [/]"}
-        for finding in certificate.findings:
+        for finding in findings:
             out.print(f"{marks[finding.ok]} {finding.check}: {escape(finding.detail)}", soft_wrap=True)
-        unchanged = "not written: the environment's valid certificate, of its own tasks, stays in force"
-        out.print(f"certificate: {path or unchanged}", soft_wrap=True, markup=False)
-    if not certificate.passed:
+        out.print(f"certificate: {place}", soft_wrap=True, markup=False)
+    if not passed:
         raise typer.Exit(1)

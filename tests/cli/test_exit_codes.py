@@ -203,6 +203,22 @@ def test_tasks_that_an_environment_cannot_pose_leave_its_certificate_alone(
     assert not (tmp_path / "cache" / "certificates").exists()
 
 
+def test_some_checks_of_an_audit_write_no_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path / "cache"))
+    assert main.run(["audit", "sql-desk", "--only", "splits"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("pass splits share no task: ")
+    assert shown.endswith("\ncertificate: none: these are some of the checks\n")
+    assert shown.count("\n") == 2
+    assert main.run(["audit", "sql-desk", "--only", "luck"]) == 2
+    assert "no check is named like 'luck'; there are: Gymnasium accepts it, " in capsys.readouterr().err
+    assert main.run(["audit", "sql-desk", "--only", "splits", "-o", str(tmp_path / "c.json")]) == 2
+    assert "leave out --output" in capsys.readouterr().err
+    assert not (tmp_path / "cache" / "certificates").exists()
+
+
 def test_held_out_tasks_are_no_training_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from envkit.environments.code_editor import starter_tasks
     from envkit.taskfile import write_tasks
