@@ -4,130 +4,51 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from scaler_env import Scaler
 
-from envkit import Env, Exploit, Grade, Limits, SandboxBackend, Task, Variant, Verdict, check, tool
-from envkit.audit.attacks import ATTACKS, AttackTarget
+from envkit import Env, Grade, Limits, SandboxBackend, Task, Verdict, check
 from envkit.audit.runner import AUDIT_CHECKS, AuditedEnv, Finding, run_audit
 from envkit.display import Silent
-from envkit.grading import STRICT, Answer, Questions, Submission, answers, grade
+from envkit.grading import Answer, Submission, answers
 from envkit.grading import Program as Graded
 from envkit.inputs.call import Call
 from envkit.registry import sandbox_backend
 from envkit.sandboxes.process import ProcessBackend
-from envkit.tools import format_call
-
-RIGHT = "def scaled(items):\n    return [10 * item for item in items]\n"
-WRONG = "def scaled(items):\n    return [item for item in items]\n"
-#: Ends its process; says that it equals everything; hangs.
-TRIED = (1, 17, 31)
 
 
-class Honest(Env):
-    """Write a function; it is graded by split oracle on fresh calls."""
-
-    id = "scaler"
-    noop_action = "submit()"
-
-    @classmethod
-    def make_tasks(cls, split: str, **_: Any) -> list[Task]:
-        files, hidden = {"solution.py": WRONG}, {"reference": RIGHT, "limit": 4096}
-        return [
-            Task(f"{split}-{number}", split, "Scale by ten.", files, hidden=hidden) for number in range(3)
-        ]
-
-    @classmethod
-    def oracle(cls, task: Task) -> Sequence[str]:
-        return [format_call("write", {"path": "solution.py", "text": RIGHT}), "submit()"]
-
-    @classmethod
-    def exploits(cls, task: Task) -> Sequence[Exploit]:
-        target = AttackTarget(WRONG, RIGHT, "scaled")
-        attempts = [(one.name, one.build(target)) for one in ATTACKS if one.number in TRIED]
-        found = [
-            Exploit(
-                name,
-                (*(format_call("write", {"path": p, "text": t}) for p, t in made.files.items()), "submit()"),
-            )
-            for name, made in attempts
-        ]
-        own = format_call("write", {"path": "expected.json", "text": "[[[1], [1]]]"})
-        return [
-            *found,
-            Exploit("edits the tests", (own, "submit()")),
-            Exploit("asks a judge", (), "there is none"),
-        ]
-
-    @classmethod
-    def variants(cls, task: Task, sandbox: SandboxBackend) -> Sequence[Variant]:
-        def solution(body: str) -> tuple[str, str]:
-            text = f"def scaled(items):\n    {body}\n"
-            return format_call("write", {"path": "solution.py", "text": text}), "submit()"
-
-        return [
-            Variant("in another form", solution("return list(map((10).__mul__, items))"), is_right=True),
-            Variant("adds one", solution("return [10 * item + 1 for item in items]"), is_right=False),
-            Variant("wrong for many", solution("return [10 * item for item in items[:3]]"), is_right=False),
-        ]
-
-    def setup(self, task: Task) -> str:
-        return f"{task.prompt}\n{self.help}"
-
-    @tool
-    def write(self, path: str, text: str) -> str:
-        """Write a file."""
-        self.sandbox.write(path, text.encode())
-        return "Written."
-
-    @tool(ends=True)
-    def submit(self) -> str:
-        """End."""
-        return "Graded."
-
-    @check()
-    def right(self) -> Grade | bool | float:
-        draw = random.Random(self.visit_seed)
-        calls = [Call.from_plain([[repr([draw.randrange(99) for _ in range(4)])], {}]) for _ in range(5)]
-        expected = answers(
-            self.backend, Graded({"solution.py": RIGHT.encode()}, "solution.py", "scaled"), calls
-        )
-        taken = Submission(["solution.py"]).collect(self.sandbox)
-        return grade(self.backend, Graded(taken, "solution.py", "scaled"), Questions(calls, expected, STRICT))
-
-
-class LeakyOracle(Honest):
+class LeakyOracle(Scaler):
     def setup(self, task: Task) -> str:
         self.sandbox.write("notes.txt", str(task.hidden["reference"]).encode())
         return super().setup(task)
 
 
-class LeakyNumber(Honest):
+class LeakyNumber(Scaler):
     def setup(self, task: Task) -> str:
         return f"{super().setup(task)} At most {task.hidden['limit']}."
 
 
-class SeedlessRng(Honest):
+class SeedlessRng(Scaler):
     def setup(self, task: Task) -> str:
         return f"{super().setup(task)} {random.random()}"
 
 
-class NanReward(Honest):
+class NanReward(Scaler):
     @check()
     def right(self) -> Grade | bool | float:
         found = super().right()
         return found if isinstance(found, Grade) and found.verdict is Verdict.PASS else float("nan")
 
 
-class SubmitBonus(Honest):
+class SubmitBonus(Scaler):
     @check(weight=0.1)
     def submitted(self) -> bool:
         return True
 
 
-class UnequalPay(Honest):
+class UnequalPay(Scaler):
     """Pays the first turn at random; the last one makes up for it."""
 
     @check(each_turn=True)
@@ -136,14 +57,14 @@ class UnequalPay(Honest):
         return random.random() if is_written and self.turns_left == self.max_turns - 1 else float(is_written)
 
 
-class InProcessVerdict(Honest):
+class InProcessVerdict(Scaler):
     @check()
     def right(self) -> Grade | bool | float:
         program = "import sys; sys.path.append('.'); import solution; assert solution.scaled([7]) == [70]"
         return self.sandbox.run([self.sandbox.python, "-c", program]).ok
 
 
-class IgnoredTimeout(Honest):
+class IgnoredTimeout(Scaler):
     @check()
     def right(self) -> Grade | bool | float:
         program = "import sys; sys.path.append('.'); import solution; print(solution.scaled([7]))"
@@ -153,12 +74,12 @@ class IgnoredTimeout(Honest):
         return found.stdout == b"[70]\n"
 
 
-class OpenNetwork(Honest):
+class OpenNetwork(Scaler):
     def __init__(self, *, sandbox: SandboxBackend, **options: Any) -> None:
         super().__init__(sandbox=ProcessBackend(), **options)
 
 
-class EditableTests(Honest):
+class EditableTests(Scaler):
     def setup(self, task: Task) -> str:
         self.sandbox.write("expected.json", b"[[[7], [70]]]")
         return super().setup(task)
@@ -172,7 +93,7 @@ class EditableTests(Honest):
         return [answer.value for answer in found] == [wanted for _, wanted in cases]
 
 
-class FewItems(Honest):
+class FewItems(Scaler):
     @check()
     def right(self) -> Grade | bool | float:
         files = {"solution.py": self.sandbox.read("solution.py", 10_000)}
@@ -207,7 +128,7 @@ def audited(kind: type[Env], backend: SandboxBackend) -> dict[str, Finding]:
 
 
 def test_an_honest_environment_passes(backend: SandboxBackend) -> None:
-    found = audited(Honest, backend)
+    found = audited(Scaler, backend)
     assert [*found] == [*AUDIT_CHECKS]
     assert [finding for finding in found.values() if finding.ok is False] == []
     assert found["verdicts are right"].detail == (
@@ -218,7 +139,7 @@ def test_an_honest_environment_passes(backend: SandboxBackend) -> None:
 
 @pytest.mark.parametrize("kind", SABOTAGED, ids=lambda kind: kind.__name__)
 def test_sabotage_is_caught_and_named(
-    kind: type[Honest], backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+    kind: type[Scaler], backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if kind is IgnoredTimeout:  # only its episodes last as long
         monkeypatch.setattr("envkit.audit.audited_env.EPISODE_TIMEOUT_S", 4.0)
