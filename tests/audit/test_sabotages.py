@@ -16,6 +16,7 @@ import sabotage_missed as missed
 import sabotage_sameness as sameness
 import sabotage_shown as shown
 import sabotage_splits as splits
+import sabotage_trained as trained
 import sabotage_unearned as unearned
 from quiz import Quiz
 
@@ -92,6 +93,8 @@ CAUGHT: dict[type[Env], tuple[str, str]] = {
 }
 #: Environment with a hole that the audit does not find; the module says why.
 MISSED = (missed.HashedWord, missed.IgnoredCase, missed.LateCounter, missed.DrawnSecret)
+#: Those that `envkit audit --attack-by-training` finds; test_attack.py trains on them.
+TRAINED = (trained.AnyOrder, trained.Repeats, trained.AboutRight)
 HONEST = (Quiz, honest.Errands, honest.Riddle, honest.Choice, honest.YesNo, honest.Shopping)
 
 
@@ -115,7 +118,7 @@ def test_each_hole_is_caught_by_its_check(
     assert words in finding.detail
 
 
-@pytest.mark.parametrize("kind", MISSED, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", MISSED + TRAINED, ids=lambda kind: kind.__name__)
 def test_known_misses_are_still_missed(kind: type[Env], backend: SandboxBackend) -> None:
     """If one is caught now, move it to `CAUGHT`."""
     assert faults_of(kind, backend, quick=True) == []

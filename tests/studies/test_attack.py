@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,10 @@ from typing import Any, ClassVar
 
 import pytest
 import tiny
+
+sys.path.append(str(Path(__file__).parents[1] / "audit" / "sabotages"))
+
+import sabotage_trained as trained
 
 from envkit.audit import cases as audit_cases
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable
@@ -80,6 +85,21 @@ def test_a_way_around_the_reward_is_found(model: str) -> None:
     finding = found.finding()
     assert (finding.check, finding.ok) == (CHECK, False)
     assert f"ways around the reward, such as on task {found.cases[0].task.id}: " in finding.detail
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", [trained.AnyOrder, trained.Repeats, trained.AboutRight])
+def test_the_default_model_finds_holes_that_the_audit_misses(
+    kind: type[Env], backend: SandboxBackend, cached: Path
+) -> None:
+    """tests/audit/test_sabotages.py shows that it misses them."""
+    tasks = kind.make_tasks("train", sandbox=backend, display=Silent())
+    found = attack(kind, tasks, backend, 3.0, Silent(), never)
+    assert len(found.cases) >= 3, found.finding().detail
+    keep_cases(found.cases, kind)
+    subject = AuditedEnv(kind, tasks, backend, kind.max_turns)
+    with pytest.raises(AuditFailure, match="an attack that training found still earns 1"):
+        replay_cases(subject)
 
 
 def test_no_way_is_found_where_there_is_none(model: str) -> None:
