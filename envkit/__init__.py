@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from envkit.agent import Agent, Session
 from envkit.checks import Check, Score, check
+from envkit.command import CommandEnv
 from envkit.env import ActionResult, Baseline, Env, Exploit, ImportedTasks, Variant
 from envkit.errors import (
     AgentError,
@@ -131,6 +132,7 @@ __all__ = [
     "BenchSpec",
     "BrokenTask",
     "Check",
+    "CommandEnv",
     "ConfigError",
     "Contents",
     "ContractError",

@@ -175,9 +175,11 @@ class Env(gymnasium.Env[str, str], ABC):
     #: Other languages of the sandbox, such as ``node`` or ``node==22.*``.
     toolchains: ClassVar[Sequence[str]] = ()
     #: Files or folders beside the class's module. The sandbox holds each read-only, in ``/data`` under its
-    #: own name: ``data/prices.csv`` is ``/data/prices.csv``.
+    #: own name: ``data/prices.csv`` is ``/data/prices.csv``. A git repository at a commit is a folder too:
+    #: ``git+https://example.org/ada/stock.git@COMMIT`` is ``/data/stock``, see `envkit.repositories`.
     data: ClassVar[Sequence[str]] = ()
-    #: OCI image that the sandbox is made of, such as ``python:3.12-slim``; only sandbox ``docker`` can.
+    #: OCI image that the sandbox is made of, such as ``python:3.12-slim``, or ``oci:PATH`` for an OCI image
+    #: layout, a folder beside the class's module. Only sandbox ``docker`` can.
     image: ClassVar[str] = ""
     #: An action that does nothing.
     noop_action: ClassVar[str] = "pass"

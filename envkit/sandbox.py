@@ -17,6 +17,8 @@ from envkit.errors import ConfigError, UsageError
 PACKAGES: Final = "/usr/lib/packages"
 #: Folder of `Contents.data`, as seen from inside.
 DATA: Final = "/data"
+#: What `Contents.image` begins with if it is a folder with an OCI image layout.
+OCI_LAYOUT: Final = "oci:"
 #: Options for a sandbox's Python that let a program import only the standard library. Unlike with ``-I``,
 #: Python reads the sandbox's environment variables, so that sets have the same order on every run.
 PYTHON_OPTIONS: Final = ("-P", "-S")
@@ -84,8 +86,8 @@ class Contents:
             wheels are installed, with what they depend on.
         toolchains: other languages, with a version if wanted: ``node`` or ``node==22.*``.
         data: absolute paths of files and folders; each appears in `DATA` under its own name.
-        image: OCI image that takes the place of envkit's own root, such as ``python:3.12-slim``. It brings
-            its own packages and languages.
+        image: OCI image that takes the place of envkit's own root, such as ``python:3.12-slim``, or
+            ``oci:PATH`` for a folder with an OCI image layout. It brings its own packages and languages.
 
     Raises:
         ConfigError: packages or toolchains beside an image, or two data files of one name.

@@ -45,7 +45,7 @@ class Notes(McpEnv):
 
     @check()
     def is_noted(self) -> bool:
-        noted = self.session.call("show", {"number": 1}).partition("\n")[0]
+        noted = self.session.call("show", {"number": 1}).removesuffix("\n[image]")
         try:
             self.session.call("show", {"number": 2})
         except UsageError:

@@ -18,11 +18,14 @@ SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setup
 #: "envkit" is the package's own ``__init__``.
 LAYERS = (
     ("errors",),
-    ("cache", "display", "files", "lease", "plain", "secret_values", "spaces", "stop", "syntax", "types"),
+    (
+        *("cache", "display", "files", "lease", "plain", "repositories", "secret_values", "spaces", "stop"),
+        *("syntax", "types"),
+    ),
     ("agent", "sandbox", "sandbox_check"),
     ("inputs", "plugins"),
     ("checks", "contents", "grading", "hidden", "judging"),
-    ("env", "external", "mcp", "random_calls", "service", "tool_runner", "tools", "wrapped"),
+    ("command", "env", "external", "mcp", "random_calls", "service", "tool_runner", "tools", "wrapped"),
     ("audit", "mining", "models", "prices", "registry", "rollout", "scaffold", "store", "taskfile"),
     ("envkit",),
     ("engine",),

@@ -68,6 +68,12 @@ def test_data_is_found_beside_the_class_that_names_it() -> None:
     assert data_paths(type("Other", (Letters,), {"__module__": __name__})) == data_paths(Letters)
 
 
+def test_an_image_layout_lies_beside_the_class_too() -> None:
+    folder = Path(__file__).parent / "letters_data"
+    assert declared_contents(declaring(image="oci:letters_data")).image == f"oci:{folder}"
+    assert declared_contents(declaring(image="python:3.12")).image == "python:3.12"
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -84,6 +90,7 @@ def test_data_is_found_beside_the_class_that_names_it() -> None:
         ({"data": ["../pyproject.toml"]}, r"names '../pyproject.toml'; expected a file or folder below"),
         ({"data": ["/etc/passwd"]}, r"names '/etc/passwd'; expected"),
         ({"data": ["."]}, r"names '.'; expected"),
+        ({"image": "oci:nowhere"}, r"Declaring.image names 'nowhere'; expected a file or folder below"),
         ({"image": ["python"]}, r"Declaring.image is \['python'\]; expected a name such as"),
     ],
 )

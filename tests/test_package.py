@@ -34,6 +34,7 @@ PUBLIC = [
     "BenchSpec",
     "BrokenTask",
     "Check",
+    "CommandEnv",
     "ConfigError",
     "Contents",
     "ContractError",

@@ -4,7 +4,8 @@ A certificate is valid for code with the digest that it names. The digest covers
 
 - the environment's own package, and the packages of the environments that it inherits from, with the data
   files that these declare: all files but documents for people, and also those if the package's source names
-  them. If an environment is a file in no package, the files beside it that it names count with it;
+  them. If an environment is a file in no package, the files beside it that it names count with it. Of a git
+  repository, the commit counts;
 - the modules of envkit in `VERDICT_PARTS` that these import, directly or through others. They are found by
   reading import statements. A file in such a module's folder counts if the module names it, such as a
   program for the sandbox.
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Final, final
 
 from envkit.audit.canonical_source import canonical, parse
-from envkit.contents import data_paths
+from envkit.contents import data_paths, image_layout, repositories
 from envkit.env import Env
 from envkit.errors import UsageError
 
@@ -39,9 +40,9 @@ SCHEME: Final = "syntax-tree-1"
 #: the tasks.
 VERDICT_PARTS: Final = frozenset(
     {
-        *("checks", "contents", "env", "errors", "external", "grading", "hidden", "inputs", "judging", "mcp"),
-        *("plain", "sandbox", "secret_values", "service", "spaces", "syntax", "taskfile", "tool_runner"),
-        *("tools", "types", "wrapped"),
+        *("checks", "command", "contents", "env", "errors", "external", "grading", "hidden", "inputs"),
+        *("judging", "mcp", "plain", "repositories", "sandbox", "secret_values", "service", "spaces"),
+        *("syntax", "taskfile", "tool_runner", "tools", "types", "wrapped"),
     }
 )
 
@@ -64,28 +65,38 @@ def content_digest(kind: type[Env]) -> str:
         UsageError: the environment's package is too large to be read before every run.
     """
     files: set[tuple[str, Path]] = set()
+    pinned: set[str] = set()
     for base in kind.__mro__:
         if issubclass(base, Env) and base is not Env:
             files.update(package_files(base))
+            pinned.update(f"{found.name} {found.commit}" for found in repositories(base))
     files.update(_imported_by([path for _, path in files]))
     found = hashlib.sha256(f"{SCHEME}\n".encode())
     # The order depends on names and contents, not on where the files are.
     for name, part in sorted((name, _read(path).digest) for name, path in files):
         found.update(f"{name} {part}\n".encode(errors="surrogateescape"))
+    for line in sorted(pinned):
+        found.update(f"{line}\n".encode())
     return found.hexdigest()
 
 
 def package_files(kind: type[Env]) -> Iterator[tuple[str, Path]]:
     """Name and path of every file in the package of a class, and of the data that it declares.
 
-    If it is in no package: of its module, of the files beside it that the module names, and of its data.
+    If it is in no package: of its module, of the files beside it that the module names, and of its data. Of a
+    base class of envkit, only its module, because other modules of envkit have nothing to do with it.
 
     Raises:
         UsageError: the package is too large.
     """
+    if (shared := _source(kind.__module__)) is not None:
+        yield _name(shared), shared
+        return
     file = Path(inspect.getfile(kind)).resolve()
     top = file.parent
     tops = data_paths(kind) if "data" in vars(kind) else []
+    if "image" in vars(kind) and (layout := image_layout(kind)) is not None:
+        tops.append(layout)
     declared = {path for data in tops for path in (data, *data.rglob("*"))}
     is_in_package = (top / "__init__.py").exists()
     # Each environment of envkit is a folder. For another author's environment the whole package counts.
@@ -186,7 +197,7 @@ def _imported_by(paths: list[Path]) -> Iterator[tuple[str, Path]]:
             continue
         known.add(name)
         for file in (path, *_named_by(path)):
-            yield file.relative_to(_ROOT.parents[1]).as_posix(), file
+            yield _name(file), file
             waiting += _modules(file)
 
 
@@ -231,6 +242,11 @@ def _source(module: str) -> Path | None:
     except ModuleNotFoundError:  # its parent is no package
         return None
     return Path(spec.origin).resolve() if spec is not None and spec.origin else None
+
+
+def _name(path: Path) -> str:
+    """``envkit/checks.py``, wherever envkit is installed."""
+    return path.relative_to(_ROOT.parents[1]).as_posix()
 
 
 def _part(module: str) -> str:

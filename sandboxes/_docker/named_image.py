@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+from pathlib import Path
 from typing import Any, Final
 
 from envkit.errors import ConfigError
-from envkit.sandbox import DATA
-from envkit.sandboxes._docker import images
+from envkit.sandbox import DATA, OCI_LAYOUT
+from envkit.sandboxes._docker import images, oci_layout
 from envkit.sandboxes._docker.base import Base
 from envkit.sandboxes._docker.engine import docker_errors, known_runtime
 from envkit.sandboxes._linux import seccomp
@@ -36,11 +37,11 @@ print(json.dumps([sys.executable, sys.version_info[:2], kept, files]))
 
 @functools.lru_cache(maxsize=16)
 def named(client: Any, name: str, user: int, runtime: str | None) -> Base:
-    """An image that an environment names, fetched from its registry unless the engine has it.
+    """An image that an environment names, fetched unless the engine has it.
 
     Args:
         client: the Docker client.
-        name: OCI image name, with a tag or digest.
+        name: OCI image name, with a tag or digest; or ``oci:PATH``, see `envkit.sandbox.Contents.image`.
         user: the user that sandboxed code runs as.
         runtime: name of the container runtime; ``None`` for the engine's default.
 
@@ -49,8 +50,11 @@ def named(client: Any, name: str, user: int, runtime: str | None) -> Base:
         SandboxUnavailable: it cannot be fetched, or the engine fails.
     """
     with docker_errors(f"fetch image {name}"):
-        images.pull(client, name, "bring it here: docker pull, or docker load")
-        found = client.images.get(name)
+        if name.startswith(OCI_LAYOUT):
+            found = client.images.get(oci_layout.load(client, Path(name.removeprefix(OCI_LAYOUT))))
+        else:
+            images.pull(client, name, "bring it here: docker pull, or docker load")
+            found = client.images.get(name)
         config = found.attrs["Config"]
     if volumes := sorted(config.get("Volumes") or ()):
         raise ConfigError(

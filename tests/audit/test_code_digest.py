@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 import envkit
-from envkit import Env, UsageError, registry
+from envkit import CommandEnv, Env, GymnasiumEnv, UsageError, registry
 from envkit.audit import canonical_source, code_digest
 from envkit.audit.code_digest import VERDICT_PARTS, content_digest
+from envkit.mcp import McpEnv
 
 ROOT = Path(__file__).parents[2]
 OURS = ("code-editor", "service-desk", "sql-desk")
@@ -216,6 +217,30 @@ def test_declared_data_of_an_environment_in_one_file_counts_and_no_other(
         digests.append(content_digest(kind))
     assert [one == digests[0] for one in digests] == [True, True, False, False]
     assert digests[2] != digests[3]
+
+
+@pytest.mark.parametrize(
+    ("base", "module"),
+    [
+        (CommandEnv, "envkit/command.py"),
+        (GymnasiumEnv, "envkit/wrapped.py"),
+        (McpEnv, "envkit/mcp/__init__.py"),
+    ],
+)
+def test_of_a_base_class_of_envkit_its_module_counts(base: type[Env], module: str) -> None:
+    assert [name for name, _ in code_digest.package_files(base)] == [module]
+
+
+def test_an_image_layout_of_an_environment_in_one_file_counts(package: Path) -> None:
+    (package.parent / "single.py").write_text(
+        BASE.replace('id = "made"', 'id = "made"; image = "oci:layout"')
+    )
+    (package.parent / "layout").mkdir()
+    (package.parent / "layout" / "index.json").write_text("1")
+    kind = loaded("single")
+    before = content_digest(kind)
+    (package.parent / "layout" / "index.json").write_text("2")
+    assert content_digest(kind) != before
 
 
 def test_a_package_without_bound_is_refused(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 from notes_env import PROGRAM, TASKS, Notes
 
 from envkit import ContractError, Env, SandboxBackend, SandboxError
+from envkit.audit.audited_env import AuditedEnv
 from envkit.audit.suite import EnvSuite
 from envkit.mcp import McpSession
 from envkit.sandbox import PYTHON_OPTIONS
@@ -39,6 +40,12 @@ def test_the_servers_tools_are_the_environments(env: Notes) -> None:
         env.tools[0].schema()["function"]["parameters"]["properties"]["text"]["description"] == "what to note"
     )
     assert Notes.tools == env.tools[-1:], "another instance has its own server's tools"
+
+
+def test_an_audit_calls_the_servers_tools(backend: SandboxBackend) -> None:
+    audited = AuditedEnv(Notes, TASKS, backend, 3)
+    assert [tool.name for tool in audited.tools] == ["add", "show", "done"]
+    assert "add(text='')" in {action for number in range(9) for action in audited.noise(TASKS[0], number)}
 
 
 def test_an_episode(env: Notes) -> None:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import gc
+import gzip
+import hashlib
 import io
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tarfile
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from own_engine import archive_of, import_root, make_root, own_engine
 
 from envkit.errors import ConfigError, MissingExtraError, SandboxUnavailable
 from envkit.sandbox import PACKAGES, Contents, SandboxBackend
@@ -28,8 +26,8 @@ from envkit.sandbox_check import CASES, Case, Finding, self_check
 from envkit.sandbox_check.isolation import ISOLATION
 from envkit.sandboxes import docker as module
 from envkit.sandboxes._docker import engine as docker_engine
-from envkit.sandboxes._docker import images, named_image
-from envkit.sandboxes._rootfs import guest_build, rootfs
+from envkit.sandboxes._docker import images, named_image, oci_layout
+from envkit.sandboxes._rootfs import rootfs
 from envkit.sandboxes.docker import DockerBackend
 
 needs_engine = pytest.mark.skipif(os.geteuid() != 0, reason="starts an engine")
@@ -64,57 +62,9 @@ def machine_client(docker: SandboxBackend) -> Any:
 
 @pytest.fixture(scope="module")
 def engine(machine_client: Any) -> Iterator[Path]:
-    """Start a separate Docker engine in its own network namespace; return the folder of its runtimes.
-
-    The tests build and remove images, which must not touch the images of the machine's engine.
-    """
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        tempfile.TemporaryDirectory(prefix="engine", ignore_cleanup_errors=True) as name,
-    ):
-        folder = Path(name)
-        for runtime, program in (("standin", STANDIN), ("deaf", DEAF.format(python=sys.executable))):
-            (folder / runtime).write_text(program)
-            (folder / runtime).chmod(0o755)
-        patch.setenv("DOCKER_HOST", f"unix://{folder}/sock")
-        for where, cached in ((docker_engine, "client"), (module, "_reap_once")):
-            patch.setattr(where, cached, functools.cache(getattr(where, cached).__wrapped__))
-        command = ["unshare", "--net", "dockerd", "--host", f"unix://{folder}/sock", "--bridge", "none"]
-        command += [
-            "--iptables=false",
-            "--shutdown-timeout=1",
-            "--data-root",
-            f"{folder}/data",
-            "--exec-root",
-            f"{folder}/exec",
-        ]
-        command += ["--pidfile", f"{folder}/pid"]
-        command += [
-            word for one in ("standin", "deaf") for word in ("--add-runtime", f"{one}={folder}/{one}")
-        ]
-        with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
-            try:
-                wait_until_engine_answers(process, folder)
-                yield folder
-            finally:
-                client = docker_engine.client(os.getpid())
-                for container in client.containers.list(all=True, ignore_removed=True):
-                    container.remove(force=True, v=True)  # the engine would wait for running containers
-                client.close()
-                process.send_signal(signal.SIGTERM)
-                process.wait()
-                while os.path.ismount(data := folder / "data"):  # an engine may leave its data folder mounted
-                    subprocess.run(["umount", data], check=True)
-
-
-def wait_until_engine_answers(process: subprocess.Popen[bytes], folder: Path) -> None:
-    for _ in range(600):
-        with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(OSError):
-            connection.connect(str(folder / "sock"))
-            return
-        assert process.poll() is None, (folder / "log").read_text()
-        time.sleep(0.1)
-    pytest.fail((folder / "log").read_text())
+    """A separate Docker engine, because the tests remove images. Its value is the folder of its runtimes."""
+    with own_engine({"standin": STANDIN, "deaf": DEAF.format(python=sys.executable)}) as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -126,23 +76,13 @@ def client(engine: Path) -> Any:
 def base(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A base image with all that the Dockerfile needs, and with files that must not be copied."""
     root = tmp_path_factory.mktemp("base") / "root"
-    guest_build.build(root)
-    for tool in ("bash", "ldd"):
-        path = Path(str(shutil.which(tool))).resolve()
-        shutil.copy2(path, root / "usr/bin" / tool)
-    for library in guest_build._shared_libraries([root / "usr/bin/bash"]):
-        shutil.copy2(library, root / "usr/lib" / library.name)
-    (root / "etc").mkdir()
-    (root / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\n")
+    make_root(root, ("bash", "ldd"))
     packages = root / "usr/lib/python3/site-packages/pip"
     packages.mkdir(parents=True)
     (packages / "__init__.py").touch()
-    archive = root.with_name("base.tar")
-    with tarfile.open(archive, "w") as file:
-        file.add(root, ".", filter=images._as_root)
-    api = docker_engine.client(os.getpid()).api
-    api.import_image_from_file(str(archive), repository="base", tag="local")
-    api.tag("base:local", "base", "mirror")
+    client = docker_engine.client(os.getpid())
+    import_root(client, root, "base:local")
+    client.api.tag("base:local", "base", "mirror")
     return "base:local"
 
 
@@ -303,6 +243,56 @@ def test_an_image_that_an_environment_names_is_the_whole_sandbox(
         made._container.reload()
         assert made._container.attrs["Config"]["Healthcheck"] == {"Test": ["NONE"]}
     assert [finding for finding in self_check(backend, ISOLATION) if not finding.ok] == []
+
+
+def make_layout(folder: Path, root: Path, *, platform: dict[str, str]) -> str:
+    """Write an OCI image layout of a root file system, as buildx does; returns the image's id."""
+    blobs = folder / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+
+    def add(kind: str, content: bytes, **more: Any) -> dict[str, Any]:
+        digest = hashlib.sha256(content).hexdigest()
+        (blobs / digest).write_bytes(content)
+        media = f"application/vnd.oci.image.{kind}"
+        return {"mediaType": media, "digest": f"sha256:{digest}", "size": len(content), **more}
+
+    plain = archive_of(root).read_bytes()
+    layers = {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(plain).hexdigest()}"]}
+    settings = {**platform, "config": {"Env": ["WORD=laid out"]}, "rootfs": layers}
+    config = add("config.v1+json", json.dumps(settings).encode())
+    layer = add("layer.v1.tar+gzip", gzip.compress(plain, 1))
+    manifest = {"schemaVersion": 2, "config": config, "layers": [layer]}
+    index = {
+        "schemaVersion": 2,
+        "manifests": [
+            add("manifest.v1+json", json.dumps(manifest).encode(), platform=platform),
+            add("manifest.v1+json", b"{}", platform={"os": "unknown", "architecture": "unknown"}),
+        ],
+    }
+    several = add("index.v1+json", json.dumps(index).encode())
+    (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [several]}))
+    (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    return config["digest"]
+
+
+@needs_engine
+def test_an_oci_layout_is_the_whole_sandbox_without_a_registry(client: Any, tmp_path: Path) -> None:
+    found = client.version()
+    platform = {"os": found["Os"], "architecture": found["Arch"]}
+    make_root(tmp_path / "root", ("bash",))
+    image = make_layout(tmp_path / "layout", tmp_path / "root", platform=platform)
+    backend = DockerBackend().with_contents(Contents(image=f"oci:{tmp_path}/layout"))
+    assert backend.lock.image == image
+    with backend.create() as sandbox:
+        assert sandbox.run(["bash", "-c", "echo $WORD"]).stdout == b"laid out\n"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(oci_layout, "_pack", None)
+        named_image.named.cache_clear()
+        assert backend.lock.image == image, "it is loaded once"
+    for spoil in ("blobs", "index.json"):
+        (tmp_path / "layout" / spoil).rename(tmp_path / f"{spoil}.away")
+        with pytest.raises(ConfigError, match=r"layout is no OCI image layout .*: docker buildx build"):
+            DockerBackend().with_contents(Contents(image=f"oci:{tmp_path}/./layout"))
 
 
 @needs_engine
