@@ -41,10 +41,9 @@ class Example(NamedTuple):
     backend: SandboxBackend
 
 
-def parameters(in_docker: pytest.MarkDecorator) -> Iterator[Any]:
-    for name in EXAMPLES:
-        marks = [in_docker, pytest.mark.skipif(os.geteuid() != 0, reason="starts an engine")]
-        yield pytest.param(name, marks=marks if name == "shell_image" else ())
+def parameters(in_docker: pytest.MarkDecorator) -> list[Any]:
+    marks = [in_docker, pytest.mark.skipif(os.geteuid() != 0, reason="starts an engine")]
+    return [pytest.param(name, marks=marks if programs else ()) for name, programs in EXAMPLES.items()]
 
 
 @pytest.fixture(scope="module", params=parameters(pytest.mark.slow))
