@@ -44,6 +44,7 @@ CAUGHT: dict[type[Env], tuple[str, str]] = {
     shown.BehindAnArgument: (DEPENDS, "show hidden.sum (hexadecimal)"),
     shown.BehindFailures: (DEPENDS, "show hidden.sum (plain)"),
     shown.LongReversed: ("hidden values do not leak", "can be read in observation 0"),
+    shown.InData: ("hidden values do not leak", "the file /data/quiz_data/sums.csv holds hidden.sum"),
     shown.InId: (NOT_SHOWN, "the id of every task shows text of the oracle's action 2"),
     shown.InMetadata: (NOT_SHOWN, "the first observation of every task shows text of the oracle's action 2"),
     shown.InPrompt: (NOT_SHOWN, "a label in the prompt of every task"),
@@ -92,7 +93,7 @@ CAUGHT: dict[type[Env], tuple[str, str]] = {
 }
 #: Environment with a hole that the audit does not find; the module says why.
 MISSED = (missed.HashedWord, missed.IgnoredCase, missed.LateCounter, missed.DrawnSecret)
-HONEST = (Quiz, honest.Errands, honest.Riddle, honest.Choice, honest.YesNo, honest.Shopping)
+HONEST = (Quiz, honest.Errands, honest.Riddle, honest.Choice, honest.YesNo, honest.Shopping, honest.Prices)
 
 
 def faults_of(kind: type[Env], backend: SandboxBackend, *, quick: bool = False) -> list[Finding]:
