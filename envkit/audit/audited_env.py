@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import queue
 import random
@@ -18,6 +19,7 @@ from envkit.audit.words import minimal_call
 from envkit.env import Env
 from envkit.errors import BrokenTask, EnvkitError, UsageError
 from envkit.sandbox import SandboxBackend
+from envkit.tools import Tool
 from envkit.types import Task, total_reward
 
 #: Number of tasks that an audit plays, and the largest number if the environment has more levels than that.
@@ -136,6 +138,12 @@ class AuditedEnv:
         self._played: set[str] = set()
         self._kept: dict[tuple[str, str], Any] = {}
 
+    @functools.cached_property
+    def tools(self) -> tuple[Tool, ...]:
+        """The tools that agents have in the sampled tasks; see `Env.tools_of`."""
+        every = (tool for task in self.tasks for tool in self.kind.tools_of(task, self.backend))
+        return (*{tool.name: tool for tool in every}.values(),)
+
     @property
     def coverage(self) -> Coverage:
         """The tasks that were played so far."""
@@ -253,7 +261,7 @@ class AuditedEnv:
     def noise(self, task: Task, number: int) -> list[str]:
         """Random actions: words without meaning, and tool calls with minimal arguments."""
         draw = random.Random(f"{task.id} {number}")
-        calls = [minimal_call(tool) for tool in self.kind.tools]
+        calls = [minimal_call(tool) for tool in self.tools]
         return [draw.choice([*_NOISE, *calls]) for _ in range(self.max_turns)]
 
     def oracle_actions(self, task: Task) -> list[str]:
@@ -268,20 +276,20 @@ class AuditedEnv:
 
     def ending_calls(self) -> list[str]:
         """Minimal calls of the tools that end an episode; the no-op if there are none."""
-        return [minimal_call(tool) for tool in self.kind.tools if tool.ends] or [self.kind.noop_action]
+        return [minimal_call(tool) for tool in self.tools if tool.ends] or [self.kind.noop_action]
 
     def needed_answers(self, task: Task) -> list[Answer]:
         """The values in the oracle's actions that matter: with junk in its place, nothing is solved."""
 
         def needed() -> list[Answer]:
-            given = answers_of(self.oracle_actions(task), self.kind.tools)
+            given = answers_of(self.oracle_actions(task), self.tools)
             return [answer for answer in given if not self.solves(task, answer, junk(answer.value))]
 
         return self._once("needed answers", task, needed)
 
     def solves(self, task: Task, answer: Answer, value: object) -> bool:
         """True if the oracle's actions solve a task with another value in an answer's place."""
-        changed = replaced(self.oracle_actions(task), answer, value, self.kind.tools)
+        changed = replaced(self.oracle_actions(task), answer, value, self.tools)
         episode = self.attempt(task, changed, seed=37)
         return episode is not None and episode.solved
 
@@ -353,9 +361,9 @@ class AuditedEnv:
         end = self.ending_calls()[0]
         for length in _evenly(range(1, len(actions)), 4):
             yield [*actions[:length], end]
-        for answer in answers_of(actions, self.kind.tools)[:4]:
+        for answer in answers_of(actions, self.tools)[:4]:
             for value in near_misses(answer.value)["shortened"][:2]:
-                yield replaced(actions, answer, value, self.kind.tools)
+                yield replaced(actions, answer, value, self.tools)
 
     def _once(self, what: str, task: Task, make: Callable[[], Result]) -> Result:
         key = what, task.id

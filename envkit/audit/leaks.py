@@ -201,7 +201,7 @@ def _probes(audited: AuditedEnv, task: Task, secrets: Sequence[str]) -> Iterator
 
 def _calls(audited: AuditedEnv, task: Task, secrets: Sequence[str]) -> list[str]:
     """A call of each tool with the smallest arguments, and the calls of oracles that do not say a secret."""
-    tools = audited.kind.tools
+    tools = audited.tools
     actions = [*[*audited.kind.oracle(task)][:-1], *audited.wrong_actions(task)] if tools else []
     calls = ((action, parse_calls(action, tools)[0]) for action in actions)
     given = [action for action, call in calls if isinstance(call, ToolCall) and not call.tool.ends]

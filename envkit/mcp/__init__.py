@@ -35,6 +35,7 @@ class McpEnv(Env):
 
     #: Names of the server's tools that agents may use; empty for all of them.
     only: ClassVar[Sequence[str]] = ()
+    tools_in_setup = True
     session: McpSession
 
     @abstractmethod

@@ -9,6 +9,8 @@ import pytest
 from notes_env import PROGRAM, TASKS, Notes
 
 from envkit import ContractError, Env, SandboxBackend, SandboxError
+from envkit.audit.audited_env import AuditedEnv, AuditFailure
+from envkit.audit.runner import AUDIT_CHECKS
 from envkit.audit.suite import EnvSuite
 from envkit.mcp import McpSession
 from envkit.sandbox import PYTHON_OPTIONS
@@ -103,3 +105,32 @@ def test_a_server_that_ends_breaks_the_episode(backend: SandboxBackend) -> None:
         session = McpSession(sandbox, [sandbox.python, *PYTHON_OPTIONS, "-c", PROGRAM])
         with pytest.raises(SandboxError, match="the server ended with status 1; its last output: stopped"):
             session.call("stop_server", {})
+
+
+class Hinting(Notes):
+    """Its server has a tool that tells the word, which it knows in another form."""
+
+    id: ClassVar[str] = "hinting"
+    only = ()
+
+    def server(self) -> Sequence[str]:
+        turned = str(self.task.hidden["word"])[::-1]
+        program = PROGRAM.replace("[SHOW, STOP]", "[SHOW, {'name': 'hint'}]").replace(
+            'case "tools/call" if params["name"] == "stop_server":\n            sys.exit("stopped")',
+            f'case "tools/call" if params["name"] == "hint":\n'
+            f'            say(id=request["id"], result=text("{turned}"[::-1]))',
+        )
+        return [self.sandbox.python, *PYTHON_OPTIONS, "-c", program]
+
+
+def test_an_audit_calls_the_servers_tools(backend: SandboxBackend) -> None:
+    audited = AuditedEnv(Hinting, TASKS, backend, 3)
+    assert [tool.name for tool in audited.tools] == ["add", "show", "hint", "done"]
+    with pytest.raises(AuditFailure, match=r"hint.* tell the value of hidden\.word"):
+        AUDIT_CHECKS["what is shown depends on nothing hidden"](audited)
+
+
+def test_random_calls_are_of_the_servers_tools_too(backend: SandboxBackend) -> None:
+    [chance] = Notes.baselines
+    drawn = [call for seed in range(20) for call in chance.actions(TASKS[0], seed, backend)]
+    assert {call.partition("(")[0] for call in drawn} == {"add", "show", "done"}

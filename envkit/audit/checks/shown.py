@@ -106,7 +106,7 @@ def _beginning(audited: AuditedEnv, task: Task) -> Mapping[str, object]:
 
 def _require_untold(audited: AuditedEnv, twins: _Twins) -> None:
     """Fail if tools tell the twins apart without arguments, or spell their values with any."""
-    tools = [tool for tool in audited.kind.tools if not tool.ends]
+    tools = [tool for tool in audited.tools if not tool.ends]
     bare = [*(minimal_call(tool) for tool in tools if not tool.arguments), audited.kind.noop_action]
     task, hidden = twins.tasks[0], f"hidden.{twins.field}"
     if len({*_texts(audited, twins, bare)}) == len(twins.tasks):
@@ -166,7 +166,7 @@ def _answers_by_kind(audited: AuditedEnv, tasks: Sequence[Task]) -> Mapping[str,
     """Place in the oracle's actions -> task id -> the answer there; only places with different answers."""
     found: dict[str, dict[str, str]] = {}
     for task in tasks:
-        for answer in answers_of(audited.oracle_actions(task), audited.kind.tools):
+        for answer in answers_of(audited.oracle_actions(task), audited.tools):
             if (
                 isinstance(answer.value, str | int | float)
                 and 0 < len(text := str(answer.value)) <= _SHORT_CHARS

@@ -138,7 +138,7 @@ def forged_files_earn_nothing(audited: AuditedEnv) -> str:
     names = [word for word in source_constants(audited.kind) if isinstance(word, str) and "." in word]
     attempts = [
         _Attempt(f"the forged files of {actions[0]!r:.60}", [*actions, end])
-        for actions in forged(names, audited.kind.tools)
+        for actions in forged(names, audited.tools)
         for end in audited.ending_calls()
     ]
     count = _try(audited, audited.spread(2), attempts)
@@ -154,12 +154,12 @@ def every_answer_earns_nothing(audited: AuditedEnv) -> str:
             f"giving another task's answer solves {len(right)} of {len(others)} tasks, the first: {right[0]}"
         )
     some = audited.all_tasks[:_MAX_ANSWERS]
-    given = [each for task in some for each in answers_of(audited.oracle_actions(task), audited.kind.tools)]
+    given = [each for task in some for each in answers_of(audited.oracle_actions(task), audited.tools)]
     count = 0
     for task in audited.spread(3):
         for answer in audited.needed_answers(task):
             for value in together(answer, given):
-                actions = replaced(audited.oracle_actions(task), answer, value, audited.kind.tools)
+                actions = replaced(audited.oracle_actions(task), answer, value, audited.tools)
                 if gain := _gain_of_exploit(audited, task, audited.attempt(task, actions)):
                     raise AuditFailure(f"giving the answers to all tasks at once {gain}: {value!r:.200}")
                 count += 1
@@ -213,14 +213,14 @@ def _holds_answer(audited: AuditedEnv, task: Task, attempt: _Attempt) -> bool:
 
 def _calls(audited: AuditedEnv, actions: Sequence[str]) -> list[ToolCall]:
     """The calls with arguments among some actions."""
-    tools = audited.kind.tools
+    tools = audited.tools
     parsed = [call for action in actions for call in parse_calls(action, tools)] if tools else []
     return [call for call in parsed if isinstance(call, ToolCall) and call.arguments]
 
 
 def _said(words: Sequence[Constant], audited: AuditedEnv) -> Iterator[_Attempt]:
     for word in words:
-        for actions in spoken(word, audited.kind.tools):
+        for actions in spoken(word, audited.tools):
             yield _Attempt(f"saying {word!r:.60}", actions, word)
 
 
@@ -235,16 +235,17 @@ def _hasty(audited: AuditedEnv) -> Iterator[_Attempt]:
 
 def _padded(audited: AuditedEnv, task: Task) -> Iterator[tuple[list[str], list[list[str]]]]:
     """Actions, and the same actions with more text around them or in them, or twice."""
-    kind = audited.kind
-    calls = [minimal_call(tool) for tool in kind.tools]
-    wrong = [actions for actions in ([kind.noop_action], audited.wrong_actions(task), calls) if actions]
+    calls = [minimal_call(tool) for tool in audited.tools]
+    wrong = [
+        actions for actions in ([audited.kind.noop_action], audited.wrong_actions(task), calls) if actions
+    ]
     for actions in (*wrong, audited.oracle_actions(task)):
         longer: list[list[str]] = []
         for padding in PADDING[-2:]:
             longer.append([f"{action}\n{padding}" for action in actions])
             longer += [
-                replaced(actions, answer, f"{answer.value}{padding}", kind.tools)
-                for answer in answers_of(actions, kind.tools)
+                replaced(actions, answer, f"{answer.value}{padding}", audited.tools)
+                for answer in answers_of(actions, audited.tools)
                 if isinstance(answer.value, str)
             ]
         if not audited.gives_partial_credit(task):  # part of the work may have to be done twice
