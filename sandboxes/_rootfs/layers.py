@@ -54,16 +54,16 @@ def folders(uid: int, contents: Contents) -> Mapping[str, Path]:
     if not (contents.packages or contents.toolchains or contents.data):
         return {}
     with system_errors("prepare what sandboxes hold"):
-        return _folders(cache(uid), contents)
+        return _folders(cache(uid), contents, data_digest(contents.data))
 
 
 @functools.lru_cache(maxsize=64)
-def _folders(parent: Path, contents: Contents) -> Mapping[str, Path]:
+def _folders(parent: Path, contents: Contents, digest_of_data: str) -> Mapping[str, Path]:
     found: dict[str, Path] = {}
     if contents.packages or contents.toolchains:
         found[PACKAGES] = _packages_folder(parent, contents)
     if contents.data:
-        digest = _digest(data_digest(contents.data))
+        digest = _digest(digest_of_data)
         found[DATA] = made(parent / f"data-{digest}", lambda folder: _copy(contents.data, folder))
     return found
 
@@ -76,7 +76,7 @@ def lock(uid: int, contents: Contents) -> Lock:
     """
     with system_errors("look up what sandboxes hold"):
         packages = _locked(cache(uid), contents) if contents.packages or contents.toolchains else ()
-        return Lock(packages, data_digest(contents.data) if contents.data else "")
+        return Lock(packages, data_digest(contents.data))
 
 
 def _packages_folder(parent: Path, contents: Contents) -> Path:
@@ -108,18 +108,30 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join((_BUILD, wheels.platform_key(), *parts)).encode()).hexdigest()[:16]
 
 
-@functools.lru_cache(maxsize=64)
 def data_digest(paths: tuple[Path, ...]) -> str:
-    """SHA-256 over names and contents of data files, as hex.
+    """SHA-256 over names and present contents of data files, as hex; empty if there are none.
 
     Raises:
         ConfigError: one is neither a file nor a folder, such as a symlink.
     """
+    named = sorted((name, path) for top in paths for name, path in _files(top))
+    return _digest_of_files(tuple((*one, _version(one[1])) for one in named)) if paths else ""
+
+
+@functools.lru_cache(maxsize=64)
+def _digest_of_files(files: tuple[tuple[str, Path, tuple[int, ...]], ...]) -> str:
+    """The digest of files, by name, path and version: read again if a version changes."""
     total = hashlib.sha256()
-    for name, path in sorted((name, path) for top in paths for name, path in _files(top)):
+    for name, path, _ in files:
         with path.open("rb") as file:
             total.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """Numbers that change whenever a file is changed or replaced."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _files(top: Path) -> Iterator[tuple[str, Path]]:

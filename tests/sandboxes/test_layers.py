@@ -47,7 +47,7 @@ def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def forget() -> None:
     """Forget what this process knows, as a new one does."""
-    for cached in (layers._folders, layers.data_digest):
+    for cached in (layers._folders, layers._digest_of_files):
         cached.cache_clear()
 
 
@@ -277,7 +277,6 @@ def test_data_lies_under_its_own_names_and_changes_with_its_content(index: Path,
     forget()
     assert layers.folders(USER, contents)[DATA] == folder
     (tmp_path / "prices.csv").write_text("1,3")
-    forget()
     assert layers.folders(USER, contents)[DATA] != folder
     assert layers.lock(USER, contents).data != lock.data != ""
 
