@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, cast, final, get_args
@@ -184,8 +184,11 @@ class Env(gymnasium.Env[str, str], ABC):
     #: An action that does nothing.
     noop_action: ClassVar[str] = "pass"
     checks: ClassVar[tuple[Check, ...]] = ()
-    #: Found in the class. An instance may have others, such as those of a server that it has started.
+    #: Found in the class.
     tools: tuple[Tool, ...] = ()
+    #: True if `setup` gives an instance other `tools`, such as those of a server that it starts. They must be
+    #: the same for all tasks.
+    tools_in_setup: ClassVar[bool] = False
     #: Agents without a model that every report shows beside the models. A class with tools that names none
     #: has one that makes random calls.
     baselines: ClassVar[tuple[Baseline, ...]] = ()
@@ -234,7 +237,7 @@ class Env(gymnasium.Env[str, str], ABC):
                 raise ContractError(f"{clash}; give it another name")
         if "baselines" in vars(cls):
             cls._names_baselines = True
-        elif cls.tools and not cls._names_baselines:
+        elif (cls.tools or cls.tools_in_setup) and not cls._names_baselines:
             chance = "makes random calls of tools"
             cls.baselines = (Baseline("random", chance, _random_calls(cls), is_random=True),)
         for name in ("reset", "step", "close"):
@@ -365,6 +368,21 @@ class Env(gymnasium.Env[str, str], ABC):
             TaskFileError: it cannot, for instance because the task was made for another environment. The
                 message names the task, the field, what was found and what was expected.
         """
+
+    @final
+    @classmethod
+    def tools_of(cls, task: Task, sandbox: SandboxBackend | None = None) -> tuple[Tool, ...]:
+        """The tools that agents have. With `tools_in_setup`, an instance sets up a task to find them.
+
+        Args:
+            task: any task.
+            sandbox: as for instances.
+        """
+        if not cls.tools_in_setup:
+            return cls.tools
+        with closing(cls(tasks=[task], sandbox=sandbox)) as env:
+            env.reset(seed=0, options={"task": task.id})
+            return env.tools
 
     @classmethod
     def import_tasks(cls, format: str, path: Path) -> ImportedTasks:
@@ -555,6 +573,7 @@ class Env(gymnasium.Env[str, str], ABC):
 
         Raises:
             UsageError: an unknown option or task id.
+            ContractError: `setup` returned no text, or set `tools` without `tools_in_setup`.
             SandboxError: the sandbox could not be made; the episode is void.
         """
         super().reset(seed=seed)
@@ -575,6 +594,9 @@ class Env(gymnasium.Env[str, str], ABC):
             for path, content in self._task.files.items():
                 self._sandbox.write(path, content if isinstance(content, bytes) else content.encode())
             seen = _returned(self.setup(self._task), str, "setup", "a str, the first observation")
+            if self.tools is not type(self).tools and not self.tools_in_setup:
+                name = type(self).__name__
+                raise ContractError(f"{name}.setup sets tools; set tools_in_setup = True in the class")
             self._last = self.observation_space.clip(self.without_secrets(seen))
         info: ResetInfo = {"task": task_id, "split": self._task.split}
         return self._last, cast("dict[str, Any]", info)
@@ -702,9 +724,12 @@ def _returned(found: object, kind: type[Returned], method: str, expected: str) -
 
 def _random_calls(kind: type[Env]) -> Callable[[Task, int, SandboxBackend], Sequence[str]]:
     """The actions of a baseline that makes random calls."""
+    tools: list[tuple[Tool, ...]] = []
 
     def actions(task: Task, seed: int, backend: SandboxBackend) -> Sequence[str]:
-        return random_calls(kind.tools, task.prompt, seed, kind.max_turns)
+        if not tools:
+            tools.append(kind.tools_of(task, backend))
+        return random_calls(tools[0], task.prompt, seed, kind.max_turns)
 
     return actions
 
@@ -731,7 +756,7 @@ def _require_complete(kind: type[Env]) -> None:
                 f"{name}: a model alone decides what is solved; expected a required check with weight that "
                 "asks no model"
             )
-    if not kind.tools and kind.apply is Env.apply:
+    if not (kind.tools or kind.tools_in_setup) and kind.apply is Env.apply:
         raise ContractError(f"{name} has no actions; mark methods with @tool, or write apply()")
     for declared in ("secrets", "judges"):
         if isinstance(found := getattr(kind, declared), str):  # one text is a sequence of letters

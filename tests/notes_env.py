@@ -45,9 +45,9 @@ class Notes(McpEnv):
 
     @check()
     def is_noted(self) -> bool:
-        noted = self.session.call("show", {"number": 1}).removesuffix("\n[image]")
+        noted = self.session.call("show", {"number": 1})
         try:
             self.session.call("show", {"number": 2})
         except UsageError:
-            return noted == self.task.hidden["word"]
+            return noted == f"{self.task.hidden['word']}\n[image]"
         return False  # another one, too

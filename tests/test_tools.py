@@ -572,3 +572,18 @@ def test_brackets_in_strings_and_comments_do_not_end_a_call(argument: str, value
     [call] = parse_calls(f"look_up({argument}) and more )", TOOLS)
     assert isinstance(call, ToolCall)
     assert call.arguments["word"] == value
+
+
+def test_tools_that_setup_adds_are_declared() -> None:
+    class Late(Desk):
+        def setup(self, task: Task) -> str:
+            self.tools = self.tools[:1]
+            return super().setup(task)
+
+    class Declared(Late):
+        tools_in_setup = True
+
+    assert Desk.tools_of(TASKS[0], Backend()) is Desk.tools
+    assert Declared.tools_of(TASKS[0], Backend()) == Desk.tools[:1]
+    with pytest.raises(ContractError, match=r"Late\.setup sets tools; set tools_in_setup = True"):
+        Late(tasks=TASKS, sandbox=Backend()).reset()

@@ -138,6 +138,12 @@ class AuditedEnv:
         self._played: set[str] = set()
         self._kept: dict[tuple[str, str], Any] = {}
 
+    @functools.cached_property
+    def tools(self) -> tuple[Tool, ...]:
+        """The tools that agents have in the sampled tasks; see `Env.tools_of`."""
+        every = (tool for task in self.tasks for tool in self.kind.tools_of(task, self.backend))
+        return (*{tool.name: tool for tool in every}.values(),)
+
     @property
     def coverage(self) -> Coverage:
         """The tasks that were played so far."""
@@ -200,14 +206,6 @@ class AuditedEnv:
         """A fresh instance, which the caller closes."""
         turns = self.max_turns if max_turns is None else max_turns
         return self.kind(tasks=tasks, sandbox=backend or self.backend, max_turns=turns)
-
-    @functools.cached_property
-    def tools(self) -> tuple[Tool, ...]:
-        """The tools of an episode: those of the class, and perhaps those of a server that it has started."""
-        task = self.tasks[0]
-        with contextlib.closing(self.make([task])) as env:
-            env.reset(seed=0, options={"task": task.id})
-            return env.tools
 
     # Episodes.
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import importlib.metadata
 import importlib.util
 import inspect
 from collections.abc import Iterator
@@ -83,8 +84,9 @@ def content_digest(kind: type[Env]) -> str:
 def package_files(kind: type[Env]) -> Iterator[tuple[str, Path]]:
     """Name and path of every file in the package of a class, and of the data that it declares.
 
-    If it is in no package: of its module, of the files beside it that the module names, and of its data. Of a
-    base class of envkit, only its module, because other modules of envkit have nothing to do with it.
+    If it is in no package: of its module, of what this imports from its folder, of the files beside these
+    modules that they name, and of its data. Of a base class of envkit, only its module, because other modules
+    of envkit have nothing to do with it.
 
     Raises:
         UsageError: the package is too large.
@@ -105,7 +107,7 @@ def package_files(kind: type[Env]) -> Iterator[tuple[str, Path]]:
     count = size = 0
     documents: list[Path] = []
     named: set[str] = set()
-    for path in top.rglob("*") if is_in_package else {file, *_named_by(file), *declared}:
+    for path in top.rglob("*") if is_in_package else {*_with_imported(file, kind.__module__), *declared}:
         inner = path.relative_to(top)
         if not (path.is_file() and (path in declared or _may_decide(inner))):
             continue
@@ -144,11 +146,13 @@ class _File:
         digest: SHA-256 of a Python file's syntax tree, or of any other file's bytes, as hex.
         imports: module and name of each import from envkit, except for type checking. No name: the whole
             module.
+        others: number of leading dots and dotted name of each other import.
         strings: the file's string constants.
     """
 
     digest: str
     imports: tuple[tuple[str, str], ...] = ()
+    others: tuple[tuple[int, str], ...] = ()
     strings: frozenset[str] = frozenset()
 
 
@@ -161,10 +165,16 @@ def _parsed(source: bytes) -> _File:
     tree = parse(source)
     if tree is None:
         return _opaque(source)
+    imports = [*_imports(tree)]
     constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
     return _File(
         hashlib.sha256(canonical(tree)).hexdigest(),
-        tuple(_imports(tree)),
+        tuple((module, name) for level, module, name in imports if _is_envkit(module) and not level),
+        tuple(
+            (level, f"{module}.{name}".strip("."))
+            for level, module, name in imports
+            if level or not _is_envkit(module)
+        ),
         frozenset(value for value in constants if isinstance(value, str)),
     )
 
@@ -173,18 +183,65 @@ def _opaque(data: bytes) -> _File:
     return _File(hashlib.sha256(data).hexdigest())
 
 
-def _imports(tree: ast.Module) -> Iterator[tuple[str, str]]:
+def _imports(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
+    """Number of leading dots, module and name of each import, except for type checking."""
     waiting: list[ast.AST] = [tree]
     while waiting:
         match node := waiting.pop():
             case ast.If(test=ast.Name("TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")):
                 waiting += node.orelse
             case ast.Import(names=aliases):
-                yield from ((alias.name, "") for alias in aliases if _is_envkit(alias.name))
-            case ast.ImportFrom(module=str(module), names=aliases, level=0) if _is_envkit(module):
-                yield from ((module, alias.name) for alias in aliases)
+                yield from ((0, alias.name, "") for alias in aliases)
+            case ast.ImportFrom(module=module, names=aliases, level=level):
+                yield from ((level, module or "", alias.name) for alias in aliases)
             case _:
                 waiting += ast.iter_child_nodes(node)
+
+
+def _with_imported(file: Path, name: str) -> Iterator[Path]:
+    """A module in no package, what it imports from its folder, also through others, and files that they name.
+
+    Args:
+        file: the module.
+        name: its name, which may begin with those of folders that are no packages.
+    """
+    top, prefix = file.parent, name[: name.rfind(".") + 1]
+    installed = _installed_with(file)
+    waiting, known = [file], set[Path]()
+    while waiting:
+        path = waiting.pop()
+        if path in known:
+            continue
+        known.add(path)
+        yield path
+        if path.suffix != ".py":
+            continue
+        waiting += _named_by(path)
+        for level, imported in _read(path).others:
+            folder = path.parents[min(level, len(path.parents)) - 1] if level else top
+            inner = imported if level else imported.removeprefix(prefix)
+            if folder.is_relative_to(top) and (installed is None or inner.partition(".")[0] in installed):
+                waiting += _module_files(folder, inner)
+
+
+def _module_files(folder: Path, name: str) -> Iterator[Path]:
+    """The file of a module below a folder, or all files of the package that it belongs to."""
+    first, _, rest = name.partition(".")
+    if (folder / first / "__init__.py").is_file():
+        yield from (path for path in (folder / first).rglob("*") if path.is_file())
+    elif (folder / f"{first}.py").is_file():
+        yield folder / f"{first}.py"
+    elif rest and (folder / first).is_dir():
+        yield from _module_files(folder / first, rest)
+
+
+def _installed_with(file: Path) -> set[str] | None:
+    """Top-level modules that are installed with a module; ``None`` if its folder is not pip's."""
+    if next(file.parent.glob("*.dist-info"), None) is None:
+        return None
+    projects = importlib.metadata.packages_distributions()
+    own = {*projects.get(file.stem, ())}
+    return {name for name, known in projects.items() if own & {*known}}
 
 
 def _imported_by(paths: list[Path]) -> Iterator[tuple[str, Path]]:

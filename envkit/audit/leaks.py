@@ -13,11 +13,13 @@ from envkit.audit.audited_env import (
     NotApplicable,
     run_with_timeout,
 )
+from envkit.audit.data_rules import rule_in_file
 from envkit.audit.decompress import decompressed
 from envkit.audit.instrumented import InstrumentedBackend
 from envkit.audit.scanner import SandboxScanner
 from envkit.audit.spellings import spellings, stored
 from envkit.audit.words import minimal_call
+from envkit.sandbox import DATA
 from envkit.tools import ToolCall, parse_calls
 from envkit.types import JSON, Task
 
@@ -25,6 +27,8 @@ from envkit.types import JSON, Task
 _MIN_SECRET_CHARS: Final = 8
 #: Shortest text, in bytes, that an operating system's files do not hold by chance.
 _MIN_SENTENCE_BYTES: Final = 16
+#: Most tasks whose hidden values are looked for in the class's data.
+_MAX_TASKS: Final = 50
 
 
 def find_leaks(audited: AuditedEnv) -> str:
@@ -34,23 +38,58 @@ def find_leaks(audited: AuditedEnv) -> str:
         AuditFailure: a hidden value can be read; says which one and where.
         NotApplicable: no task hides a value that could be recognised.
     """
+    _require_no_answers_in_data(audited)
     hidden = [_secrets(audited, task) for task in audited.tasks]
-    common = _common_words(audited, [secret for _, secrets in hidden for secret in secrets])
+    everything = [secret for _, secrets in hidden for secret in secrets]
+    in_data = _in_data(audited, everything)
+    common = _common_words(audited, everything)
     for task, secrets in hidden:
-        secret_of = {text: secret for secret in secrets for text in stored(secret)}
-        spelled = _spelled(task, secrets)
-        for place, data in _visible(audited, task, secrets):
+        # An action may read the data, and so may a program.
+        after_actions = [secret for secret in secrets if secret not in in_data]
+        ways = {False: _ways(task, secrets), True: _ways(task, after_actions)}
+        for place, data, follows_action in _visible(audited, task, secrets):
+            secret_of, spelled = ways[follows_action]
             if text := next((text for text in secret_of if text in data), None):
                 raise _leak(task, secret_of[text], place)
             lower = data.lower()
             if text := next((text for text in spelled if text in lower), None):
                 raise _leak(task, spelled[text][0], f"{place}, {spelled[text][1]}")
+        secret_of, _ = ways[True]
         sought = [text for text, secret in secret_of.items() if secret not in common]
         for text, place in _reachable(audited, task, _calls(audited, task, secrets), sought).items():
             raise _leak(task, secret_of[text], place)
-    if not (count := sum(len(secrets) for _, secrets in hidden)):
+    if not everything:
         raise NotApplicable(f"no task hides a number, or a text of {_MIN_SECRET_CHARS} or more characters")
-    return f"{count} hidden values, in no observation, and in no file, git history or process of a sandbox"
+    count = sum(secret not in in_data for secret in everything)
+    found = f"{count} hidden values, in no observation, and in no file, git history or process of a sandbox"
+    return f"{found}; {len(in_data)} others in `data`, where nothing names their tasks" if in_data else found
+
+
+def _data(audited: AuditedEnv) -> Iterator[tuple[str, bytes]]:
+    """Path and content of each file of the class's data, and again for what is compressed in it."""
+    for top in audited.backend.contents.data:
+        for path in (top, *sorted(top.rglob("*"))):
+            if path.is_file():
+                name, data = f"{DATA}/{path.relative_to(top.parent).as_posix()}", path.read_bytes()
+                yield from ((name, part) for part in (data, *decompressed(data)))
+
+
+def _require_no_answers_in_data(audited: AuditedEnv) -> None:
+    """Search the class's data for hidden values as they are, because it was made before any is replaced.
+
+    Raises:
+        AuditFailure: a file tells hidden values of the tasks by a rule.
+    """
+    tasks = audited.spread(_MAX_TASKS)
+    for name, data in _data(audited):
+        if rule := rule_in_file(name, data, tasks):
+            raise AuditFailure(f"the file {name} {rule}; agents can read all of `data`")
+
+
+def _in_data(audited: AuditedEnv, secrets: Sequence[str]) -> set[str]:
+    """The short secrets that the class's data holds. No rule leads to them: to look them up is the work."""
+    short = {text: secret for secret in secrets for text in stored(secret) if len(text) < _MIN_SENTENCE_BYTES}
+    return {secret for _, data in _data(audited) for text, secret in short.items() if text in data}
 
 
 def _texts(value: object) -> Iterator[str]:
@@ -82,6 +121,11 @@ def _public(task: Task) -> bytes:
     """All that a task shows."""
     shown = (task.prompt, *task.files, *task.files.values(), *_texts(task.metadata))
     return b"\n".join(one if isinstance(one, bytes) else one.encode(errors="surrogatepass") for one in shown)
+
+
+def _ways(task: Task, secrets: Sequence[str]) -> tuple[Mapping[bytes, str], Mapping[bytes, tuple[str, str]]]:
+    """The secrets as files and memory hold them, each with the secret; and see `_spelled`."""
+    return {text: secret for secret in secrets for text in stored(secret)}, _spelled(task, secrets)
 
 
 def _spelled(task: Task, secrets: Sequence[str]) -> Mapping[bytes, tuple[str, str]]:
@@ -131,19 +175,19 @@ def _leak(task: Task, secret: str, place: str) -> AuditFailure:
     return AuditFailure(f"task {task.id}: the hidden value {secret[:40]!r} can be read in {place}")
 
 
-def _visible(audited: AuditedEnv, task: Task, secrets: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """Place and content of everything that an agent sees without solving the task."""
+def _visible(audited: AuditedEnv, task: Task, secrets: Sequence[str]) -> Iterator[tuple[str, bytes, bool]]:
+    """All that an agent sees without solving the task: place, content, and True if it follows an action."""
     for number, actions in enumerate(_probes(audited, task, secrets)):
         episode = audited.attempt(task, actions, max_turns=max(audited.max_turns, len(actions)))
         for turn, text in enumerate(() if episode is None else episode.observations):
-            yield f"observation {turn} of episode {number}", text.encode(errors="surrogatepass")
+            yield f"observation {turn} of episode {number}", text.encode(errors="surrogatepass"), turn > 0
     with contextlib.closing(audited.make([task])) as env:
         env.reset(seed=0, options={"task": task.id})
         for path, data in env.sandbox.export(["**"], 2**26).items():
-            yield f"the workspace's {path}", data
+            yield f"the workspace's {path}", data, False
             for part in decompressed(data):
                 kind = "git history" if ".git" in path.split("/") else "compressed data"
-                yield f"the {kind} in the workspace's {path}", part
+                yield f"the {kind} in the workspace's {path}", part, False
 
 
 def _probes(audited: AuditedEnv, task: Task, secrets: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -1,4 +1,4 @@
-"""Ways to write a value that a reader still recognises. Pure functions."""
+"""Ways to write a value that a reader still recognises, and texts that hold it. Pure functions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import codecs
 import contextlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 from urllib.parse import quote
 
@@ -21,6 +22,10 @@ _TENS: Final = _TENS_WORDS.split()
 _SCALES: Final = ((10**12, "trillion"), (10**9, "billion"), (10**6, "million"), (1_000, "thousand"))
 #: Numbers of more digits are not written in words.
 _MAX_DIGITS: Final = 15
+#: Largest share of other texts that hold a text's value as often, by chance.
+_MAX_ELSEWHERE: Final = 0.2
+#: Words that label an answer, in a text or as the name of a file or a field.
+LABEL: Final = r"(?:answers?|solutions?|secrets?|oracle|ground.?truth)"
 
 
 def stored(text: str) -> set[bytes]:
@@ -47,6 +52,28 @@ def spellings(text: str) -> Mapping[str, str]:
         if spelled and spelled not in found.values():
             found[way] = spelled
     return found
+
+
+def spelled_in_each(values: Sequence[str], texts: Sequence[str]) -> str:
+    """The way in which each text spells its own value, and others do not; empty if there is none."""
+
+    def is_told(index: int, word: str) -> bool:
+        own = occurrences(word, texts[index])
+        others = [text for text, value in zip(texts, values, strict=True) if value != values[index]]
+        return own > 0 and sum(occurrences(word, text) >= own for text in others) <= _MAX_ELSEWHERE * len(
+            others
+        )
+
+    spelled = [spellings(value) for value in values]
+    for way in spelled[0] if spelled else ():
+        if all(way in ways and is_told(index, ways[way]) for index, ways in enumerate(spelled)):
+            return way
+    return ""
+
+
+def occurrences(word: str, text: str) -> int:
+    """How often a text holds a word, as a word of its own, in any case."""
+    return len(re.findall(rf"(?i)(?<!\w){re.escape(word)}(?!\w)", text))
 
 
 def _spelled(text: str) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Container, Generator, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +35,7 @@ from envkit.store import RunFolder
 from envkit.studies.timing import training_seconds
 from envkit.studies.turns import turns_of
 from envkit.studies.validate_tasks import controls
+from envkit.tools import Tool
 from envkit.training.adapter_folder import recorded_base
 from envkit.training.heap import release_freed_memory
 from envkit.types import EpisodeKey, Task
@@ -111,7 +112,7 @@ class AgentFactory:
                 count_tokens=token_counter(tokenizer) if tokenizer else None,
             )
         elif row.card:
-            with self._api(row, part, kind) as api:
+            with self._api(row, part, lambda: kind.tools_of(tasks[0], backend)) as api:
                 yield api
         else:
             model = model_of(row)
@@ -152,7 +153,9 @@ class AgentFactory:
         return [exchange for one in shown for exchange in one.exchanges]
 
     @contextmanager
-    def _api(self, row: AgentSpec, part: RunFolder, kind: type[Env]) -> Generator[ApiAgent]:
+    def _api(
+        self, row: AgentSpec, part: RunFolder, tools: Callable[[], Sequence[Tool]]
+    ) -> Generator[ApiAgent]:
         card, calls = self._card(row), _calls(row)
         recorded = part.records(calls)
         temperature, length = _sampling(row)
@@ -166,7 +169,7 @@ class AgentFactory:
                 price=card.price_in(self._prices),
                 budget=self._budget,
                 journal=journal,
-                tools=[tool.schema() for tool in kind.tools],
+                tools=[tool.schema() for tool in tools()] if card.mode == "tools" else (),
                 recorded=recorded,
                 on_retry=lambda line: self._display.say(escape(line)),
                 should_stop=self._should_stop,

@@ -78,16 +78,16 @@ def folders(uid: int, contents: Contents) -> Mapping[str, Path]:
     if not (contents.packages or contents.toolchains or contents.data):
         return {}
     with system_errors("prepare what sandboxes hold"):
-        return _folders(cache(uid), contents)
+        return _folders(cache(uid), contents, data_digest(contents.data))
 
 
 @functools.lru_cache(maxsize=64)
-def _folders(parent: Path, contents: Contents) -> Mapping[str, Path]:
+def _folders(parent: Path, contents: Contents, digest_of_data: str) -> Mapping[str, Path]:
     found: dict[str, Path] = {}
     if contents.packages or contents.toolchains:
         found[PACKAGES] = _packages_folder(parent, contents)
     if contents.data:
-        data = parent / _data_name(contents)
+        data = parent / _data_name(digest_of_data)
         found[DATA] = _locked_folder(data, lambda: made(data, lambda folder: _copy(contents.data, folder)))
     return found
 
@@ -160,7 +160,7 @@ def _names(parent: Path, contents: Contents) -> Iterator[str]:
     if lines and (file := _lock_file(parent, lines)).exists():
         yield _packages_name(file.read_text().splitlines(), contents)
     if contents.data:
-        yield _data_name(contents)
+        yield _data_name(data_digest(contents.data))
 
 
 def lock(uid: int, contents: Contents) -> Lock:
@@ -171,7 +171,7 @@ def lock(uid: int, contents: Contents) -> Lock:
     """
     with system_errors("look up what sandboxes hold"):
         packages = _locked(cache(uid), contents) if contents.packages or contents.toolchains else ()
-        return Lock(packages, data_digest(contents.data) if contents.data else "")
+        return Lock(packages, data_digest(contents.data))
 
 
 def _packages_folder(parent: Path, contents: Contents) -> Path:
@@ -190,8 +190,8 @@ def _packages_name(pinned: Sequence[str], contents: Contents) -> str:
     return f"packages-{_digest(*pinned, *map(repr, wheels.chosen(contents.toolchains)))}"
 
 
-def _data_name(contents: Contents) -> str:
-    return f"data-{_digest(data_digest(contents.data))}"
+def _data_name(digest_of_data: str) -> str:
+    return f"data-{_digest(digest_of_data)}"
 
 
 def _lock_file(parent: Path, lines: Sequence[str]) -> Path:
@@ -218,18 +218,30 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join((_BUILD, wheels.platform_key(), *parts)).encode()).hexdigest()[:16]
 
 
-@functools.lru_cache(maxsize=64)
 def data_digest(paths: tuple[Path, ...]) -> str:
-    """SHA-256 over names and contents of data files, as hex.
+    """SHA-256 over names and present contents of data files, as hex; empty if there are none.
 
     Raises:
         ConfigError: one is neither a file nor a folder, such as a symlink.
     """
+    named = sorted((name, path) for top in paths for name, path in _files(top))
+    return _digest_of_files(tuple((*one, _version(one[1])) for one in named)) if paths else ""
+
+
+@functools.lru_cache(maxsize=64)
+def _digest_of_files(files: tuple[tuple[str, Path, tuple[int, ...]], ...]) -> str:
+    """The digest of files, by name, path and version: read again if a version changes."""
     total = hashlib.sha256()
-    for name, path in sorted((name, path) for top in paths for name, path in _files(top)):
+    for name, path, _ in files:
         with path.open("rb") as file:
             total.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """Numbers that change whenever a file is changed or replaced."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _files(top: Path) -> Iterator[tuple[str, Path]]:

@@ -66,19 +66,20 @@ TOOLCHAINS: Final[Mapping[str, Toolchain]] = {
 
 
 def requirements(packages: Sequence[str], toolchains: Sequence[str]) -> list[str]:
-    """Lines of a requirements file for packages and toolchains.
+    """Lines of a requirements file for packages and toolchains: only what was checked, so without comments.
 
     Raises:
-        ConfigError: a line is no plain requirement, or there is no such toolchain.
+        ConfigError: a line is no plain requirement or several lines, or there is no such toolchain.
     """
     lines = [*packages, *(f"{tool.requirement}{version}" for tool, version in map(_parsed, toolchains))]
-    for line in lines:
-        if not _LINE.fullmatch(line.partition("#")[0].strip()):
+    plain = [line.partition("#")[0].strip() for line in lines]
+    for line, checked in zip(lines, plain, strict=True):
+        if len(line.splitlines()) > 1 or not _LINE.fullmatch(checked):
             raise ConfigError(
                 f"package {line!r}; expected a name with an optional version and hashes, such as "
                 "pandas==2.3.3. For packages from elsewhere, set pip's index-url or find-links"
             )
-    return lines
+    return plain
 
 
 def chosen(toolchains: Sequence[str]) -> list[Toolchain]:

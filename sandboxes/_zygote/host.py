@@ -121,13 +121,13 @@ _MAKING = threading.Lock()
 
 
 def shared_zygote(pid: int, contents: Contents, warm: Sequence[str]) -> Zygote:
-    """This process's zygote for these contents. Keyed by pid, because a fork needs its own."""
+    """This process's zygote for these contents as they are now. Keyed by pid: a fork needs its own."""
     with _MAKING:
-        return _made(pid, contents, warm)
+        return _made(pid, contents, warm, layers.data_digest(contents.data))
 
 
 @functools.cache
-def _made(pid: int, contents: Contents, warm: Sequence[str]) -> Zygote:
+def _made(pid: int, contents: Contents, warm: Sequence[str], digest_of_data: str) -> Zygote:
     return Zygote(contents, warm)
 
 

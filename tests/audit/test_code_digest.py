@@ -160,6 +160,90 @@ def test_a_file_counts_if_an_environment_in_one_file_names_it(
         assert (content_digest(kind) != before) is counts
 
 
+SOLO = f"""{BASE}
+from typing import TYPE_CHECKING
+import deep.er.below
+import json
+from solo_helper import right
+if TYPE_CHECKING:
+    import solo_typed
+
+def late():
+    from wrapped_up import outer
+"""
+SOLO_FILES = {
+    "solo_helper.py": "import solo_further\n\nTABLE = 'table.txt'\nright = 1\n",
+    "solo_further.py": "right = 1\n",
+    "table.txt": "1",
+    "deep/er/below.py": "from . import beside\n",
+    "deep/er/beside.py": "right = 1\n",
+    "deep/er/unused.py": "right = 1\n",
+    "wrapped_up/__init__.py": "",
+    "wrapped_up/inner/__init__.py": "",
+    "wrapped_up/inner/words.txt": "1",
+    "solo_typed.py": "right = 1\n",
+    "json/notes.py": "right = 1\n",
+    "another.py": "right = 1\n",
+}
+UNUSED = {"deep/er/unused.py", "solo_typed.py", "json/notes.py", "another.py"}
+
+
+@pytest.mark.parametrize("changed", SOLO_FILES)
+def test_an_environment_in_one_file_counts_with_what_it_imports_from_its_folder(
+    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wares.py").write_text(BASE)
+    monkeypatch.syspath_prepend(tmp_path)
+    forget_modules(monkeypatch)
+    kind = loaded("wares")
+    (tmp_path / "wares.py").write_text(SOLO)
+    for path, text in SOLO_FILES.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    before = content_digest(kind)
+    (tmp_path / changed).write_text("right = 2\n")
+    assert (content_digest(kind) != before) is (changed not in UNUSED)
+
+
+def test_a_module_in_a_folder_that_is_no_package_counts_with_its_neighbours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wares").mkdir()
+    (tmp_path / "wares/solo.py").write_text(f"{BASE}\nfrom wares.first import x\nfrom .second import x\n")
+    (tmp_path / "wares/first.py").write_text("x = 1\n")
+    (tmp_path / "wares/second.py").write_text("x = 1\ndef late():\n    from ....elsewhere import x\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    forget_modules(monkeypatch)
+    kind = loaded("wares.solo")
+    digests = [content_digest(kind)]
+    for name in ("first", "second"):
+        (tmp_path / f"wares/{name}.py").write_text("x = 2\n")
+        digests.append(content_digest(kind))
+    assert len({*digests}) == 3
+    forget_modules(monkeypatch)
+
+
+def test_an_installed_file_counts_with_what_it_was_installed_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wares.py").write_text(f"{BASE}\nimport wares_helper, other_project\n")
+    for name in ("wares_helper", "other_project"):
+        (tmp_path / f"{name}.py").write_text("x = 1\n")
+    for project, modules in (("wares", "wares\nwares_helper\n"), ("other", "other_project\n")):
+        about = tmp_path / f"{project}-1.0.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project}\nVersion: 1.0\n")
+        (about / "top_level.txt").write_text(modules)
+    monkeypatch.syspath_prepend(tmp_path)
+    forget_modules(monkeypatch)
+    kind = loaded("wares")
+    digests = [content_digest(kind)]
+    for name in ("other_project", "wares_helper"):
+        (tmp_path / f"{name}.py").write_text("x = 2\n")
+        digests.append(content_digest(kind))
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_what_lies_beside_a_package_does_not_count(package: Path) -> None:
     kind = loaded("wares.envs.made")
     before = content_digest(kind)

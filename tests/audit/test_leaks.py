@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -32,6 +33,7 @@ from envkit.audit.decompress import decompressed
 from envkit.audit.runner import AUDIT_CHECKS, AuditedEnv, AuditFailure, NotApplicable
 from envkit.audit.scanner import SandboxScanner
 from envkit.registry import sandbox_backend
+from envkit.sandbox import Contents
 from envkit.sandboxes.process import ProcessBackend
 
 
@@ -397,3 +399,44 @@ def test_little_that_becomes_much_is_cut(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_every_member_of_a_compressed_file_is_read() -> None:
     assert [*decompressed(gzip.compress(b"first") + gzip.compress(b"second"))] == [b"first", b"second"]
+
+
+# What the class's data holds.
+
+
+def with_data(path: Path, text: str, backend: SandboxBackend) -> SandboxBackend:
+    """A backend whose sandboxes hold a file, as that of a class that declares it."""
+    path.write_text(text)
+    return backend.with_contents(Contents(data=(path,)))
+
+
+class Reading(Echo):
+    """Its tool shows the data."""
+
+    @tool
+    def read(self) -> str:
+        """Read all data."""
+        program = "import pathlib; print(*(path.read_text() for path in pathlib.Path('/data').iterdir()))"
+        return self.sandbox.run([self.sandbox.python, "-c", program]).stdout.decode()
+
+
+def test_answers_in_data_beside_their_tasks_are_found(backend: SandboxBackend, tmp_path: Path) -> None:
+    [task, *_] = Reading.make_tasks("starter")
+    filled = with_data(tmp_path / "said.csv", f"{task.id[:-4]}\n{task.id},{task.hidden['said']}", backend)
+    unnamed = [dataclasses.replace(task, prompt="Say it backwards.")]
+    with pytest.raises(AuditFailure, match=r"the file /data/said\.csv holds hidden\.said .*beside their ids"):
+        AUDIT_CHECKS["hidden values do not leak"](AuditedEnv(Reading, unnamed, filled, 3))
+
+
+def test_short_words_that_data_happens_to_hold_are_no_leak_where_it_is_read(
+    backend: SandboxBackend, tmp_path: Path
+) -> None:
+    [task, *_] = Reading.make_tasks("starter")
+    filled = with_data(tmp_path / "words.txt", f"some words\n{task.hidden['said']}\nothers\n", backend)
+    assert looked_at(Reading, filled).endswith("; 1 others in `data`, where nothing names their tasks")
+
+    class Telling(Reading):
+        def setup(self, task: Task) -> str:
+            return f"{super().setup(task)} Not {task.hidden['said']}."
+
+    assert looked_at(Telling, filled).endswith("can be read in observation 0 of episode 0")

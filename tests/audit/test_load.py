@@ -19,7 +19,7 @@ from envkit import lease as leases
 from envkit.audit.attacks import ATTACKS, CORRECT, Attempt
 from envkit.grading import Answer, Grade, Program, answers
 from envkit.registry import sandbox_backend
-from envkit.sandbox import SandboxBackend
+from envkit.sandbox import Contents, SandboxBackend
 from envkit.sandboxes._linux import cgroup
 from envkit.sandboxes._rootfs.rootfs import NOBODY
 from envkit.sandboxes._workspace.mounts import shared_mounts
@@ -95,7 +95,9 @@ def test_nothing_grows_over_many_episodes(
     episodes(50)
     # Control groups are named after a lease of all sandboxes; a zygote keeps some ready.
     is_zygote = backend.name == "zygote"
-    lease = (shared_zygote(os.getpid(), (), ()) if is_zygote else shared_mounts(os.getpid(), USER)).lease
+    lease = (
+        shared_zygote(os.getpid(), Contents(), ()) if is_zygote else shared_mounts(os.getpid(), USER)
+    ).lease
     owner = f"{lease.path.name}-"
     before, resident = wait_until_stable(lambda: held(prefix, owner)), resident_bytes()
     ready = zygote_host._PREFORKED * len(cgroup.parents()) if is_zygote else 0

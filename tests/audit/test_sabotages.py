@@ -45,6 +45,7 @@ CAUGHT: dict[type[Env], tuple[str, str]] = {
     shown.BehindAnArgument: (DEPENDS, "show hidden.sum (hexadecimal)"),
     shown.BehindFailures: (DEPENDS, "show hidden.sum (plain)"),
     shown.LongReversed: ("hidden values do not leak", "can be read in observation 0"),
+    shown.InData: ("hidden values do not leak", "the file /data/quiz_data/sums.csv holds hidden.sum"),
     shown.InId: (NOT_SHOWN, "the id of every task shows text of the oracle's action 2"),
     shown.InMetadata: (NOT_SHOWN, "the first observation of every task shows text of the oracle's action 2"),
     shown.InPrompt: (NOT_SHOWN, "a label in the prompt of every task"),
@@ -95,7 +96,7 @@ CAUGHT: dict[type[Env], tuple[str, str]] = {
 MISSED = (missed.HashedWord, missed.IgnoredCase, missed.LateCounter, missed.DrawnSecret)
 #: Those that `envkit audit --attack-by-training` finds; test_attack.py trains on them.
 TRAINED = (trained.AnyOrder, trained.Repeats, trained.AboutRight)
-HONEST = (Quiz, honest.Errands, honest.Riddle, honest.Choice, honest.YesNo, honest.Shopping)
+HONEST = (Quiz, honest.Errands, honest.Riddle, honest.Choice, honest.YesNo, honest.Shopping, honest.Prices)
 
 
 def faults_of(kind: type[Env], backend: SandboxBackend, *, quick: bool = False) -> list[Finding]:

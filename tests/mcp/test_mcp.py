@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from contextlib import closing
+from typing import Any, ClassVar
 
 import pytest
 from notes_env import PROGRAM, TASKS, Notes
 
 from envkit import ContractError, Env, SandboxBackend, SandboxError
-from envkit.audit.audited_env import AuditedEnv
+from envkit.audit.audited_env import AuditedEnv, AuditFailure
+from envkit.audit.runner import AUDIT_CHECKS
 from envkit.audit.suite import EnvSuite
-from envkit.mcp import McpSession
+from envkit.mcp import McpEnv, McpSession
 from envkit.sandbox import PYTHON_OPTIONS
+from envkit.tools import ToolCall, parse_calls
 
 
 @pytest.fixture
@@ -40,12 +43,6 @@ def test_the_servers_tools_are_the_environments(env: Notes) -> None:
         env.tools[0].schema()["function"]["parameters"]["properties"]["text"]["description"] == "what to note"
     )
     assert Notes.tools == env.tools[-1:], "another instance has its own server's tools"
-
-
-def test_an_audit_calls_the_servers_tools(backend: SandboxBackend) -> None:
-    audited = AuditedEnv(Notes, TASKS, backend, 3)
-    assert [tool.name for tool in audited.tools] == ["add", "show", "done"]
-    assert "add(text='')" in {action for number in range(9) for action in audited.noise(TASKS[0], number)}
 
 
 def test_an_episode(env: Notes) -> None:
@@ -80,16 +77,97 @@ def test_mistakes_are_observations(env: Notes, action: str, seen: str) -> None:
     assert env.step(action)[0].startswith(seen)
 
 
-def test_a_tool_with_a_name_of_the_environment_is_refused(backend: SandboxBackend) -> None:
-    class Clash(Notes):
+def changed(old: str, new: str, **attributes: Any) -> type[Notes]:
+    """The environment with another server: one text in its program is replaced."""
+    assert old in PROGRAM
+
+    class Changed(Notes):
+        id: ClassVar[str] = "changed"
+
         def server(self) -> Sequence[str]:
-            program = PROGRAM.replace('"name": "show"', '"name": "reset"')
-            return [self.sandbox.python, *PYTHON_OPTIONS, "-c", program]
+            return [self.sandbox.python, *PYTHON_OPTIONS, "-c", PROGRAM.replace(old, new)]
 
-        only = ("reset",)
+    for name, value in attributes.items():
+        setattr(Changed, name, value)
+    return Changed
 
-    with pytest.raises(ContractError, match="the MCP server's tool 'reset' cannot be called by that name"):
-        Clash(tasks=TASKS, sandbox=backend).reset(seed=0)
+
+@pytest.mark.parametrize(
+    "name", ["reset", "is_noted", "done", "oracle", "server", "session", "only", "class", "a-b"]
+)
+def test_a_tool_with_a_name_of_the_environment_is_refused(backend: SandboxBackend, name: str) -> None:
+    kind = changed('"name": "show"', f'"name": "{name}"', only=(name,))
+    message = f"the MCP server's tool '{name}' cannot be called by that name, .* in `only`"
+    env = kind(tasks=TASKS, sandbox=backend)
+    for _ in range(2):
+        with pytest.raises(ContractError, match=message):
+            env.reset(seed=0)
+
+
+@pytest.mark.parametrize("argument", ["max-results", "class", "self", ""])
+def test_an_argument_that_no_call_can_name_is_refused(backend: SandboxBackend, argument: str) -> None:
+    kind = changed('"number": {"type": "integer"}', f'"number": {{}}, "{argument}": {{"type": "integer"}}')
+    with pytest.raises(ContractError, match=f"tool 'show' has an argument '{argument}', .* in `only`"):
+        kind(tasks=TASKS, sandbox=backend).reset(seed=0)
+    kind.only = ("add",)
+    with closing(kind(tasks=TASKS, sandbox=backend)) as env:
+        env.reset(seed=0)
+
+
+def test_a_tool_that_the_server_lacks_is_named(backend: SandboxBackend) -> None:
+    kind = changed("", "", only=("ad", "show"))
+    message = r"Changed\.only names 'ad'; the MCP server has: add, show, stop_server"
+    with pytest.raises(ContractError, match=message):
+        kind(tasks=TASKS, sandbox=backend).reset(seed=0)
+    with pytest.raises(ContractError, match="the MCP server has no tools"):
+        changed('"tools": [ADD], "nextCursor": "2"', '"tools": []', only=())(
+            tasks=TASKS, sandbox=backend
+        ).reset()
+
+
+class Bare(McpEnv):
+    """Has no tool of its own."""
+
+    id: ClassVar[str] = "bare"
+    only = ("add",)
+    max_turns = 1
+    server = Notes.server
+    is_noted = Notes.is_noted
+
+
+def test_an_environment_needs_no_tool_beside_the_servers(backend: SandboxBackend) -> None:
+    env = Bare(tasks=TASKS, sandbox=backend)
+    for _ in range(2):
+        env.reset(options={"task": "train/tea"})
+        assert [tool.name for tool in env.tools] == ["add"]
+        assert env.step("add('tea')")[4]["solved"]
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("schema", "signature", "takes", "refuses"),
+    [
+        ('{"type": ["string", "null"]}', "(number: str | None)", ["'a'", "None"], ["[]"]),
+        ('{"type": ["integer", "boolean"]}', "(number: int | bool)", ["1", "True"], ["[]"]),
+        ('{"enum": [1, None, "a"]}', "(number: Literal[1, None, 'a'])", ["1", "None", "'a'"], ["2"]),
+        ('{"enum": [1.5, [1]]}', "(number: Any)", ["1.5", "[1]"], []),
+        ('{"anyOf": [{"type": "string"}]}', "(number: Any)", ["'a'"], []),
+        ("True", "(number: Any)", ["'a'", "{}"], []),
+    ],
+)
+def test_schemas_become_types(
+    backend: SandboxBackend, schema: str, signature: str, takes: Sequence[str], refuses: Sequence[str]
+) -> None:
+    kind = changed('"number": {"type": "integer"}', f'"number": {schema}')
+    env = kind(tasks=TASKS, sandbox=backend)
+    env.reset(seed=0)
+    show = env.tools[1]
+    assert show.signature.replace("typing.", "") == signature
+    assert show.schema()["function"]["name"] == "show"
+    for text, fits in (*((each, True) for each in takes), *((each, False) for each in refuses)):
+        [call] = parse_calls(f"show({text})", env.tools)
+        assert isinstance(call, ToolCall) is fits, call
+    env.close()
 
 
 @pytest.mark.parametrize(
@@ -110,3 +188,32 @@ def test_a_server_that_ends_breaks_the_episode(backend: SandboxBackend) -> None:
         session = McpSession(sandbox, [sandbox.python, *PYTHON_OPTIONS, "-c", PROGRAM])
         with pytest.raises(SandboxError, match="the server ended with status 1; its last output: stopped"):
             session.call("stop_server", {})
+
+
+class Hinting(Notes):
+    """Its server has a tool that tells the word, which it knows in another form."""
+
+    id: ClassVar[str] = "hinting"
+    only = ()
+
+    def server(self) -> Sequence[str]:
+        turned = str(self.task.hidden["word"])[::-1]
+        program = PROGRAM.replace("[SHOW, STOP]", "[SHOW, {'name': 'hint'}]").replace(
+            'case "tools/call" if params["name"] == "stop_server":\n            sys.exit("stopped")',
+            f'case "tools/call" if params["name"] == "hint":\n'
+            f'            say(id=request["id"], result=text("{turned}"[::-1]))',
+        )
+        return [self.sandbox.python, *PYTHON_OPTIONS, "-c", program]
+
+
+def test_an_audit_calls_the_servers_tools(backend: SandboxBackend) -> None:
+    audited = AuditedEnv(Hinting, TASKS, backend, 3)
+    assert [tool.name for tool in audited.tools] == ["add", "show", "hint", "done"]
+    with pytest.raises(AuditFailure, match=r"hint.* tell the value of hidden\.word"):
+        AUDIT_CHECKS["what is shown depends on nothing hidden"](audited)
+
+
+def test_random_calls_are_of_the_servers_tools_too(backend: SandboxBackend) -> None:
+    [chance] = Notes.baselines
+    drawn = [call for seed in range(20) for call in chance.actions(TASKS[0], seed, backend)]
+    assert {call.partition("(")[0] for call in drawn} == {"add", "show", "done"}

@@ -117,6 +117,20 @@ def test_data_is_seen_byte_by_byte_and_is_no_part_of_the_workspace(sandbox: Sand
         assert fork.run([fork.python, "-c", f"{read}; {RENDER}"]).stdout == b"\xff\x00words42\n"
 
 
+def test_data_that_has_changed_is_in_later_sandboxes_and_locks(
+    isolating: SandboxBackend, words: Path
+) -> None:
+    read = "import sys; sys.stdout.write(open('/data/words.txt').read())"
+    locks: list[str] = []
+    for text in ("tea", "oat"):  # of equal length
+        words.write_text(text)
+        backend = isolating.with_contents(Contents(data=(words,)))
+        locks.append(backend.lock.data)
+        with backend.create() as sandbox:
+            assert sandbox.run([sandbox.python, "-c", read]).stdout.decode() == text
+    assert len({*locks}) == 2
+
+
 def test_a_sandbox_with_contents_is_as_tight(filled: SandboxBackend) -> None:
     assert [finding for finding in self_check(filled, ISOLATION) if not finding.ok] == []
 

@@ -47,7 +47,7 @@ def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def forget() -> None:
     """Forget what this process knows, as a new one does."""
-    for cached in (layers._folders, layers.data_digest):
+    for cached in (layers._folders, layers._digest_of_files):
         cached.cache_clear()
 
 
@@ -209,6 +209,13 @@ def test_a_python_without_pip_names_the_remedy(index: Path, monkeypatch: pytest.
         *("-e .", "-r other.txt", "--index-url https://x", "plain --index-url=https://x", "plain -e ."),
         *("git+https://x/y", "plain @ https://x/plain.tar.gz", "./plain", "/tmp/plain", "file:plain"),
         *("plain --config-settings=a=b", "plain\n-e .", "$HOME"),
+        *(
+            "evil #\n--no-binary :all:\n--no-index",
+            "plain # why\r-e .",
+            "plain #\x0b-e .",
+            "plain #\u2028-e .",
+        ),
+        *("plain\n--hash=sha256:00", "plain\x85\\"),
     ],
 )
 def test_lines_that_could_make_pip_run_code_are_refused(line: str) -> None:
@@ -229,8 +236,25 @@ def test_lines_that_could_make_pip_run_code_are_refused(line: str) -> None:
         *("plain==1.0 --hash=sha256:00 \\", "--hash=sha256:00", "", "# a comment", "plain  # why"),
     ],
 )
-def test_plain_requirements_are_accepted(line: str) -> None:
-    assert wheels.requirements([line], []) == [line]
+def test_plain_requirements_are_accepted_without_their_comments(line: str) -> None:
+    assert wheels.requirements([line], []) == [line.partition("#")[0].strip()]
+
+
+def test_pip_reads_no_comment(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checked line is all that is written, whatever pip takes for the end of a line."""
+    mark = index.parent / "ran"
+    add_source(index, "evil", f"open({str(mark)!r}, 'w')\nimport setuptools\nsetuptools.setup()\n")
+    with pytest.raises(ConfigError):
+        installed("evil #\n--no-binary :all:\n--no-index")
+    assert not mark.exists()
+    add_wheel(index, "plain", {"plain.py": ""})
+    read: list[str] = []
+    resolve = wheels.resolve
+    monkeypatch.setattr(
+        wheels, "resolve", lambda lines, scratch: read.extend(lines) or resolve(lines, scratch)
+    )
+    assert installed("plain  # why").is_dir()
+    assert read == ["plain"]
 
 
 def test_a_toolchain_is_a_wheel_with_commands(index: Path) -> None:
@@ -277,7 +301,6 @@ def test_data_lies_under_its_own_names_and_changes_with_its_content(index: Path,
     forget()
     assert layers.folders(USER, contents)[DATA] == folder
     (tmp_path / "prices.csv").write_text("1,3")
-    forget()
     assert layers.folders(USER, contents)[DATA] != folder
     assert layers.lock(USER, contents).data != lock.data != ""
 

@@ -17,10 +17,12 @@ from typing import Any
 
 import pytest
 import tiny
-from api_server import USAGE, Api, Body, completion, refusal
+from api_server import USAGE, Api, Body, call, completion, refusal
+from notes_env import Notes
 from stops import StopWhenShown
 from transformers import AutoTokenizer
 
+from envkit import registry
 from envkit.agents.api import ApiAgent
 from envkit.agents.endpoint import Backoff
 from envkit.agents.recorded import write_recorded
@@ -130,6 +132,23 @@ def test_every_kind_of_agent_is_on_one_leaderboard(
     assert data.commit.startswith("0.")
     assert len(api.asked) == 6
     assert all(KEY not in file.read_text() for file in page.parents[1].rglob("*") if file.is_file())
+
+
+def test_a_live_model_is_offered_the_tools_that_an_instance_has(
+    tmp_path: Path, backend: SandboxBackend, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "environment", lambda name: Notes)
+    calls = [call("add", {"text": "salt"}), call("done", {})]
+    api.begin(lambda body, number: completion(None, tool_calls=[calls[number]]))
+    rows = (AgentSpec("live", card=card(tmp_path, api, mode="tools")), AgentSpec("random", script="random"))
+    wanted = BenchSpec((EnvironmentSpec("notes", limit=1),), rows, samples=1, max_turns=2, budget_usd=5.0)
+    run = begin(tmp_path, wanted, backend)
+    finish(run, backend)
+    assert [each["function"]["name"] for each in api.asked[0]["tools"]] == ["add", "show", "done"]
+    [part] = [page.parent for page in tmp_path.rglob("report.md")]
+    [episode] = RunFolder.open(part).trajectories("eval-live")
+    assert episode.steps[0].observation.startswith("Note salt.")
+    assert episode.solved
 
 
 def trained_with(folder: Path, **settings: Any) -> RunFolder:

@@ -11,7 +11,7 @@ from typing import Final
 
 from envkit.audit.answers import answers_of, near_misses
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable
-from envkit.audit.spellings import spellings
+from envkit.audit.spellings import LABEL, occurrences, spelled_in_each, spellings
 from envkit.audit.words import filled_call, minimal_call
 from envkit.grading import canonical
 from envkit.types import JSON, Task
@@ -26,13 +26,9 @@ _MAX_DONORS: Final = 6
 _MIN_VALUES: Final = 3
 #: Tasks whose prompt, files, metadata and id are searched for answers.
 _MAX_TASKS: Final = 200
-#: Largest share of other tasks whose text holds a task's answer as often, by chance.
-_MAX_ELSEWHERE: Final = 0.2
 #: A text and a number that no task is about.
 _JUNK: Final = ("zqx", 987_654_321)
 _FIRST: Final = "the first observation"
-#: Words that label an answer, in a text or as the name of a file or a field.
-_LABEL: Final = r"(?:answers?|solutions?|secrets?|oracle|ground.?truth)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +121,7 @@ def _require_untold(audited: AuditedEnv, twins: _Twins) -> None:
     failing = [filled_call(tool, word) for _ in range(3) for tool in tools for word in _JUNK]
     full = [*map(minimal_call, tools), *shared, *failing, *other]
     texts = _texts(audited, twins, full) if full else []
-    if texts and (way := _spelled_in_each([_scalar(value) for value in twins.values], texts)):
+    if texts and (way := spelled_in_each([_scalar(value) for value in twins.values], texts)):
         raise AuditFailure(f"task {task.id}: {full!r:.100} show {hidden} ({way})")
 
 
@@ -134,26 +130,6 @@ def _texts(audited: AuditedEnv, twins: _Twins, actions: Sequence[str]) -> list[s
     turns = max(audited.max_turns, len(actions))
     played = [audited.attempt(task, actions, max_turns=turns) for task in twins.tasks]
     return ["\n".join(each.observations) for each in played if each] if all(played) else []
-
-
-def _spelled_in_each(values: Sequence[str], texts: Sequence[str]) -> str:
-    """The way in which each text spells its own value, and others do not; empty if there is none."""
-
-    def is_told(index: int, word: str) -> bool:
-        own = _count(word, texts[index])
-        others = [text for text, value in zip(texts, values, strict=True) if value != values[index]]
-        return own > 0 and sum(_count(word, text) >= own for text in others) <= _MAX_ELSEWHERE * len(others)
-
-    spelled = [spellings(value) for value in values]
-    for way in spelled[0] if spelled else ():
-        if all(way in ways and is_told(index, ways[way]) for index, ways in enumerate(spelled)):
-            return way
-    return ""
-
-
-def _count(word: str, text: str) -> int:
-    """How often a text holds a word, as a word of its own, in any case."""
-    return len(re.findall(rf"(?i)(?<!\w){re.escape(word)}(?!\w)", text))
 
 
 def _scalar(value: JSON) -> str:
@@ -181,7 +157,7 @@ def answers_are_not_shown(audited: AuditedEnv) -> str:
             places[f"metadata.{key}"] = answered, [_scalar(task.metadata.get(key, "")) for task in answered]
         for place, (shown, texts) in places.items():
             values = [answers[task.id] for task in shown]
-            if len({*values}) >= _MIN_VALUES and (way := _spelled_in_each(values, texts)):
+            if len({*values}) >= _MIN_VALUES and (way := spelled_in_each(values, texts)):
                 raise AuditFailure(f"{place} of every task shows {kind} ({way})")
     return f"{sum(map(len, kinds.values()))} answers of {len(tasks)} tasks cannot be read off by one rule"
 
@@ -211,7 +187,7 @@ def _file_texts(task: Task) -> dict[str, str]:
 def _is_given(value: str, task: Task) -> bool:
     """True if the prompt or a file says a value in any spelling."""
     public = "\n".join((task.prompt, *_file_texts(task).values()))
-    return any(_count(spelled, public) for spelled in spellings(value).values())
+    return any(occurrences(spelled, public) for spelled in spellings(value).values())
 
 
 def _label(tasks: Sequence[Task], answers: Mapping[str, str]) -> str:
@@ -219,13 +195,13 @@ def _label(tasks: Sequence[Task], answers: Mapping[str, str]) -> str:
     if all(_is_labelled(answers[task.id], task.prompt) for task in tasks):
         return "a label in the prompt"
     for path in dict.fromkeys(path for task in tasks for path in task.files):
-        is_label = re.fullmatch(rf"(?i)\.?{_LABEL}(\.\w+)?", path.rpartition("/")[2]) is not None
+        is_label = re.fullmatch(rf"(?i)\.?{LABEL}(\.\w+)?", path.rpartition("/")[2]) is not None
         pairs = [(answers[task.id], _file_texts(task).get(path, "")) for task in tasks]
-        if all(_is_labelled(value, text) or (is_label and _count(value, text)) for value, text in pairs):
+        if all(_is_labelled(value, text) or (is_label and occurrences(value, text)) for value, text in pairs):
             return f"the file {path}"
     return ""
 
 
 def _is_labelled(value: str, text: str) -> bool:
-    label = rf"(?i)\b{_LABEL}\b\W{{0,5}}(?:(?:is|are|was)\b\W{{0,3}})?"
+    label = rf"(?i)\b{LABEL}\b\W{{0,5}}(?:(?:is|are|was)\b\W{{0,3}})?"
     return re.search(rf"{label}{re.escape(value)}(?!\w)", text) is not None

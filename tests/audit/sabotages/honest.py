@@ -7,6 +7,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from quiz import Quiz
@@ -343,3 +344,67 @@ class Shopping(Env):
     def said_total(self) -> float:
         off = abs((self.said or 0) - int(str(self.task.hidden["total"])))
         return 1.0 if off < 0.5 else 0.5 if off < 2 else 0.0
+
+
+class Prices(Env):
+    """The answers are numbers and names of a table that agents read with programs."""
+
+    id: ClassVar[str] = "prices"
+    data = ("honest_data/prices.csv",)
+
+    PATH: ClassVar[Path] = Path(__file__).with_name("honest_data") / "prices.csv"
+
+    @classmethod
+    def make_tasks(cls, split: str, **_: Any) -> Sequence[Task]:
+        rows = [line.split(",")[:2] for line in cls.PATH.read_text().splitlines()[1:]]
+        tasks: list[Task] = []
+        for number in range(8):
+            draw = random.Random(f"{split} {number}")
+            (ware, price), (other, dear) = draw.sample(rows, 2)
+            dearer = ware if int(price) > int(dear) else other
+            asked = {
+                "price": (f"What does {ware} cost, in cents?", int(price)),
+                "sum": (f"What do {ware} and {other} cost together, in cents?", int(price) + int(dear)),
+                "name": (f"Which one costs {max(int(price), int(dear))} cents?", dearer),
+            }
+            level = ("price", "sum", "name")[number % 3]
+            prompt, answer = asked[level]
+            tasks.append(
+                Task(
+                    f"{split}/{number}",
+                    split,
+                    f"{prompt} See /data/prices.csv.",
+                    {},
+                    {"level": level},
+                    {"answer": answer},
+                )
+            )
+        return tasks
+
+    @classmethod
+    def oracle(cls, task: Task) -> Sequence[str]:
+        program = "print(open('/data/prices.csv').read())"
+        return [
+            format_call("run", {"code": program}),
+            format_call("answer", {"text": str(task.hidden["answer"])}),
+        ]
+
+    def setup(self, task: Task) -> str:
+        self.said = ""
+        return f"{task.prompt}\n{self.help}"
+
+    @tool
+    def run(self, code: str) -> str:
+        """Run a Python program."""
+        found = self.sandbox.run([self.sandbox.python, "-c", code.replace("\0", "")])
+        return (found.stdout + found.stderr).decode(errors="replace")
+
+    @tool(ends=True)
+    def answer(self, text: str) -> str:
+        """Answer."""
+        self.said = text.strip()
+        return "Thank you."
+
+    @check()
+    def right(self) -> bool:
+        return self.said == str(self.task.hidden["answer"])

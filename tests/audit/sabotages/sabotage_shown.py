@@ -141,3 +141,16 @@ class ComputedAgain(Quiz):
     def setup(self, task: Task) -> str:
         total = sum(map(int, task.files[FILE].split()))
         return f"{super().setup(task)} Checksum {total:,}."
+
+
+class InData(Quiz):
+    """A table that agents can read lists the sums by task."""
+
+    data = ("quiz_data",)
+
+    @classmethod
+    def make_task(cls, split: str, number: int) -> Task:
+        task = super().make_task(split, number)
+        return dataclasses.replace(
+            task, hidden={"sum": task.hidden["sum"], "total": int(str(task.hidden["sum"]))}
+        )
