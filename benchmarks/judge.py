@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from envkit.agents.recorded import RecordedAgent
-from envkit.env import ImportedTasks
+from envkit.authored import ImportedTasks
 from envkit.environments.code_editor import CodeEditorEnv
 from envkit.registry import sandbox_backend
 from envkit.rollout import Rollouts

@@ -11,9 +11,10 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 from envkit.agent import Agent, Session
+from envkit.authored import ActionResult, Baseline, Exploit, ImportedTasks, Variant
 from envkit.checks import Check, Score, check
 from envkit.command import CommandEnv
-from envkit.env import ActionResult, Baseline, Env, Exploit, ImportedTasks, Variant
+from envkit.env import Env
 from envkit.errors import (
     AgentError,
     BrokenTask,

@@ -101,8 +101,9 @@ def tool(method: Any = None, *, ends: bool = False, timeout_s: float | None = No
     """Mark a method of an environment as a tool; it may be an ``async def``.
 
     Its arguments need type hints. They make the tool's JSON schema, and an agent's arguments are converted to
-    them. Agents read its docstring. It returns an observation, as a ``str`` or an `envkit.env.ActionResult`.
-    If it raises `envkit.errors.UsageError`, the agent made a mistake, and the message is the observation.
+    them. Agents read its docstring. It returns an observation, as a ``str`` or an
+    `envkit.authored.ActionResult`. If it raises `envkit.errors.UsageError`, the agent made a mistake, and the
+    message is the observation.
 
     Args:
         method: the method, when used without parentheses.

@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 import gymnasium
 from gymnasium.spaces import Discrete
 
+from envkit.authored import ActionResult
 from envkit.checks import check
 from envkit.display import Display
-from envkit.env import ActionResult, Env
+from envkit.env import Env
 from envkit.errors import ContractError, UsageError
 from envkit.grading import Grade
 from envkit.sandbox import SandboxBackend

@@ -24,7 +24,7 @@ LAYERS = (
     ),
     ("agent", "sandbox", "sandbox_check"),
     ("inputs", "plugins"),
-    ("checks", "contents", "grading", "hidden", "judging"),
+    ("authored", "checks", "contents", "grading", "hidden", "judging"),
     ("command", "env", "external", "mcp", "random_calls", "service", "tool_runner", "tools", "wrapped"),
     ("audit", "mining", "models", "prices", "registry", "rollout", "scaffold", "store", "taskfile"),
     ("envkit",),

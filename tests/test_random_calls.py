@@ -7,7 +7,7 @@ from typing import Any, Literal
 from guess_env import Backend, GuessEnv
 
 from envkit import Env, Task, check, tool
-from envkit.env import Baseline
+from envkit.authored import Baseline
 from envkit.random_calls import random_calls
 from envkit.tools import ToolCall, find_tools, parse_calls
 

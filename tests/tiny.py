@@ -12,9 +12,10 @@ from typing import Any, ClassVar, Self
 
 import torch
 
+from envkit.authored import ActionResult
 from envkit.checks import check
 from envkit.engine.torch_engine import TorchEngine
-from envkit.env import ActionResult, Env
+from envkit.env import Env
 from envkit.errors import SandboxError
 from envkit.models import SMALL_MODEL, ModelRef, resolve, weights_digest
 from envkit.sandbox import ExecResult, Limits, Peer, SandboxBackend

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from envkit.env import Baseline
+from envkit.authored import Baseline
 from envkit.environments.code_editor.actions import replace_text_message
 from envkit.environments.code_editor.hidden import as_run, solution_of
 from envkit.mining.search import examples_of, fitting_mutants, function_called, mutants_of

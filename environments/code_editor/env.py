@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import ClassVar, final
 
 from envkit.audit.attacks import ATTACKS
+from envkit.authored import ActionResult, Baseline, Exploit, ImportedTasks, Variant
 from envkit.checks import check
 from envkit.display import Display
-from envkit.env import ActionResult, Baseline, Env, Exploit, ImportedTasks, Variant
+from envkit.env import Env
 from envkit.environments.code_editor.baselines import BASELINES
 from envkit.environments.code_editor.edit_size import changed_tokens
 from envkit.environments.code_editor.editor import CodeEditor

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast, final
 
-from envkit.env import Variant
+from envkit.authored import Variant
 from envkit.environments.code_editor.actions import replace_text_message
 from envkit.environments.code_editor.hidden import solution_of
 from envkit.grading import GRADING_LIMITS, Answer, Program, answerable, answers, same

@@ -7,9 +7,10 @@ from importlib import resources
 from typing import Any, ClassVar, final
 from urllib.parse import quote
 
+from envkit.authored import Exploit, Variant
 from envkit.checks import check
 from envkit.display import Display
-from envkit.env import Env, Exploit, Variant
+from envkit.env import Env
 from envkit.environments.service_desk.tasks import PEOPLE, STORE, TicketHidden, changed, generate, tickets_of
 from envkit.errors import UsageError
 from envkit.grading import Grade

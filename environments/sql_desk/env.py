@@ -9,9 +9,10 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, cast, final
 
+from envkit.authored import ActionResult, Exploit, Variant
 from envkit.checks import check
 from envkit.display import Display
-from envkit.env import ActionResult, Env, Exploit, Variant
+from envkit.env import Env
 from envkit.environments.sql_desk.database import COMPARED_ROWS, ENDED, Database
 from envkit.environments.sql_desk.postgres.database import PostgresDatabase
 from envkit.environments.sql_desk.postgres.dsn import DSN_VARIABLE

@@ -41,9 +41,9 @@ SCHEME: Final = "syntax-tree-1"
 #: the tasks.
 VERDICT_PARTS: Final = frozenset(
     {
-        *("checks", "command", "contents", "env", "errors", "external", "grading", "hidden", "inputs"),
-        *("judging", "mcp", "plain", "repositories", "sandbox", "secret_values", "service", "spaces"),
-        *("syntax", "taskfile", "tool_runner", "tools", "types", "wrapped"),
+        *("authored", "checks", "command", "contents", "env", "errors", "external", "grading", "hidden"),
+        *("inputs", "judging", "mcp", "plain", "repositories", "sandbox", "secret_values", "service"),
+        *("spaces", "syntax", "taskfile", "tool_runner", "tools", "types", "wrapped"),
     }
 )
 

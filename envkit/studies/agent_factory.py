@@ -21,11 +21,12 @@ from envkit.agents.endpoint import Endpoint
 from envkit.agents.local import LocalAgent
 from envkit.agents.recorded import RecordedAgent, read_recorded, read_usage
 from envkit.agents.scripted import baseline
+from envkit.authored import Baseline
 from envkit.benchmark.report_data import Origin
 from envkit.benchmark.spec import AgentSpec, BenchSpec
 from envkit.display import Display
 from envkit.engine.protocol import Sampling
-from envkit.env import Baseline, Env
+from envkit.env import Env
 from envkit.errors import ConfigError, StoreError
 from envkit.models import DEFAULT_MODEL, resolve, token_counter, weights_digest
 from envkit.prices import PriceTable

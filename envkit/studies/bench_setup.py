@@ -14,9 +14,10 @@ from rich.markup import escape
 from envkit import registry
 from envkit.agents.cards import load_card
 from envkit.agents.recorded import read_recorded, read_usage, write_recorded
+from envkit.authored import ImportedTasks
 from envkit.benchmark.spec import EVALUATION_SEED, SCRIPTS, AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Display
-from envkit.env import Env, ImportedTasks
+from envkit.env import Env
 from envkit.errors import ConfigError, SandboxError, UsageError
 from envkit.models import resolve, tokenizer_at_hand, weights_digest
 from envkit.plain import encode

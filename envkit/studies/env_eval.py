@@ -8,10 +8,11 @@ from typing import final
 
 from envkit.agents.local import LocalAgent
 from envkit.agents.scripted import baseline
+from envkit.authored import Baseline
 from envkit.benchmark.report_data import Difference, Origin, ReportData
 from envkit.display import Display
 from envkit.engine.protocol import Sampling
-from envkit.env import Baseline, Env
+from envkit.env import Env
 from envkit.errors import SandboxError, TrainingError
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend

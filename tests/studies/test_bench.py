@@ -26,10 +26,10 @@ from envkit import registry
 from envkit.agents.api import ApiAgent
 from envkit.agents.endpoint import Backoff
 from envkit.agents.recorded import write_recorded
+from envkit.authored import ActionResult
 from envkit.benchmark.report import load_report, load_reports
 from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Silent
-from envkit.env import ActionResult
 from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
 from envkit.environments.sql_desk import SqlDeskEnv
 from envkit.errors import ConfigError, ContractError, StoreError, UsageError

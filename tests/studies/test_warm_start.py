@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 import tiny
 
-from envkit.env import ActionResult
+from envkit.authored import ActionResult
 from envkit.errors import ContractError, SandboxError
 from envkit.studies.warm_start import demonstrations
 from envkit.training.demonstration import Demonstration

@@ -16,8 +16,8 @@ import tiny
 import torch
 from stops import stop_after
 
+from envkit.authored import ActionResult
 from envkit.checks import check
-from envkit.env import ActionResult
 from envkit.errors import ContractError, SandboxError, Stopped, TrainingError
 from envkit.models import ModelRef
 from envkit.rollout import Rollouts

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from envkit.env import ImportedTasks
+from envkit.authored import ImportedTasks
 from envkit.environments.code_editor.formats.asserts import WEAKNESS, probe_tests
 from envkit.environments.code_editor.formats.problems import PYTHON, LeftOut, collect, statements
 from envkit.environments.code_editor.formats.records import Record, read_records

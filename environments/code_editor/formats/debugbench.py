@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from envkit.env import ImportedTasks
+from envkit.authored import ImportedTasks
 from envkit.environments.code_editor.formats.problems import (
     CallProblem,
     KnownCall,

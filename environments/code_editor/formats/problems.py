@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from envkit import syntax
-from envkit.env import ImportedTasks
+from envkit.authored import ImportedTasks
 from envkit.environments.code_editor.actions import Replace, parse, replace_text_message
 from envkit.environments.code_editor.hidden import ProblemHidden
 from envkit.grading import Leniency, NumericPolicy

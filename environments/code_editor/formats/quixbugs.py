@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from envkit.env import ImportedTasks
+from envkit.authored import ImportedTasks
 from envkit.environments.code_editor.formats.problems import CallProblem, KnownCall, collect
 from envkit.environments.code_editor.formats.records import (
     Record,

@@ -14,7 +14,7 @@ import pytest
 from envkit import EpisodeKey, Rollouts, SandboxBackend, Task, TaskFileError, Trajectory, UsageError
 from envkit.agents.recorded import RecordedAgent
 from envkit.agents.scripted import noop, oracle
-from envkit.env import ImportedTasks
+from envkit.authored import ImportedTasks
 from envkit.environments.code_editor import CodeEditorEnv
 from envkit.environments.code_editor.env import grader_for
 from envkit.environments.code_editor.formats import FORMATS
