@@ -11,7 +11,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+from pydantic import Field, TypeAdapter
 
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable
 from envkit.cache import cache_dir
@@ -23,6 +25,7 @@ from envkit.types import Task
 #: Name of the file in an environment's own package.
 CASES: Final = "attacks.jsonl"
 _ATTACK: Final = "attack"
+_ACTIONS: Final = TypeAdapter(Annotated[tuple[str, ...], Field(min_length=1)])
 #: What `write_cases` adds to the id of a task.
 _NUMBER: Final = re.compile(r"#\d+\Z")
 
@@ -81,19 +84,13 @@ def read_cases(path: Path, kind: type[Env]) -> list[Case]:
     for task in read_tasks(path, kind):
         attack: Any = task.metadata.get(_ATTACK)
         try:
-            actions, seed = attack["actions"], int(attack["seed"])
-            if (
-                not isinstance(actions, list)
-                or not actions
-                or not all(isinstance(one, str) for one in actions)
-            ):
-                raise ValueError("actions are no texts")
+            actions, seed = _ACTIONS.validate_python(attack["actions"]), int(attack["seed"])
         except (KeyError, TypeError, ValueError) as error:
-            expected = "expected a list of actions and a seed"
             raise TaskFileError(
-                f"{path}: task {task.id} has {attack!r} in metadata.{_ATTACK}; {expected}"
+                f"{path}: task {task.id} has {attack!r} in metadata.{_ATTACK}; expected a list of actions "
+                "and a seed"
             ) from error
-        found.append(Case(task, tuple(actions), seed))
+        found.append(Case(task, actions, seed))
     return found
 
 
