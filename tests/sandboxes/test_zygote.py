@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -161,8 +162,8 @@ def test_ps_shows_titles_and_no_source(sandbox: Sandbox) -> None:
     with contextlib.closing(sandbox.open([sandbox.python, *PYTHON_OPTIONS, "-c", source])):
         lines = [command_line(pid) for pid in procfs.family(os.getpid())[1:]]
     shown = [line for line in lines if "envkit" in line]
-    # Each names what it is before the screen ends; the folder of the program does not count.
-    named = [line[len(line.split()[0]) :] for line in shown]
+    # Each names what it is before the screen ends; the folders of programs do not count.
+    named = [re.sub(r"(?<!\S)/\S*/", "", line)[len(Path(line.split()[0]).name) :] for line in shown]
     assert any(line.startswith(" -I -S -c 'envkit mounts workspaces'") for line in named), lines
     assert any(line.startswith(" -P -S -c 'envkit zygote'") for line in named), lines
     assert any("--args" in line and "'envkit zygote'" in line[:60] for line in named), lines
