@@ -1,4 +1,4 @@
-"""What an author hands over beside the environment: exploits, variants, baselines and the like."""
+"""Define the records that an environment's author returns: action results, exploits, variants, baselines."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class CommandEnv(Env):
 
 
 def _shown(result: ExecResult) -> str:
-    """What an agent sees of a command: its output, its errors, and how it ended if not with status 0."""
+    """Join output, errors and an exit status that is not 0 into the text that an agent sees."""
     parts = [text.decode(errors="replace").rstrip("\n") for text in (result.stdout, result.stderr)]
     if result.stop is not StopReason.EXITED:
         parts.append(f"(stopped: {result.stop})")

@@ -314,7 +314,7 @@ def _void(
 
 
 def _without_secrets(env: Env, info: Mapping[str, Any]) -> dict[str, JSON]:
-    """What exceptions have said, which may quote a secret."""
+    """Return error and traceback of an episode, with the names of secrets in place of their values."""
     return {name: env.without_secrets(info[name]) for name in ("error", "trace") if name in info}
 
 

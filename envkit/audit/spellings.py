@@ -72,7 +72,7 @@ def spelled_in_each(values: Sequence[str], texts: Sequence[str]) -> str:
 
 
 def occurrences(word: str, text: str) -> int:
-    """How often a text holds a word, as a word of its own, in any case."""
+    """Count a word in a text, in small or capital letters; inside a longer word it does not count."""
     return len(re.findall(rf"(?i)(?<!\w){re.escape(word)}(?!\w)", text))
 
 

@@ -86,7 +86,7 @@ class BehindAnArgument(Quiz):
 
 
 class BehindFailures(Quiz):
-    """Who looks at a second missing file is helped."""
+    """Shows the answer to an agent that looks for a second missing file."""
 
     def setup(self, task: Task) -> str:
         self.failures = 0
