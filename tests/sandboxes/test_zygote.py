@@ -248,13 +248,14 @@ def test_a_command_cannot_slow_down_its_init_process(sandbox: Sandbox) -> None:
 
 @pytest.fixture
 def few_descriptors() -> Iterator[None]:
-    """Limit this process to few open descriptors, which also limits those in flight.
+    """Limit this process to few more open descriptors, which also limits those in flight.
 
     A command has at most 509 in flight. An ordinary user's process needs a higher limit, as it usually has,
     because they count against it too; those of root do not.
     """
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (300 if os.geteuid() == 0 else 600, before[1]))
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + (250 if os.geteuid() == 0 else 550), before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
