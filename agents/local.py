@@ -18,15 +18,20 @@ from envkit.types import EpisodeKey, Tokens, Turn, Usage
 
 @dataclass(slots=True, eq=False)
 class _Session:
-    """An episode and its conversation with the model."""
+    """An episode and its conversation with the model.
+
+    Args:
+        is_alone: True if its KV state shares no first prompt with others, because it was computed again.
+    """
 
     key: EpisodeKey
     talk: Conversation
+    is_alone: bool = False
 
 
 @final
 class LocalAgent:
-    """Answers with an engine. All waiting sessions are decoded together.
+    """Answers with an engine. All waiting sessions are decoded together, as far as the engine holds them.
 
     Args:
         name: name in reports.
@@ -60,6 +65,8 @@ class LocalAgent:
         self._should_stop, self._shots = should_stop, shots
         self._max_context_length = max_context_length or sys.maxsize
         self._waiting: list[_Session] = []
+        #: Tokens of the longest conversation, of those that began together.
+        self._longest = 0
 
     def start(self, key: EpisodeKey, system: str) -> _Session:
         return _Session(key, Conversation(self._renderer, system, self._max_context_length, self._shots))
@@ -73,7 +80,7 @@ class LocalAgent:
     def collect(self) -> Generator[tuple[Session, Turn]]:
         # Sorted by key, so that batches do not depend on the order of submission.
         waiting = sorted(self._waiting, key=lambda s: (s.key.seed, s.key.step, s.key.group, s.key.row))
-        self._waiting = []
+        waiting, self._waiting = self._by_memory(waiting)
         started = time.monotonic()
         requests = [self._request(session) for session in waiting]
         for index, completion in self._engine.stream(requests, self._sampling, self._should_stop):
@@ -81,7 +88,36 @@ class LocalAgent:
             usage = Usage(len(talk.ids), len(completion.ids), time.monotonic() - started)
             tokens = Tokens(talk.new_ids, completion.ids, completion.logprobs, talk.kept)
             talk.answer(completion.ids)
+            self._longest = max(self._longest, len(talk.ids))
             yield session, Turn(self._renderer.text(completion.ids), tokens, usage, completion.stop)
+
+    def _by_memory(self, waiting: list[_Session]) -> tuple[list[_Session], list[_Session]]:
+        """Divide sessions into those to answer now and those that wait for the engine's memory.
+
+        A conversation that the engine has dropped is prefilled again when it continues. If all continued,
+        most would be dropped again, turn after turn. So only those continue that are expected to fit until
+        their end.
+        """
+        if not any(session.talk.turns for session in waiting):
+            self._longest = 0  # what is answered depends on no earlier episodes
+        held = [s for s in waiting if not s.talk.turns or self._engine.holds(self._request(s))]
+        limit = self._engine.held_tokens
+        if len(held) == len(waiting) or self._longest > limit:
+            return waiting, []
+        prompts = {s.talk.ids[: s.talk.first_prompt] for s in held if not s.is_alone}
+        shared = sum(s.talk.first_prompt for s in held if not s.is_alone) - sum(map(len, prompts))
+        room = limit - sum(self._expected(session) for session in held) + shared
+        now = {id(session) for session in held}
+        for session in waiting:
+            if id(session) not in now and (not now or self._expected(session) <= room):
+                now.add(id(session))
+                session.is_alone = True
+                room -= self._expected(session)
+        return [s for s in waiting if id(s) in now], [s for s in waiting if id(s) not in now]
+
+    def _expected(self, session: _Session) -> int:
+        """Tokens that a conversation is expected to reach."""
+        return max(len(session.talk.ids), self._longest)
 
     def _request(self, session: _Session) -> Request:
         key, talk = session.key, session.talk

@@ -37,7 +37,7 @@ class KVCache:
     """
 
     def __init__(self, max_tokens: int) -> None:
-        self._max_tokens, self._tokens = max_tokens, 0
+        self.max_tokens, self._tokens = max_tokens, 0
         self._held: OrderedDict[tuple[int, tuple[int, ...]], CachedConversation] = OrderedDict()
         #: How many conversations use each prefill, by its identity.
         self._users: dict[int, int] = {}
@@ -48,7 +48,7 @@ class KVCache:
             self._count(equal, -1)
         self._held[adapter, ids] = conversation
         self._count(conversation, 1)
-        while self._tokens > self._max_tokens:
+        while self._tokens > self.max_tokens:
             _, oldest = self._held.popitem(last=False)
             self._count(oldest, -1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -106,6 +107,18 @@ class Engine(Protocol):
                 ``sampling`` asks for.
         """
         ...
+
+    @property
+    def held_tokens(self) -> int:
+        """Tokens of conversations whose KV state it holds from one call to the next, at most."""
+        return sys.maxsize
+
+    def holds(self, request: Request) -> bool:
+        """True if it need not compute the KV state of a request's earlier tokens again.
+
+        An engine that manages its memory by itself may say so of every request.
+        """
+        return True
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """Return all completions, in the order of the requests."""

@@ -124,6 +124,16 @@ class TorchEngine(AdapterEngine):
         self._linears.load(adapters)
         self._adapters = len(adapters)
 
+    @property
+    def held_tokens(self) -> int:
+        return self._cache.max_tokens
+
+    def holds(self, request: Request) -> bool:
+        return self._held(request) is not None
+
+    def _held(self, request: Request) -> CachedConversation | None:
+        return self._cache.get(request.adapter, request.prompt_ids[: request.earlier_tokens])
+
     def forget(self) -> None:
         """Drop cached KV state. Continued conversations are prefilled again."""
         self._cache.clear()
@@ -150,8 +160,7 @@ class TorchEngine(AdapterEngine):
                     f"a conversation has {len(request.prompt_ids)} tokens; the model reads {self._longest}, "
                     "the answer included; set a lower max_context_length"
                 )
-            cache = self._cache.get(request.adapter, request.prompt_ids[: request.earlier_tokens])
-            if cache is None:
+            if (cache := self._held(request)) is None:
                 new[index] = RequestSize(len(request.prompt_ids), (request.adapter, request.prompt_ids))
             else:
                 cached[index], read = cache, cache.prompt_length + len(cache.row)

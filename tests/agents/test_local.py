@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Generator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sampling import record_forwards
 
 from envkit.agents.local import LocalAgent
 from envkit.agents.scripted import noop
 from envkit.engine.chat import ChatRenderer
 from envkit.engine.protocol import Completion, Engine, Request, Sampling, uniforms
+from envkit.engine.torch_engine import TorchEngine
 from envkit.errors import ContractError
-from envkit.models import SMALL_MODEL, resolve
+from envkit.models import SMALL_MODEL, ModelRef, resolve
 from envkit.stop import ShouldStop, never
 from envkit.training.packing import PackedBatch, pack, training_row
 from envkit.types import EpisodeKey, Outcome, StepRecord, Tokens, Trajectory, Turn
@@ -181,6 +185,44 @@ def test_order_of_submission_changes_nothing() -> None:
     forward, backward = StubEngine(), StubEngine()
     assert play(agent_of(forward), keys) == play(agent_of(backward), keys[::-1])
     assert forward.asked == backward.asked
+
+
+def talk(ref: ModelRef, held_tokens: int, *, at_once: bool = False) -> tuple[dict[EpisodeKey, Any], int]:
+    """Play eight conversations of six turns; returns their answers and the number of tokens forwarded.
+
+    Args:
+        at_once: let all continue together, whether or not the engine holds them.
+    """
+    bytes_per_token = 512  # of the tiny model
+    engine: Any = TorchEngine(tiny.plain(ref), (), kv_cache_bytes=4 * bytes_per_token * held_tokens)
+    if at_once:
+
+        def holds(request: Request) -> bool:
+            return True
+
+        engine.holds = holds
+    seen = record_forwards(engine)
+    agent = LocalAgent("policy", engine, ChatRenderer(tiny.tokenizer()), Sampling(0.0, 5), max_turns=6)
+    keys = [key(row, group) for row in range(4) for group in range(2)]
+    answers: dict[EpisodeKey, list[tuple[int, ...]]] = {each: [] for each in keys}
+    for each in keys:
+        agent.submit(agent.start(each, "Answer."), f"Question {each.group}.")
+    while any(len(given) < 6 for given in answers.values()):
+        for session, turn in [*agent.collect()]:
+            given = answers[session.key]
+            given.append(tokens_of(turn).completion_ids)
+            if len(given) < 6:
+                agent.submit(session, f"{session.key.row} and {len(given)}?")
+    return answers, sum(rows * width for rows, width in seen)
+
+
+def test_conversations_that_do_not_fit_wait_instead_of_being_prefilled_every_turn(tmp_path: Path) -> None:
+    ref = tiny.make(tmp_path)
+    wanted, least = talk(ref, 10**5)
+    for held_tokens, share in ((1, 1.0), (200, 0.5), (400, 0.7), (700, 1.0)):
+        answers, forwarded = talk(ref, held_tokens)
+        assert answers == wanted
+        assert least < forwarded <= share * talk(ref, held_tokens, at_once=True)[1]
 
 
 def test_usage_counts_tokens() -> None:
