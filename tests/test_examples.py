@@ -12,6 +12,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from envkit.audit.certificate import certify
+from envkit.audit.suite import EnvSuite
 from envkit.display import Silent
 from envkit.sandbox import SandboxBackend
 
@@ -135,6 +136,14 @@ def test_every_task_of_the_office_is_solved_by_its_oracle(
     assert len(sources) == len({task.id for task in tasks}) == len(tasks)
 
 
-def test_the_office_passes_its_audit(office: Any, backend: SandboxBackend) -> None:
+class TestOfficeAudit(EnvSuite):
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def imported(cls, office: Any) -> None:
+        cls.kind = office.InvoiceOffice
+
+
+@pytest.mark.nightly
+def test_the_office_passes_its_whole_audit(office: Any, backend: SandboxBackend) -> None:
     found = certify(office.InvoiceOffice, backend, Silent())
     assert [finding for finding in found.findings if finding.ok is False] == []

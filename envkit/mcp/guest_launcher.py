@@ -27,16 +27,22 @@ class Server:
         into, out = self.process.stdin, self.process.stdout
         if into is None or out is None:
             raise OSError("the server has no pipes")
-        into.write(json.dumps(message) + "\n")
-        into.flush()
+        try:
+            into.write(json.dumps(message) + "\n")
+            into.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
         while "id" in message:
             line = out.readline()
             if not line:
-                raise OSError(f"the server ended with status {self.process.wait()}")
+                raise self._ended()
             answer = json.loads(line)
             if answer.get("id") == message["id"] and "method" not in answer:
                 return answer
         return {}
+
+    def _ended(self) -> OSError:
+        return OSError(f"the server ended with status {self.process.wait()}")
 
 
 def main() -> None:

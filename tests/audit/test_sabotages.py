@@ -126,5 +126,11 @@ def test_known_misses_are_still_missed(kind: type[Env], backend: SandboxBackend)
 
 
 @pytest.mark.parametrize("kind", HONEST, ids=lambda kind: kind.__name__)
+def test_honest_environments_pass_with_fewer_episodes(kind: type[Env], backend: SandboxBackend) -> None:
+    assert faults_of(kind, backend, quick=True) == []
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", HONEST, ids=lambda kind: kind.__name__)
 def test_honest_environments_pass(kind: type[Env], backend: SandboxBackend) -> None:
     assert faults_of(kind, backend) == []
