@@ -26,18 +26,16 @@ class _Episodes:
         sampled: tokens sampled per turn, beyond a prefix that the task's other episodes share.
         longest: the longest answer among those that are decoded together.
         later_turns: share of the turns after the first one that an episode plays.
+        is_trained: True if the model ends its episodes about where demonstrations end.
     """
 
     sampled: float
     longest: float
     later_turns: float
-
-    def turns(self, most: int) -> float:
-        """Turns that an episode plays, of at most ``most``."""
-        return 1 + self.later_turns * (most - 1)
+    is_trained: bool = False
 
 
-_OF_TRAINED = _Episodes(sampled=0.5, longest=3.5, later_turns=0.75)
+_OF_TRAINED = _Episodes(sampled=0.5, longest=3.5, later_turns=0.75, is_trained=True)
 #: The base talks before it answers, and hardly ever submits.
 _OF_BASE = _Episodes(sampled=2.5, longest=4.0, later_turns=1.0)
 
@@ -96,10 +94,17 @@ class PlanInputs:
         """Length of an observation after the first one, in tokens."""
         return _LATER_OBSERVATION * self.lengths.prompt
 
+    def turns(self, episodes: _Episodes) -> float:
+        """Turns that an episode plays."""
+        most: float = self.config.turns
+        if episodes.is_trained and self.config.is_warm:
+            most = min(most, self.lengths.turns + 1)
+        return 1 + episodes.later_turns * (most - 1)
+
     def decoding_s(self, episodes: _Episodes) -> float:
         """Seconds of decoding episodes together, beside the time of each row; the longest answer decides."""
         longest = min(self.config.max_completion_length, episodes.longest * self.answer)
-        return episodes.turns(self.config.turns) * longest * self.speed.step_s
+        return self.turns(episodes) * longest * self.speed.step_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +252,7 @@ def _evaluation_s(tasks: int, inputs: PlanInputs) -> float:
 
 def _row_s(tasks: int, inputs: PlanInputs, episodes: _Episodes) -> float:
     """Seconds to play a number of held-out tasks with one model."""
-    speed, turns = inputs.speed, episodes.turns(inputs.config.turns)
+    speed, turns = inputs.speed, inputs.turns(episodes)
     sampled = episodes.sampled * inputs.answer * (1 + _LATER_ROW * (turns - 1))
     episode_s = sampled * speed.row_s + (turns - 1) * inputs.later_observation / speed.prefill
     episode_s += turns * _ENV_TURN_S
@@ -258,7 +263,7 @@ def _row_s(tasks: int, inputs: PlanInputs, episodes: _Episodes) -> float:
 
 def _group_s(inputs: PlanInputs) -> float:
     """Seconds that a step takes for each of its groups, beside `PlanInputs.decoding_s`."""
-    config, speed, turns = inputs.config, inputs.speed, _OF_TRAINED.turns(inputs.config.turns)
+    config, speed, turns = inputs.config, inputs.speed, inputs.turns(_OF_TRAINED)
     # Without a warm start, a model samples until the length limit or a stop string.
     ends = config.is_warm or config.stop_strings
     answer = inputs.answer if ends else config.max_completion_length

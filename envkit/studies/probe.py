@@ -58,11 +58,13 @@ class Lengths:
         prompt: everything before the first answer: system message, first observation, chat template.
         answer: a correct answer.
         example: a whole demonstration: prompt, answers and the observations between them.
+        turns: answers of a demonstration.
     """
 
     prompt: int
     answer: int
     example: int
+    turns: float
 
 
 def probe(policy: Policy, say: Callable[[str], None]) -> Speed:
@@ -150,9 +152,10 @@ def measure(policy: Policy) -> tuple[Speed, float]:
 
 def lengths_of(examples: Sequence[sft.Example], demonstrations: Sequence[Demonstration]) -> Lengths:
     """Mean lengths of demonstrations; there must be at least one."""
-    answers = sum(example.trained for example in examples)
+    turns = mean(len(shown.exchanges) for shown in demonstrations)
     return Lengths(
         prompt=round(mean(len(example.prompt) for example in examples)),
-        answer=round(answers / sum(len(shown.exchanges) for shown in demonstrations)),
+        answer=round(mean(example.trained for example in examples) / turns),
         example=round(mean(len(example.prompt) + len(example.row.ids) for example in examples)),
+        turns=turns,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -15,7 +16,7 @@ from envkit.training.config import TrainConfig, from_mapping
 from envkit.training.policy import Policy
 
 SPEED = Speed(learn=300.0, prefill=1000.0, step_s=0.06, row_s=0.001)
-LENGTHS = Lengths(prompt=150, answer=64, example=214)
+LENGTHS = Lengths(prompt=150, answer=64, example=214, turns=1)
 #: Settings of `make demo MINUTES=3`.
 SHORT = from_mapping(demo_settings(3), "demo")
 
@@ -63,13 +64,24 @@ def test_a_longer_budget_buys_more_of_everything() -> None:
 def test_a_budget_holds_for_environments_with_longer_texts_and_more_turns() -> None:
     usual, longer, several = (
         plan(40, PlanInputs(SPEED, lengths, TrainConfig(max_turns=turns), 900, 2000, 4000))
-        for lengths, turns in ((LENGTHS, 1), (Lengths(800, 64, 864), 1), (LENGTHS, 4))
+        for lengths, turns in ((LENGTHS, 1), (Lengths(800, 64, 864, 1), 1), (replace(LENGTHS, turns=4), 4))
     )
     for other in (longer, several):
         assert other.heldout_tasks < usual.heldout_tasks
         groups, more = (one.train.max_steps * one.train.groups_per_step for one in (other, usual))
         assert groups < 0.7 * more
     assert longer.train.sft_examples < usual.train.sft_examples
+
+
+def test_a_trained_model_is_expected_to_end_about_where_demonstrations_end() -> None:
+    ten = TrainConfig(max_turns=10)
+    short, long, cold = (
+        plan(60, PlanInputs(SPEED, replace(LENGTHS, turns=turns), config, 16, 2000, 4000)).train
+        for turns, config in ((3, ten), (9, ten), (3, replace(ten, sft_examples=0)))
+    )
+    assert short.max_steps * short.groups_per_step > 1.5 * long.max_steps * long.groups_per_step
+    colder = plan(60, PlanInputs(SPEED, LENGTHS, replace(ten, sft_examples=0), 16, 2000, 4000)).train
+    assert (cold.max_steps, cold.groups_per_step) == (colder.max_steps, colder.groups_per_step)
 
 
 def test_a_budget_that_is_too_small_is_refused_and_a_sufficient_one_named() -> None:
