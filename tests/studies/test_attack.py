@@ -20,6 +20,7 @@ from envkit.audit import cases as audit_cases
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable
 from envkit.audit.cases import CASES, Case, keep_cases, read_cases, replay_cases, write_cases
 from envkit.audit.certificate import certify
+from envkit.audit.runner import AUDIT_CHECKS
 from envkit.checks import check
 from envkit.display import Silent
 from envkit.env import Env
@@ -207,8 +208,13 @@ def test_a_file_without_actions_is_no_file_of_cases(tmp_path: Path) -> None:
         read_cases(tmp_path / "cases.jsonl", Lax)
 
 
-def test_an_attack_is_part_of_the_certificate(cached: Path, model: str, backend: SandboxBackend) -> None:
+def test_an_attack_is_part_of_the_certificate(
+    cached: Path, model: str, backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solved = "the oracle earns full reward"
+    monkeypatch.setattr("envkit.audit.runner.AUDIT_CHECKS", {solved: AUDIT_CHECKS[solved]})
     more = [attacked(Lax, model).finding()]
     certificate = certify(Lax, backend, Silent(), more=more)
+    assert [finding.ok for finding in certificate.findings] == [True, False]
     assert certificate.findings[-1] == more[0]
     assert not certificate.passed

@@ -138,7 +138,8 @@ def test_resuming_from_the_last_common_step_gives_the_same_bits(make: Make, tmp_
     ("polls", "iterations"),
     [
         (45, 1),
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((20, 1), (70, 1), (45, 2), (60, 2))),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((20, 1), (45, 2))),
+        *(pytest.param(*each, marks=pytest.mark.nightly) for each in ((70, 1), (60, 2))),
     ],
 )
 def test_a_stop_within_a_step_leaves_all_seeds_at_the_same_step(
