@@ -11,6 +11,8 @@ from letters_env import Letters
 
 from envkit import ContractError, Env, SandboxBackend, Task, UsageError, check, evaluate, registry
 from envkit.api.common import load_tasks
+from envkit.audit.audited_env import AuditedEnv
+from envkit.audit.runner import AUDIT_CHECKS
 from envkit.audit.suite import EnvSuite
 from envkit.cli.play_capture import CapturingBackend
 from envkit.contents import data_paths, declared_contents
@@ -21,11 +23,24 @@ from envkit.sandboxes.process import ProcessBackend
 from envkit.stop import never
 from envkit.studies.validate_tasks import validate_tasks
 
+#: Checks that play many episodes, and for which packages make no difference.
+MANY_EPISODES = ("claims and padding earn nothing", "forged files earn nothing")
+
 
 class TestLetters(EnvSuite):
     """The audit, vectors in other processes, and single instances, without a line about packages."""
 
     kind = Letters
+
+    @pytest.mark.parametrize(
+        "check",
+        [
+            pytest.param(name, marks=pytest.mark.nightly if name in MANY_EPISODES else ())
+            for name in AUDIT_CHECKS
+        ],
+    )
+    def test_audit(self, audited: AuditedEnv, check: str) -> None:
+        super().test_audit(audited, check)
 
 
 class Plain(Env):
