@@ -8,7 +8,7 @@ import importlib
 import os
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,9 +43,12 @@ class Example(NamedTuple):
     backend: SandboxBackend
 
 
-def parameters(in_docker: pytest.MarkDecorator) -> list[Any]:
+def parameters(in_docker: pytest.MarkDecorator, at_night: Sequence[str] = ()) -> list[Any]:
     marks = [in_docker, pytest.mark.skipif(os.geteuid() != 0, reason="starts an engine")]
-    return [pytest.param(name, marks=marks if programs else ()) for name, programs in EXAMPLES.items()]
+    return [
+        pytest.param(name, marks=marks if programs else pytest.mark.nightly if name in at_night else ())
+        for name, programs in EXAMPLES.items()
+    ]
 
 
 @pytest.fixture(scope="module", params=parameters(pytest.mark.slow))
@@ -103,7 +106,9 @@ def test_the_application_takes_about_ten_lines(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.parametrize("example", parameters(pytest.mark.nightly), indirect=True)
+@pytest.mark.parametrize(
+    "example", parameters(pytest.mark.nightly, at_night=["repository_command"]), indirect=True
+)
 def test_it_passes_its_audit_of_fewer_episodes(example: Example) -> None:
     kind, _, backend = example
     tasks = kind.make_tasks("starter", sandbox=backend, display=Silent())

@@ -1,7 +1,8 @@
 """The attack corpus is played whole in the default sandbox, and one attack of each kind in the others.
 
 Attacks aim at grading, which is the same in every sandbox. Isolation is tested
-for each. Nightly runs play the whole corpus everywhere.
+for each. Nightly runs play the whole corpus everywhere, and look everywhere for
+what grows over many episodes.
 """
 
 from __future__ import annotations
@@ -18,10 +19,8 @@ SMOKE = {*FIRST_OF_KIND.values(), *(variant.name for variant in CORRECT[:3])}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         params = item.callspec.params if hasattr(item, "callspec") else {}
+        if params.get("backend") not in ("bubblewrap", "docker"):
+            continue
         program = params.get("attack") or params.get("variant")
-        if (
-            program is not None
-            and params.get("backend") in ("bubblewrap", "docker")
-            and program.name not in SMOKE
-        ):
+        if "cycles" in params or (program is not None and program.name not in SMOKE):
             item.add_marker(pytest.mark.nightly)
