@@ -31,7 +31,7 @@ class _Session:
 
 @final
 class LocalAgent:
-    """Answers with an engine. All waiting sessions are decoded together, as far as the engine holds them.
+    """Answers with an engine. Waiting sessions are decoded together, as many as its memory can hold.
 
     Args:
         name: name in reports.
@@ -107,13 +107,13 @@ class LocalAgent:
         prompts = {s.talk.ids[: s.talk.first_prompt] for s in held if not s.is_alone}
         shared = sum(s.talk.first_prompt for s in held if not s.is_alone) - sum(map(len, prompts))
         room = limit - sum(self._expected(session) for session in held) + shared
-        now = {id(session) for session in held}
+        now = {*held}
         for session in waiting:
-            if id(session) not in now and (not now or self._expected(session) <= room):
-                now.add(id(session))
+            if session not in now and (not now or self._expected(session) <= room):
+                now.add(session)
                 session.is_alone = True
                 room -= self._expected(session)
-        return [s for s in waiting if id(s) in now], [s for s in waiting if id(s) not in now]
+        return [s for s in waiting if s in now], [s for s in waiting if s not in now]
 
     def _expected(self, session: _Session) -> int:
         """Tokens that a conversation is expected to reach."""

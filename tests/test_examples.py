@@ -137,6 +137,8 @@ def test_every_task_of_the_office_is_solved_by_its_oracle(
 
 
 class TestOfficeAudit(EnvSuite):
+    """The office passes its audit of fewer episodes."""
+
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
     def imported(cls, office: Any) -> None:

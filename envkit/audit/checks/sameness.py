@@ -75,7 +75,7 @@ def same_elsewhere(audited: AuditedEnv) -> str:
 
     found = _elsewhere(audited, [*watched, *timed], _HASH_SEEDS[0], {})
     same = [Replayed.of(audited.play(each.task, each.actions, seed=7)) for each in watched]
-    _require_equal_there(watched, same, found)
+    _require_equal_there(watched, same, found[: len(watched)])
     few = [index for index, each in enumerate(watched) if each.task in tasks]
     for hash_seed in _HASH_SEEDS[1:]:
         replays = [watched[index] for index in few]
@@ -169,7 +169,7 @@ def _elsewhere(
 def _require_equal_there(
     replays: Sequence[Replay], here: Sequence[Replayed], there: Sequence[Replayed | str]
 ) -> None:
-    for replay, same, other in zip(replays, here, there, strict=False):
+    for replay, same, other in zip(replays, here, there, strict=True):
         if isinstance(other, str):
             raise AuditFailure(f"task {replay.task.id}: an episode raises in a fresh process: {other}")
         _require_equal(replay.task, "an episode differs in a fresh process, a year ago", same, other)
