@@ -98,6 +98,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for place in (
         "envkit.registry.sandbox_backend",
+        "envkit.plugins.sandbox_backend",  # of `doctor`
+        "envkit.env.sandbox_backend",
+        "envkit.environments.code_editor.tasksets.fetch_packages",  # downloads
         "envkit.benchmark.viewer.serve",
         "envkit.models.reference._from_hub",
         "envkit.models.reference._make",  # downloads a known model
