@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -84,6 +85,8 @@ class Env(gymnasium.Env[str, str], ABC):
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012  (Gymnasium's own attribute)
     #: Name in reports, e.g. ``code-editor``.
     id: ClassVar[str]
+    #: Split -> number of tasks that `make_task` makes.
+    task_counts: ClassVar[Mapping[str, int]] = {"train": 40, "heldout": 40}
     #: System message of every conversation with a model.
     system: ClassVar[str] = "You act in an environment. Answer each message with one action."
     #: ``"sandbox"`` if the application runs in the episode's sandbox. ``"external"`` if it cannot; every
@@ -252,6 +255,8 @@ class Env(gymnasium.Env[str, str], ABC):
     def make_tasks(cls, split: str, *, sandbox: SandboxBackend, display: Display) -> Sequence[Task]:
         """Make the environment's own tasks: the same ones at every call.
 
+        By default they are those of `make_task`, and the starters are the first six to train on.
+
         Args:
             split: ``"train"``, ``"heldout"``, ``"starter"`` for a few to play with, or ``"test"`` for tasks
                 that are only for final reports, if there are any.
@@ -261,7 +266,25 @@ class Env(gymnasium.Env[str, str], ABC):
         Raises:
             UsageError: the environment has no tasks of that split.
         """
-        raise UsageError(f"environment {cls.id} has no {split!r} tasks of its own; name a task file")
+        name, limit = ("train", 6) if split == "starter" else (split, None)
+        numbers = range(cls.task_counts.get(name, 0))[:limit]
+        if not numbers:
+            raise _no_tasks(cls, split)
+        return [cls.make_task(name, number, random.Random(f"{name} {number}")) for number in numbers]
+
+    @classmethod
+    def make_task(cls, split: str, number: int, draw: random.Random) -> Task:
+        """Make one of the generated tasks; `task_counts` says how many there are of each split.
+
+        Args:
+            split: one of `task_counts`.
+            number: from 0; a task's id is usually ``f"{split}/{number}"``.
+            draw: draws what differs between tasks; seeded with split and number.
+
+        Raises:
+            UsageError: the environment makes no tasks.
+        """
+        raise _no_tasks(cls, split)
 
     @final
     @classmethod
@@ -629,6 +652,10 @@ class Env(gymnasium.Env[str, str], ABC):
                 self.teardown()
             finally:
                 sandbox.close()
+
+
+def _no_tasks(kind: type[Env], split: str) -> UsageError:
+    return UsageError(f"environment {kind.id} has no {split!r} tasks of its own; name a task file")
 
 
 def _returned(found: object, kind: type[Returned], method: str, expected: str) -> Returned:

@@ -1,7 +1,5 @@
 """The smallest environment: answer a question about a table by running Python on it."""
 
-import random
-
 from envkit import Env, Task, check, tool
 
 
@@ -9,17 +7,13 @@ class Analyst(Env):
     id = "analyst"
 
     @classmethod
-    def make_tasks(cls, split, **_):
-        tasks = []
-        for number in range(200):
-            draw = random.Random(f"{split} {number}")
-            rows = [(draw.choice("ABC"), draw.randrange(100)) for _ in range(20)]
-            table = "item,price\n" + "".join(f"{item},{price}\n" for item, price in rows)
-            total = sum(price for item, price in rows if item == "A")
-            prompt = "What do the prices of item A in table.csv add up to?"
-            hidden = {"total": total}  # never enters a sandbox
-            tasks.append(Task(f"{split}-{number}", split, prompt, {"table.csv": table}, hidden=hidden))
-        return tasks
+    def make_task(cls, split, number, draw):
+        rows = [(draw.choice("ABC"), draw.randrange(100)) for _ in range(20)]
+        table = "item,price\n" + "".join(f"{item},{price}\n" for item, price in rows)
+        total = sum(price for item, price in rows if item == "A")
+        prompt = "What do the prices of item A in table.csv add up to?"
+        hidden = {"total": total}  # never enters a sandbox
+        return Task(f"{split}-{number}", split, prompt, {"table.csv": table}, hidden=hidden)
 
     @classmethod
     def oracle(cls, task):

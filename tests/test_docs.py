@@ -30,11 +30,12 @@ PAGES = [
 ]
 #: Languages of blocks that are neither run nor checked.
 NOT_RUN = {"text"}
-#: Pages whose Python blocks run from top to bottom. test_tutorial.py runs those of the tutorial.
+#: Pages whose Python blocks run from top to bottom. test_tutorial.py runs those of the tutorial, and
+#: cli/test_new.py those of the guide to `envkit new --service`.
 PROGRAMS = [
     pytest.param(page, marks=[pytest.mark.slow, pytest.mark.long] if page.name == "train.md" else ())
     for page in PAGES
-    if "```python" in page.read_text() and page.name != "tutorial.md"
+    if "```python" in page.read_text() and page.name not in ("tutorial.md", "service.md")
 ]
 #: Commands of the pages that take seconds and need nothing from earlier commands. Not here: `doctor`, which
 #: `tests/cli/test_cli.py` runs, and `sandbox check`, which `.ci/run` runs as an ordinary user.

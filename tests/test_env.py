@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import pytest
@@ -426,6 +427,25 @@ def test_reset_and_close_end_the_running_episode(env: GuessEnv, backend: Backend
 def test_invalid_settings_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         GuessEnv(**options)
+
+
+def test_tasks_are_made_one_by_one(backend: Backend) -> None:
+    class Dice(GuessEnv):
+        id = "dice"
+        task_counts: ClassVar = {"train": 8, "heldout": 2, "test": 3}
+
+        @classmethod
+        def make_task(cls, split: str, number: int, draw: random.Random) -> Task:
+            return Task(f"{split}/{number}", split, f"{draw.random()}", {})
+
+    found = {split: Dice.tasks_of(split, backend) for split in ("train", "heldout", "test", "starter")}
+    assert {split: len(tasks) for split, tasks in found.items()} == {**Dice.task_counts, "starter": 6}
+    assert found["starter"] == found["train"][:6]
+    assert Dice.tasks_of("train", backend) == found["train"]
+    assert len({task.prompt for split in Dice.task_counts for task in found[split]}) == 13
+    for kind, split in ((Dice, "dev"), (GuessEnv, "train"), (GuessEnv, "dev")):
+        with pytest.raises(UsageError, match=f"{kind.id} has no '{split}' tasks of its own; name a task file"):
+            kind.tasks_of(split, backend)
 
 
 def test_an_environment_without_weighted_check_or_id_is_refused(backend: Backend) -> None:

@@ -32,10 +32,10 @@ def test_an_example_is_short(name: str, lines: int) -> None:
 
 def test_the_analyst_is_a_whole_environment(load: Any, backend: SandboxBackend) -> None:
     kind = load("analyst").Analyst
-    tasks = kind.make_tasks("train")
-    assert tasks == kind.make_tasks("train")
+    tasks = kind.tasks_of("train", backend)
+    assert tasks == kind.tasks_of("train", backend)
     assert not {task.files["table.csv"] for task in tasks} & {
-        task.files["table.csv"] for task in kind.make_tasks("heldout")
+        task.files["table.csv"] for task in kind.tasks_of("heldout", backend)
     }
     env = kind(tasks=tasks, sandbox=backend)
     check_env(env, skip_render_check=True)

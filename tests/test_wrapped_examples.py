@@ -32,7 +32,7 @@ EXAMPLES = {
     "shell_image": ("bash", "grep", "mkdir", "mv", "rm", "wc"),
 }
 #: What every environment has. The rest of an example's class is about its application.
-OF_EVERY_ENVIRONMENT = {"make_tasks", "oracle", "exploits", "as_asked"}
+OF_EVERY_ENVIRONMENT = {"make_task", "oracle", "exploits", "as_asked"}
 
 
 class Example(NamedTuple):

@@ -18,12 +18,13 @@ def new(
     into: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Where its folder is made.", show_default="this folder")
     ] = Path(),
+    service: Annotated[bool, typer.Option("--service", help="Around a web service.")] = False,
     as_json: Json = False,
 ) -> None:
     """Create a package with a small working environment, ready to be made your own."""
     from envkit.scaffold import commands, create
 
-    folder = create(name, into)
+    folder = create(name, into, "service" if service else "program")
     # `python` in the user's shell may be another interpreter, without envkit.
     next_commands = [f"cd {shlex.quote(str(folder))}", *commands(name, shlex.quote(sys.executable))]
     if as_json:

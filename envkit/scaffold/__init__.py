@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import jinja2
 
@@ -17,16 +17,12 @@ from envkit import registry
 from envkit.errors import StoreError, UsageError
 from envkit.store import sync_folder
 
-#: Template -> path in the new folder; ``PACKAGE`` stands for the package's name.
-_FILES: Final[Mapping[str, str]] = {
-    "pyproject.toml.j2": "pyproject.toml",
-    "README.md.j2": "README.md",
-    "init.py.j2": "PACKAGE/__init__.py",
-    "program.py.j2": "PACKAGE/program.py",
-    "app.py.j2": "PACKAGE/app.py",
-    "tasks.py.j2": "PACKAGE/tasks.py",
-    "env.py.j2": "PACKAGE/env.py",
-    "test_env.py.j2": "tests/test_env.py",
+#: What the small application of a new package is: a program that is run for each action, or a web service.
+Application = Literal["program", "service"]
+#: Application -> what an agent has to do with it.
+_DESCRIPTIONS: Final[Mapping[Application, str]] = {
+    "program": "sort out the tickets of a help desk",
+    "service": "cancel some of a shop's orders",
 }
 #: Normalized names of distributions.
 _NAME: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -74,8 +70,12 @@ def check_name(name: str) -> None:
         )
 
 
-def render(name: str) -> dict[str, str]:
-    """Render all files of the package: path -> text. The name must pass `check_name`."""
+def render(name: str, application: Application = "program") -> dict[str, str]:
+    """Render all files of the package: path -> text. The name must pass `check_name`.
+
+    Templates lie as the files will, in the folder ``shared`` and in one for each application. ``PACKAGE``
+    stands for the package's name.
+    """
     package = name.replace("-", "_")
     variables = {
         "name": name,
@@ -83,6 +83,8 @@ def render(name: str) -> dict[str, str]:
         "title": name.replace("-", " ").capitalize(),
         "kind": "".join(part.capitalize() for part in name.split("-")) + "Env",
         "commands": commands(name),
+        "task": _DESCRIPTIONS[application],
+        "data": ["service.py"] if application == "service" else [],
     }
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("envkit.scaffold", "."),
@@ -90,14 +92,17 @@ def render(name: str) -> dict[str, str]:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    return {
-        path.replace("PACKAGE", package): templates.get_template(template).render(variables)
-        for template, path in _FILES.items()
-    }
+    files: dict[str, str] = {}
+    for template in templates.list_templates(extensions=["j2"]):
+        folder, _, path = template.partition("/")
+        if folder in ("shared", application):
+            to = path.removesuffix(".j2").replace("PACKAGE", package)
+            files[to] = templates.get_template(template).render(variables)
+    return files
 
 
-def create(name: str, into: Path) -> Path:
-    """Create the folder ``into/name``, completely or not at all.
+def create(name: str, into: Path, application: Application = "program") -> Path:
+    """Create the folder ``into/name`` around an application, completely or not at all.
 
     Raises:
         UsageError: the name is refused, see `check_name`; ``into`` is no folder; or the new folder exists.
@@ -105,7 +110,7 @@ def create(name: str, into: Path) -> Path:
     """
     check_name(name)
     folder = into / name
-    files = render(name)
+    files = render(name, application)
     draft = into / f".{name}.{secrets.token_hex(4)}.tmp"
     try:
         if not into.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import re
@@ -11,16 +12,22 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from installed import install, run
 
+from envkit import Env
+from envkit.audit.certificate import certify
+from envkit.display import Silent
 from envkit.errors import StoreError, UsageError
+from envkit.registry import sandbox_backend
 from envkit.scaffold import commands, create, render
 
 NAME = "ticket-desk"
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "service.md"
 
 
 # Made.
@@ -65,6 +72,43 @@ def test_every_file_has_the_new_names(tmp_path: Path, name: str, kind: str) -> N
     ruff = (sys.executable, "-m", "ruff")
     run(*ruff, "check", *rules, "--select", "B,E,F,I,PT,RUF,SIM,UP", "--no-cache", ".", cwd=folder)
     run(*ruff, "format", *rules, "--check", "--no-cache", ".", cwd=folder)
+
+
+def test_a_service_has_its_own_files(tmp_path: Path) -> None:
+    run(sys.executable, "-m", "envkit.cli", "new", "shop", "--service", cwd=tmp_path)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    found = {str(path.relative_to(tmp_path)): path.read_text() for path in files}
+    assert found == {f"shop/{path}": text for path, text in render("shop", "service").items()}
+    project: Any = tomllib.loads(found["shop/pyproject.toml"])
+    assert project["tool"]["setuptools"]["package-data"] == {"shop": ["service.py", "certificate.json"]}
+    for name in ("env", "service"):
+        assert "\nTo make it yours: " in found[f"shop/shop/{name}.py"]
+    rules = ("--isolated", "--line-length", "110")
+    run(sys.executable, "-m", "ruff", "format", *rules, "--check", "--no-cache", ".", cwd=tmp_path)
+
+
+@pytest.fixture
+def service_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Env]]:
+    """The class of the new package, imported from its folder."""
+    monkeypatch.syspath_prepend(str(create("web-shop", tmp_path, "service")))
+    yield importlib.import_module("web_shop").WebShopEnv
+    for module in [name for name in sys.modules if name.partition(".")[0] == "web_shop"]:
+        del sys.modules[module]
+
+
+def test_the_guide_shows_and_plays_it(service_env: type[Env], capsys: pytest.CaptureFixture[str]) -> None:
+    shown, played = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+    assert shown == render("shop", "service")["shop/env.py"]
+    exec(played, {"ShopEnv": service_env})
+    rewards = [line.split()[1] for line in capsys.readouterr().out.splitlines() if "(" in line[:8]]
+    assert rewards == ["0.5", "0.5", "0.0"]
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_a_service_passes_its_audit(service_env: type[Env]) -> None:
+    found = certify(service_env, sandbox_backend(), Silent())
+    assert [finding for finding in found.findings if finding.ok is False] == []
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,15 @@ import pytest
 import tiny
 
 ANALYST = (Path(__file__).parents[2] / "examples" / "analyst.py").read_text()
+FEW = '    task_counts = {"train": 4, "heldout": 4}\n'
+NAMED = '    id = "analyst"\n'
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the smallest example is installed as a package, as pip would install it."""
     folder = tmp_path_factory.mktemp("site")
-    (folder / "my_package.py").write_text(ANALYST.replace("range(200)", "range(4)"))
+    (folder / "my_package.py").write_text(ANALYST.replace(NAMED, NAMED + FEW))
     about = folder / "my_package-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")

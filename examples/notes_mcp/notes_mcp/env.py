@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from envkit import Exploit, Task, check, tool
 from envkit.mcp import McpEnv
 from envkit.tools import format_call
-from notes_mcp.tasks import START, generate, notes_of, wanted
+from notes_mcp.tasks import START, make_task, notes_of, wanted
 
 
 class Notes(McpEnv):
@@ -17,6 +18,7 @@ class Notes(McpEnv):
     system = "You keep notes. Answer with one call of a tool."
     data = ("server.py",)
     max_turns = 8
+    task_counts: ClassVar = {"train": 240, "heldout": 120}
 
     def server(self) -> Sequence[str]:
         return ["python3", "/data/server.py"]
@@ -27,8 +29,8 @@ class Notes(McpEnv):
         return "Thank you."
 
     @classmethod
-    def make_tasks(cls, split: str, **context: Any) -> Sequence[Task]:
-        return generate(split) or super().make_tasks(split, **context)
+    def make_task(cls, split: str, number: int, draw: random.Random) -> Task:
+        return make_task(split, number, draw)
 
     @classmethod
     def oracle(cls, task: Task) -> Sequence[str]:

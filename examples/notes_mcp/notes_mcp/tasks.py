@@ -18,14 +18,6 @@ _PEOPLE = {
     "heldout": ("Kim Kerr", "Lea Lund", "Max Moor", "Nia North", "Otto Olsen"),
 }
 _THINGS = ("paper", "lunch", "a taxi", "stamps", "tools", "paint", "a lamp", "tea", "flowers", "a chair")
-_COUNT = {"train": 240, "heldout": 120}
-
-
-def generate(split: str) -> list[Task]:
-    """The tasks of a split; ``starter`` has the first train tasks. Empty for an unknown split."""
-    if split == "starter":
-        return generate("train")[:6]
-    return [_task(split, number) for number in range(_COUNT.get(split, 0))]
 
 
 def notes_of(task: Task) -> dict[int, str]:
@@ -40,8 +32,8 @@ def wanted(task: Task) -> list[str]:
     return [*kept, *map(str, hidden["added"])]
 
 
-def _task(split: str, index: int) -> Task:
-    draw = random.Random(f"{split} {index}")
+def make_task(split: str, index: int, draw: random.Random) -> Task:
+    """One of the tasks."""
     level = index % 3 + 1
     people = draw.sample(_PEOPLE[split], 3)
     debts = [(person, thing) for person in people for thing in draw.sample(_THINGS, 3)]

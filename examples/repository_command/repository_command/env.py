@@ -8,12 +8,13 @@ stock.bundle`` shows it. The URL of a repository stands in the same place:
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
-from typing import Any
+from typing import ClassVar
 
 from envkit import CommandEnv, Exploit, Task, check
 from envkit.tools import format_call
-from repository_command.tasks import START, generate, wanted
+from repository_command.tasks import START, make_task, wanted
 
 
 class StockRoom(CommandEnv):
@@ -22,10 +23,11 @@ class StockRoom(CommandEnv):
     data = ("git+stock.bundle@b7179b639fb68ffe40a286d977edd45c9c2da393",)
     command = ("python3", "/data/stock/stock.py")
     max_turns = 8
+    task_counts: ClassVar = {"train": 240, "heldout": 120}
 
     @classmethod
-    def make_tasks(cls, split: str, **context: Any) -> Sequence[Task]:
-        return generate(split) or super().make_tasks(split, **context)
+    def make_task(cls, split: str, number: int, draw: random.Random) -> Task:
+        return make_task(split, number, draw)
 
     @classmethod
     def oracle(cls, task: Task) -> Sequence[str]:

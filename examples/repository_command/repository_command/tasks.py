@@ -19,14 +19,6 @@ _ITEMS = {
     "train": ("bolts", "bulbs", "cups", "forks", "hooks", "keys", "lamps", "nails", "pens", "plates"),
     "heldout": ("saws", "screws", "spades", "spoons", "stools", "tiles"),
 }
-_COUNT = {"train": 240, "heldout": 120}
-
-
-def generate(split: str) -> list[Task]:
-    """The tasks of a split; ``starter`` has the first train tasks. Empty for an unknown split."""
-    if split == "starter":
-        return generate("train")[:6]
-    return [_task(split, number) for number in range(_COUNT.get(split, 0))]
 
 
 def wanted(task: Task) -> dict[str, dict[str, int]]:
@@ -39,8 +31,8 @@ def wanted(task: Task) -> dict[str, dict[str, int]]:
     return stock
 
 
-def _task(split: str, index: int) -> Task:
-    draw = random.Random(f"{split} {index}")
+def make_task(split: str, index: int, draw: random.Random) -> Task:
+    """One of the tasks."""
     level = index % 3 + 1
     items = draw.sample(_ITEMS[split], 4)
     item = items[0]

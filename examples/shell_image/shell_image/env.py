@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
-from typing import Any
+from typing import ClassVar
 
 from envkit import CommandEnv, Exploit, Task, check
-from shell_image.tasks import FOLDER, generate, solution, wanted
+from shell_image.tasks import FOLDER, make_task, solution, wanted
 
 
 class Shell(CommandEnv):
@@ -15,10 +16,11 @@ class Shell(CommandEnv):
     image = "python:3.12-slim"
     command = ("bash",)
     max_turns = 6
+    task_counts: ClassVar = {"train": 240, "heldout": 120}
 
     @classmethod
-    def make_tasks(cls, split: str, **context: Any) -> Sequence[Task]:
-        return generate(split) or super().make_tasks(split, **context)
+    def make_task(cls, split: str, number: int, draw: random.Random) -> Task:
+        return make_task(split, number, draw)
 
     @classmethod
     def oracle(cls, task: Task) -> Sequence[str]:

@@ -18,14 +18,6 @@ _THINGS = {
     "heldout": ("maple", "oak", "olive", "pear", "pine", "poplar", "rowan", "spruce", "willow", "yew"),
 }
 _LINES = ("We sell {}.", "Is there any {} left?", "The {} has arrived.", "Please send us {}.", "No {} today.")
-_COUNT = {"train": 240, "heldout": 120}
-
-
-def generate(split: str) -> list[Task]:
-    """The tasks of a split; ``starter`` has the first train tasks. Empty for an unknown split."""
-    if split == "starter":
-        return generate("train")[:6]
-    return [_task(split, number) for number in range(_COUNT.get(split, 0))]
 
 
 def solution(task: Task) -> str:
@@ -50,8 +42,8 @@ def wanted(task: Task) -> Mapping[str, bytes]:
     return files
 
 
-def _task(split: str, index: int) -> Task:
-    draw = random.Random(f"{split} {index}")
+def make_task(split: str, index: int, draw: random.Random) -> Task:
+    """One of the tasks."""
     level = index % 3 + 1
     things = draw.sample(_THINGS[split], 6)
     first, second = things[:2]
