@@ -91,11 +91,11 @@ def peft_model(ref: ModelRef) -> Any:
 
 def record_forwards(engine: Any) -> list[tuple[int, int]]:
     """Return a list that collects the shapes of all later forward passes."""
-    seen, forward = list[tuple[int, int]](), engine._forward
+    seen, forward = list[tuple[int, int]](), engine.forward
 
     def spy(ids: torch.Tensor, *others: Any) -> torch.Tensor:
         seen.append((ids.shape[0], ids.shape[1]))
         return forward(ids, *others)
 
-    engine._forward = spy
+    engine.forward = spy
     return seen

@@ -137,7 +137,7 @@ def load_adapter(
     from envkit.training.config import TrainConfig
 
     require_training()
-    from envkit.training.adapter_folder import recorded_base
+    from envkit.models.adapter_folder import recorded_base
 
     folder = adapter_folder(Path(path), step)
     trained, environment = training_of(folder)

@@ -433,7 +433,7 @@ def _base(given: Path | str, adapters: Sequence[Path]) -> tuple[str, str]:
 
 def _recorded(adapters: Sequence[Path]) -> str:
     """Return the base that the first adapter was trained on; empty if its folder names none."""
-    from envkit.training.adapter_folder import recorded_base
+    from envkit.models.adapter_folder import recorded_base
 
     return next((recorded_base(path) for path in adapters), "")
 

@@ -330,7 +330,7 @@ def _require_distinct(names: Sequence[str], seeds: Sequence[int]) -> None:
 
 def _settings(config: TrainConfig | Mapping[str, Any] | Path | str | None, **overrides: Any) -> TrainConfig:
     """Read the configuration, then apply the values that the caller gave."""
-    from envkit.training.adapter_folder import recorded_base
+    from envkit.models.adapter_folder import recorded_base
     from envkit.training.config import TrainConfig, from_mapping, from_toml, to_mapping
 
     if isinstance(config, TrainConfig):

@@ -29,7 +29,7 @@ _DROP_BELOW = 0.75
 
 #: Features of some models' attention that envkit does not support.
 _UNSUPPORTED_FEATURES = ("sliding_window", "softcap", "s_aux")
-_UNSUPPORTED_LAYERS = (
+UNSUPPORTED_LAYERS = (
     "this model has layers without attention, or values of another size than its keys, which envkit does not "
     "support; use another model"
 )
@@ -119,7 +119,7 @@ class Prefill:
             self.keys.append(key.new_zeros(shape))
             self.values.append(value.new_zeros(shape))
         if layer >= len(self.keys):
-            raise ModelError(_UNSUPPORTED_LAYERS)
+            raise ModelError(UNSUPPORTED_LAYERS)
         self.keys[layer][self._selected, :, : key.shape[2]] = key
         self.values[layer][self._selected, :, : key.shape[2]] = value
         # Right padding needs no mask: causal attention never looks right.
@@ -154,14 +154,14 @@ def require_plain(model: Any) -> None:
         model.set_attn_implementation(register())
         decoder(input_ids=ids, position_ids=ids, use_cache=False, layout=layout)
     if len(layout.keys) != model.config.get_text_config().num_hidden_layers:
-        raise ModelError(_UNSUPPORTED_LAYERS)
+        raise ModelError(UNSUPPORTED_LAYERS)
     if not torch.allclose(head_output.float(), logits.float(), equal_nan=True):
         raise ModelError(
             "this model scales or caps its logits, which envkit does not support; use another model"
         )
 
 
-def _partial(
+def partial_attention(
     query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Attention over a part of the keys, and the logarithm of its softmax's denominator, to join parts by.
@@ -271,9 +271,9 @@ class Decode:
         query = query.reshape(total, kv, share * fresh, size)
         bias_NP = self._bias_NP[prompts, None, None]
         prefix_keys, prefix_values = self._prefix_keys[layer][prompts], self._prefix_values[layer][prompts]
-        over_prompt, prompt_mass = _partial(fold(query), prefix_keys, prefix_values, bias_NP, scale)
+        over_prompt, prompt_mass = partial_attention(fold(query), prefix_keys, prefix_values, bias_NP, scale)
         bias = self._own_bias(fresh, share)
-        over_own, own_mass = _partial(query, keys[:, :, :end], values[:, :, :end], bias, scale)
+        over_own, own_mass = partial_attention(query, keys[:, :, :end], values[:, :, :end], bias, scale)
         # The prompt's share of a softmax over both.
         part = torch.sigmoid(unfold(prompt_mass[..., None]) - own_mass[..., None])
         out = torch.lerp(over_own.float(), unfold(over_prompt).float(), part).to(query.dtype)

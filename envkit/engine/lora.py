@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any, cast, final
 
@@ -72,6 +72,23 @@ def copy_without_weights(model: Any) -> Any:
     return copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The adapters of the rows of a forward pass.
+
+    Args:
+        adapters: their numbers. None: all rows are the base's.
+        subset: the same as an index: a slice if they are consecutive.
+        rows: the rows that have an adapter; ``None`` for all.
+        rectangle: those rows by adapter; ``None`` if there is one adapter, or none, for all rows.
+    """
+
+    adapters: frozenset[int]
+    subset: slice | Tensor = field(default_factory=lambda: slice(0))
+    rows: Tensor | None = None
+    rectangle: Rectangle | None = None
+
+
 @final
 class Linears:
     """All linear layers of a model but its head, with adapters.
@@ -85,10 +102,10 @@ class Linears:
         #: The rewritten model.
         self.model: Any = copy_without_weights(model)
         self._products: list[tuple[_Product, list[str]]] = []
-        self._device, self._count = model.device, 0
-        #: The adapter of all rows of the next forward pass; or the N adapters in the batch (``None`` for all,
-        #: in order) and the rows of each.
-        self.chosen: int | tuple[Tensor | None, Rectangle] = 0
+        self._device = model.device
+        #: Which adapters change nothing: rows of the base cost no product.
+        self._empty: list[bool] = []
+        self.chosen: Chosen = Chosen(frozenset())
         originals: dict[str, Any] = dict(model.named_modules())
         head = self.model.get_output_embeddings()
         for parent, module in [*self.model.named_modules()]:
@@ -110,38 +127,79 @@ class Linears:
         Raises:
             ModelError: an adapter changes a layer that is missing, is the head, or has another shape.
         """
+        for adapter in adapters:
+            self._require_fit(adapter)
+        self._empty = [not adapter for adapter in adapters]
+        for product, paths in self._products:
+            product.load([[adapter.get(path) for path in paths] for adapter in adapters])
+
+    def put(self, number: int, adapter: Mapping[str, Update]) -> None:
+        """Replace one adapter, or add one with the next number; the others stay. An empty one is the base.
+
+        Raises:
+            ModelError: as in `load`; nothing has changed then.
+        """
+        self._require_fit(adapter)
+        self._empty[number : number + 1] = [not adapter]
+        for product, paths in self._products:
+            product.put(number, len(self._empty), [adapter.get(path) for path in paths])
+
+    def keep(self, count: int) -> None:
+        """Drop the adapters from number ``count`` on, and free their memory."""
+        del self._empty[count:]
+        for product, _ in self._products:
+            product.keep(count)
+
+    def cost_bytes(self, number: int, adapter: Mapping[str, Update]) -> int:
+        """Memory of all adapters if this one is put among them."""
+        count = max(len(self._empty), number + 1)
+        return sum(
+            product.cost_bytes(count, [adapter.get(path) for path in paths])
+            for product, paths in self._products
+        )
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Memory of all adapters."""
+        return sum(product.adapter_bytes for product, _ in self._products)
+
+    def choose(self, adapters_B: Sequence[int]) -> None:
+        """Choose the adapter of each row of the next forward pass; -1 is the base."""
+        rows = [row for row, adapter in enumerate(adapters_B) if not self._is_base(adapter)]
+        present = sorted({adapters_B[row] for row in rows})
+        if len(present) < 2 and len(rows) in (0, len(adapters_B)):
+            self.chosen = Chosen(frozenset(present))
+            return
+        position = {adapter: index for index, adapter in enumerate(present)}
+        self.chosen = Chosen(
+            frozenset(present),
+            self._subset(present),
+            torch.tensor(rows, device=self._device) if len(rows) < len(adapters_B) else None,
+            Rectangle([position[adapters_B[row]] for row in rows], len(present), self._device),
+        )
+
+    def _subset(self, present: Sequence[int]) -> slice | Tensor:
+        """Index of these adapters in the stacks. If they stand together, none is copied."""
+        if present[-1] - present[0] == len(present) - 1:
+            return slice(present[0], present[-1] + 1)
+        return torch.tensor(present, device=self._device)
+
+    def _is_base(self, adapter: int) -> bool:
+        return adapter < 0 or not self._empty or self._empty[adapter]
+
+    def _require_fit(self, adapter: Mapping[str, Update]) -> None:
         shapes = {
             path: (size, product.width)
             for product, paths in self._products
             for path, size in zip(paths, product.sizes, strict=True)
         }
-        for adapter in adapters:
-            for path, update in adapter.items():
-                shape = (len(update.up), update.down.shape[1])
-                if (expected := shapes.get(path)) != shape:
-                    problem = (
-                        "is no linear layer below the head"
-                        if expected is None
-                        else f"has shape {expected} here"
-                    )
-                    raise ModelError(f"an adapter of shape {shape} changes {path}, which {problem}")
-        self._count = len(adapters)
-        for product, paths in self._products:
-            product.load([[adapter.get(path) for path in paths] for adapter in adapters])
-
-    def choose(self, adapters_B: Sequence[int]) -> None:
-        """Choose the adapter of each row of the next forward pass."""
-        present = sorted({*adapters_B})
-        if len(present) == 1:
-            [self.chosen] = present
-            return
-        position = {adapter: index for index, adapter in enumerate(present)}
-        # If all are in the batch, none is copied.
-        subset = torch.tensor(present, device=self._device) if len(present) < self._count else None
-        self.chosen = (
-            subset,
-            Rectangle([position[adapter] for adapter in adapters_B], len(present), self._device),
-        )
+        for path, update in adapter.items():
+            shape = (len(update.up), update.down.shape[1])
+            if (expected := shapes.get(path)) != shape:
+                problem = (
+                    "is no linear layer below the head" if expected is None else f"has shape {expected} here"
+                )
+                raise ModelError(f"an adapter of shape {shape} changes {path}, which {problem}")
 
 
 def _groups(layers: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -181,25 +239,69 @@ class _Product:
         self._base = PrepackedLinear(self._weight, bias, [layer.weight for layer in layers])
         self._downs_MRI: Tensor | None = None
         self._ups_MOR: Tensor | None = None
+        #: Copies of the stacks' parts for the adapters of the last batch, which often is the next one's too.
+        self._gathered: tuple[frozenset[int], Tensor, Tensor] | None = None
         self._last_input: Tensor | None = None
         self._last_outputs: Sequence[Tensor] = ()
 
     def load(self, adapters: Sequence[Sequence[Update | None]]) -> None:
         """Stack the updates: one per adapter and layer, or ``None``."""
-        self._downs_MRI = self._ups_MOR = None
+        self._downs_MRI = self._ups_MOR = self._gathered = None
         if not any(update for adapter in adapters for update in adapter):
             return
-        rank = max(sum(len(update.down) for update in adapter if update) for adapter in adapters)
-        ends = [0, *accumulate(self.sizes)]
-        self._downs_MRI = self._weight.new_zeros(len(adapters), rank, self.width)
-        self._ups_MOR = self._weight.new_zeros(len(adapters), ends[-1], rank)
+        stacks = self._reserve(len(adapters), max(map(_rank, adapters)))
         for number, adapter in enumerate(adapters):
-            used = 0
-            for update, (start, stop) in zip(adapter, pairwise(ends), strict=True):
-                if update is not None:
-                    ranks = slice(used, used := used + len(update.down))
-                    self._downs_MRI[number, ranks] = update.down
-                    self._ups_MOR[number, start:stop, ranks] = update.up
+            self._write(stacks, number, adapter)
+
+    def put(self, number: int, count: int, adapter: Sequence[Update | None]) -> None:
+        """Replace the updates of one of ``count`` adapters; the others stay."""
+        self._gathered = None
+        if self._downs_MRI is not None or any(adapter):
+            self._write(self._reserve(count, _rank(adapter)), number, adapter)
+
+    def keep(self, count: int) -> None:
+        """Drop the updates of all adapters but the first ``count``."""
+        self._gathered = None
+        if count == 0:
+            self._downs_MRI = self._ups_MOR = None
+        elif self._downs_MRI is not None and self._ups_MOR is not None:
+            # Copies: a view would hold the memory of what is dropped.
+            self._downs_MRI, self._ups_MOR = self._downs_MRI[:count].clone(), self._ups_MOR[:count].clone()
+
+    def cost_bytes(self, count: int, adapter: Sequence[Update | None]) -> int:
+        """Memory of ``count`` adapters, if one of them has these updates."""
+        rank = max(_rank(adapter), 0 if self._downs_MRI is None else self._downs_MRI.shape[1])
+        return count * rank * (self.width + sum(self.sizes)) * self._weight.element_size()
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Memory of the adapters' updates."""
+        stacks = (self._downs_MRI, self._ups_MOR)
+        return sum(stack.numel() * stack.element_size() for stack in stacks if stack is not None)
+
+    def _reserve(self, count: int, rank: int) -> tuple[Tensor, Tensor]:
+        """Make room for so many adapters of that rank beside those that are there; returns the stacks."""
+        downs, ups = self._downs_MRI, self._ups_MOR
+        if downs is None or ups is None or len(downs) < count or downs.shape[1] < rank:
+            held, held_rank = (0, 0) if downs is None else downs.shape[:2]
+            count, rank = max(count, held), max(rank, held_rank)
+            self._downs_MRI = self._weight.new_zeros(count, rank, self.width)
+            self._ups_MOR = self._weight.new_zeros(count, sum(self.sizes), rank)
+            if downs is not None and ups is not None:
+                self._downs_MRI[:held, :held_rank], self._ups_MOR[:held, :, :held_rank] = downs, ups
+            return self._downs_MRI, self._ups_MOR
+        return downs, ups
+
+    def _write(self, stacks: tuple[Tensor, Tensor], number: int, adapter: Sequence[Update | None]) -> None:
+        """Write the updates of an adapter over those that had its number."""
+        downs_MRI, ups_MOR = stacks
+        downs_MRI[number], ups_MOR[number] = 0, 0
+        used = 0
+        for update, (start, stop) in zip(adapter, pairwise([0, *accumulate(self.sizes)]), strict=True):
+            if update is not None:
+                ranks = slice(used, used := used + len(update.down))
+                downs_MRI[number, ranks] = update.down
+                ups_MOR[number, start:stop, ranks] = update.up
 
     def part(self, x_BSI: Tensor, number: int) -> Tensor:
         """The output of one layer. All are computed when the first is asked for."""
@@ -218,21 +320,36 @@ class _Product:
     def _compute(self, x_BSI: Tensor) -> Tensor:
         out_BSO = self._base(x_BSI)
         chosen = self._owner.chosen
-        if self._downs_MRI is None or self._ups_MOR is None:
+        if self._downs_MRI is None or self._ups_MOR is None or not chosen.adapters:
             return out_BSO
-        if isinstance(chosen, int):
-            inner_NR = linear(x_BSI, self._downs_MRI[chosen]).flatten(0, -2)
-            out_BSO.flatten(0, -2).addmm_(inner_NR, self._ups_MOR[chosen].T)
+        if chosen.rectangle is None:
+            [number] = chosen.adapters
+            inner_NR = linear(x_BSI, self._downs_MRI[number]).flatten(0, -2)
+            out_BSO.flatten(0, -2).addmm_(inner_NR, self._ups_MOR[number].T)
+            return out_BSO
+        downs_NRI, ups_NOR = self._stacks_of(chosen, self._downs_MRI, self._ups_MOR)
+        by_adapter = chosen.rectangle.fold(x_BSI if chosen.rows is None else x_BSI[chosen.rows])
+        inner = torch.bmm(by_adapter.flatten(1, 2), downs_NRI.transpose(1, 2))
+        update = torch.bmm(inner, ups_NOR.transpose(1, 2))
+        updates = chosen.rectangle.unfold(update.view(*by_adapter.shape[:-1], -1))
+        if chosen.rows is None:
+            out_BSO += updates
         else:
-            subset, rectangle = chosen
-            downs_NRI, ups_NOR = (
-                stack if subset is None else stack[subset] for stack in (self._downs_MRI, self._ups_MOR)
-            )
-            by_adapter = rectangle.fold(x_BSI)
-            inner = torch.bmm(by_adapter.flatten(1, 2), downs_NRI.transpose(1, 2))
-            update = torch.bmm(inner, ups_NOR.transpose(1, 2))
-            out_BSO += rectangle.unfold(update.view(*by_adapter.shape[:-1], -1))
+            out_BSO.index_add_(0, chosen.rows, updates)
         return out_BSO
+
+    def _stacks_of(self, chosen: Chosen, downs_MRI: Tensor, ups_MOR: Tensor) -> tuple[Tensor, Tensor]:
+        """The stacked updates of the chosen adapters."""
+        if isinstance(chosen.subset, slice):
+            return downs_MRI[chosen.subset], ups_MOR[chosen.subset]
+        if self._gathered is None or self._gathered[0] != chosen.adapters:
+            self._gathered = (chosen.adapters, downs_MRI[chosen.subset], ups_MOR[chosen.subset])
+        return self._gathered[1:]
+
+
+def _rank(adapter: Sequence[Update | None]) -> int:
+    """Rank of an adapter's update of fused layers: the sum of theirs."""
+    return sum(len(update.down) for update in adapter if update)
 
 
 @final

@@ -15,6 +15,7 @@ from envkit.engine.head import Head
 from envkit.engine.kv_cache import CachedConversation, KVCache
 from envkit.engine.lora import Linears, Update
 from envkit.engine.protocol import AdapterEngine, Completion, Request, Sampling, uniforms
+from envkit.engine.ragged import Ragged
 from envkit.engine.sampling import draw
 from envkit.engine.stop_strings import StopStrings
 from envkit.errors import ContractError, ModelError
@@ -99,20 +100,23 @@ class TorchEngine(AdapterEngine):
         decode: Callable[[Sequence[int]], str] | None = None,
         head: Head | None = None,
     ) -> None:
-        self._linears = Linears(model)
-        rewritten = self._linears.model
+        #: The model's linear layers with their adapters.
+        self.linears = Linears(model)
+        rewritten = self.linears.model
         rewritten.set_attn_implementation(register())
         rewritten.eval()
         self._decoder = rewritten.get_decoder()
         self._head = head or Head(rewritten.get_output_embeddings())
-        self._device = rewritten.device
-        self._longest = context_length(model.config)
+        self.device = rewritten.device
+        #: Tokens that the model reads at most, the answer included.
+        self.longest = context_length(model.config)
         self._stop = frozenset(stop_ids)
         self._max_rows, self._text = max_rows, decode
         self._adapters = 0
-        tokens = kv_cache_bytes / self._cache_bytes_per_token()
-        self._max_tokens = int(_DECODED_SHARE * tokens)
-        self._cache = KVCache(int(_HELD_SHARE * tokens))
+        #: Tokens whose keys and values fit into ``kv_cache_bytes``.
+        self.cache_tokens = int(kv_cache_bytes / self._cache_bytes_per_token())
+        self._max_tokens = int(_DECODED_SHARE * self.cache_tokens)
+        self._cache = KVCache(int(_HELD_SHARE * self.cache_tokens))
 
     def load(self, adapters: Sequence[Mapping[str, Update]]) -> None:
         """Replace all adapters; see `envkit.engine.lora.updates_of`.
@@ -121,7 +125,7 @@ class TorchEngine(AdapterEngine):
             ModelError: one is for another model.
         """
         self.forget()
-        self._linears.load(adapters)
+        self.linears.load(adapters)
         self._adapters = len(adapters)
 
     @property
@@ -155,9 +159,9 @@ class TorchEngine(AdapterEngine):
                     f"a request is for adapter {request.adapter}; the engine was given {self._adapters}, "
                     "numbered from 0"
                 )
-            if len(request.prompt_ids) >= self._longest:
+            if len(request.prompt_ids) >= self.longest:
                 raise ModelError(
-                    f"a conversation has {len(request.prompt_ids)} tokens; the model reads {self._longest}, "
+                    f"a conversation has {len(request.prompt_ids)} tokens; the model reads {self.longest}, "
                     "the answer included; set a lower max_context_length"
                 )
             if (cache := self._held(request)) is None:
@@ -193,7 +197,7 @@ class TorchEngine(AdapterEngine):
         branches = [_Branch(prompt, lengths[prompt], group) for prompt, group in enumerate(wave)]
         layout = Decode(
             prefix,
-            torch.tensor(lengths, device=self._device),
+            torch.tensor(lengths, device=self.device),
             range(len(wave)),
             room=sum(map(len, wave)),
             slots=budget,
@@ -227,7 +231,7 @@ class TorchEngine(AdapterEngine):
         fresh = max(map(len, added))
         layout = Decode(
             prefix,
-            torch.tensor(lengths, device=self._device),
+            torch.tensor(lengths, device=self.device),
             [branch.prompt for branch in branches],
             room=sum(map(len, wave)),
             slots=max(map(len, rows)) + fresh + budget,
@@ -258,9 +262,9 @@ class TorchEngine(AdapterEngine):
         draw_of = {index: number for number, index in enumerate(indices)}
         keys = [requests[index].rng_key for index in indices]
         draws = [torch.from_numpy(uniforms(key, sampling.max_new_tokens)) for key in keys]
-        draws_AT = torch.stack(draws).to(self._device)
+        draws_AT = torch.stack(draws).to(self.device)
         adapters = [requests[group[0]].adapter for group in wave]
-        strings = self._stop_strings(sampling)
+        strings = self.stop_strings(sampling)
 
         for step in range(sampling.max_new_tokens):
             raise_if_stopped(should_stop)
@@ -271,15 +275,14 @@ class TorchEngine(AdapterEngine):
                 for branch in branches
             ]
             numbers_RO = draws_AT[[[draw_of[index] for index in owner] for owner in owners], step]
-            tokens, logprobs = map(_to_list, draw(logits_RV, numbers_RO, sampling))
+            tokens, logprobs = map(to_list, draw(logits_RV, numbers_RO, sampling))
             following: list[_Branch | None] = []
             more: list[tuple[int, _Branch]] = []
             for row, branch in enumerate(branches):
                 alive: list[_Branch] = []
                 for child in branch.children(tokens[row], logprobs[row]):
-                    is_over = child.ids[-1] in self._stop or strings.end(child.ids)
-                    if is_over or len(child.ids) == sampling.max_new_tokens or child.length == self._longest:
-                        completion = self._end(child, "stop" if is_over else "length", row, start, requests)
+                    if stop := self.stop_reason(child.ids, child.length, sampling, strings):
+                        completion = self._end(child, stop, row, start, requests)
                         yield from ((request, completion) for request in child.requests)
                     else:
                         alive.append(child)
@@ -291,10 +294,9 @@ class TorchEngine(AdapterEngine):
             arranged = [*((row, child) for row, child in enumerate(following)), *more]
             branches = [child for _, child in (arranged[number] for number in chosen) if child is not None]
             layout.reorder([arranged[number][0] for number in chosen])
-            token_R1 = torch.tensor([branch.ids[-1:] for branch in branches], device=self._device)
-            position_R1 = torch.tensor([[branch.length - 1] for branch in branches], device=self._device)
-            hidden = self._forward(token_R1, position_R1, layout, adapters)
-            logits_RV = self._head(hidden[:, 0])
+            last = [branch.ids[-1] for branch in branches]
+            positions = [branch.length - 1 for branch in branches]
+            logits_RV = self.next_logits(last, positions, layout, adapters)
             layout.advance()
 
     def _end(
@@ -310,10 +312,42 @@ class TorchEngine(AdapterEngine):
             self._cache.add(continuing[0].adapter, continuing[0].prompt_ids + completion.ids, conversation)
         return completion
 
-    def _stop_strings(self, sampling: Sampling) -> StopStrings:
+    def stop_strings(self, sampling: Sampling) -> StopStrings:
+        """Return what detects the stop strings of one conversation or several.
+
+        Raises:
+            ContractError: the engine was made without ``decode``.
+        """
         if sampling.stop_strings and self._text is None:
             raise ContractError("stop strings need an engine that was made with `decode`")
         return StopStrings(sampling.stop_strings, self._text or str)
+
+    def stop_reason(
+        self, ids: Sequence[int], length: int, sampling: Sampling, strings: StopStrings
+    ) -> str | None:
+        """Why an answer ends with its last id, as in `Completion.stop`; ``None`` if it goes on.
+
+        Args:
+            ids: of the answer so far.
+            length: tokens of prompt and answer so far.
+            sampling: has the token budget.
+            strings: as `stop_strings` returned them.
+        """
+        if ids[-1] in self._stop or strings.end(ids):
+            return "stop"
+        return "length" if len(ids) == sampling.max_new_tokens or length == self.longest else None
+
+    def next_logits(
+        self,
+        last: Sequence[int],
+        positions: Sequence[int],
+        layout: Decode | Ragged,
+        adapters: Sequence[int],
+    ) -> Tensor:
+        """Decode one token per row: logits (R, V) after each row's last id, which stands at its position."""
+        token_R1 = torch.tensor([[token] for token in last], device=self.device)
+        position_R1 = torch.tensor([[position] for position in positions], device=self.device)
+        return self._head(self.forward(token_R1, position_R1, layout, adapters)[:, 0])
 
     def _prefill(self, prompts: Sequence[Request], should_stop: ShouldStop) -> tuple[Prefill, Tensor]:
         """Prefill all prompts; returns their KV cache and the logits (N, V) after each last token."""
@@ -338,25 +372,30 @@ class TorchEngine(AdapterEngine):
         adapters: Sequence[int],
     ) -> Tensor:
         """Run new ids of each row, after ``read`` cached ones; returns the logits (B, V) after the last."""
-        ids_BS = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in added], device=self._device)
-        position_B = torch.tensor(read, device=self._device)
-        positions_BS = position_B[:, None] + torch.arange(width, device=self._device)
-        hidden = self._forward(ids_BS, positions_BS, layout, adapters)
+        ids_BS = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in added], device=self.device)
+        position_B = torch.tensor(read, device=self.device)
+        positions_BS = position_B[:, None] + torch.arange(width, device=self.device)
+        hidden = self.forward(ids_BS, positions_BS, layout, adapters)
         last = torch.stack([row[len(ids) - 1] for row, ids in zip(hidden, added, strict=True)])
         return self._head(last)
 
     @torch.no_grad()
     def _cache_bytes_per_token(self) -> int:
         """Size of one token's KV cache over all layers."""
-        layout, token_11 = Prefill(1, 1), torch.zeros(1, 1, dtype=torch.long, device=self._device)
-        self._forward(token_11, token_11, layout, [0])
+        layout, token_11 = Prefill(1, 1), torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        self.forward(token_11, token_11, layout, [0])
         return sum(part.element_size() * part.numel() for part in (*layout.keys, *layout.values))
 
-    def _forward(
-        self, ids_BS: Tensor, positions_BS: Tensor, layout: Prefill | Decode, adapters: Sequence[int]
+    @torch.no_grad()
+    def forward(
+        self,
+        ids_BS: Tensor,
+        positions_BS: Tensor,
+        layout: Prefill | Decode | Ragged,
+        adapters: Sequence[int],
     ) -> Tensor:
-        """Hidden states (B, S, width). ``adapters`` has one number per prompt of the wave."""
-        self._linears.choose([adapters[prompt] for prompt in layout.prompts])
+        """Hidden states (B, S, width). ``adapters`` has one number per prompt of the layout."""
+        self.linears.choose([adapters[prompt] for prompt in layout.prompts])
         return self._decoder(
             input_ids=ids_BS, position_ids=positions_BS, use_cache=False, layout=layout
         ).last_hidden_state
@@ -377,6 +416,6 @@ def _pieces(lengths: Sequence[int], limit: int) -> Iterator[slice]:
     yield slice(start, len(lengths))
 
 
-def _to_list(values: Tensor) -> list[Any]:
+def to_list(values: Tensor) -> list[Any]:
     """``Tensor.tolist`` with a type."""
     return cast("list[Any]", values.tolist())

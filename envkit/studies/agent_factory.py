@@ -29,6 +29,7 @@ from envkit.engine.protocol import Sampling
 from envkit.env import Env
 from envkit.errors import ConfigError, StoreError
 from envkit.models import DEFAULT_MODEL, resolve, token_counter, weights_digest
+from envkit.models.adapter_folder import recorded_base
 from envkit.prices import PriceTable
 from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop, never
@@ -37,7 +38,6 @@ from envkit.studies.timing import training_seconds
 from envkit.studies.turns import turns_of
 from envkit.studies.validate_tasks import controls
 from envkit.tools import Tool
-from envkit.training.adapter_folder import recorded_base
 from envkit.training.heap import release_freed_memory
 from envkit.types import EpisodeKey, Task
 

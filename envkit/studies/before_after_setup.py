@@ -14,6 +14,7 @@ from envkit.display import Display
 from envkit.env import Env
 from envkit.errors import ConfigError, StoreError
 from envkit.models import ModelRef, resolve
+from envkit.models.adapter_folder import require_fit, require_scale
 from envkit.sandbox import Lock, SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.heldout import require_heldout
@@ -25,7 +26,6 @@ from envkit.studies.provenance import commit, environment_facts, require_unchang
 from envkit.studies.turns import turns_of
 from envkit.studies.warm_start import demonstrations, split_for_warm_start
 from envkit.taskfile import digest, read_tasks, write_tasks
-from envkit.training.adapter_folder import require_fit, require_scale
 from envkit.training.checkpoint import copy_adapter, load_adapter
 from envkit.training.config import TrainConfig, from_manifest, to_mapping
 from envkit.training.heap import release_freed_memory

@@ -14,11 +14,7 @@ from envkit.benchmark.report_data import ReportData, Scalar
 from envkit.errors import ModelError, StoreError, UsageError
 from envkit.files import read_json_object
 from envkit.models import weights_digest
-from envkit.store import RunFolder, whole_folder
-from envkit.studies.before_after_setup import environments_of
-from envkit.studies.build_report import flat_settings
-from envkit.studies.claim import CLAIM, DIGEST, Claim, read_claim, without_evidence, write_claim
-from envkit.training.adapter_folder import (
+from envkit.models.adapter_folder import (
     ADAPTER_FILES,
     BASE,
     MANIFEST,
@@ -26,6 +22,10 @@ from envkit.training.adapter_folder import (
     manifest_files,
     write_manifest,
 )
+from envkit.store import RunFolder, whole_folder
+from envkit.studies.before_after_setup import environments_of
+from envkit.studies.build_report import flat_settings
+from envkit.studies.claim import CLAIM, DIGEST, Claim, read_claim, without_evidence, write_claim
 from envkit.training.config import from_manifest, to_mapping
 
 

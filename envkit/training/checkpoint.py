@@ -18,8 +18,7 @@ from safetensors import SafetensorError
 from envkit.errors import StoreError
 from envkit.files import open_regular_file, read_json_object, read_settings
 from envkit.models import model_errors
-from envkit.store import whole_folder, write_atomic
-from envkit.training.adapter_folder import (
+from envkit.models.adapter_folder import (
     ADAPTER_FILES,
     MANIFEST,
     damaged_files,
@@ -27,6 +26,7 @@ from envkit.training.adapter_folder import (
     shape_difference,
     write_manifest,
 )
+from envkit.store import whole_folder, write_atomic
 from envkit.training.policy import Policy
 
 #: How many checkpoints are kept.

@@ -21,7 +21,7 @@ from envkit.engine.torch_engine import TorchEngine
 from envkit.engine.vllm_engine import VLLMEngine
 from envkit.errors import ConfigError, ModelError
 from envkit.models import ModelRef, model_errors
-from envkit.training.adapter_folder import BASE, require_fit, shape_difference
+from envkit.models.adapter_folder import BASE, require_fit, shape_difference
 from envkit.training.base_model import add_lora, load_base
 from envkit.training.config import TrainConfig
 from envkit.training.logprobs import PrefilledPrompt, logprobs

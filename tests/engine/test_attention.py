@@ -90,7 +90,7 @@ def test_decoding_equals_one_softmax_over_prompt_and_own_tokens(
     fresh: int, in_steps: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if in_steps:  # as on a GPU
-        monkeypatch.setattr(attention, "_partial", attention.partial_in_steps)
+        monkeypatch.setattr(attention, "partial_attention", attention.partial_in_steps)
     generator = torch.Generator().manual_seed(fresh)
 
     def draw(batch: int, heads: int, tokens: int) -> Tensor:

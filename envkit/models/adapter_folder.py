@@ -9,7 +9,8 @@ from typing import Any, cast
 
 from envkit.errors import ModelError
 from envkit.files import file_digest, read_json_object
-from envkit.models import KNOWN, ModelRef
+from envkit.models.known import KNOWN
+from envkit.models.reference import ModelRef
 
 #: File with the id and digest of the weights that the adapter was trained on.
 BASE = "base.json"

@@ -1,0 +1,193 @@
+"""LoRA adapters by name: read when they are first asked for, and evicted within a memory budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, cast, final
+
+from envkit.engine.lora import Linears, Update
+from envkit.errors import ContractError, ModelError
+from envkit.files import read_json_object
+
+#: Reads the updates of one adapter.
+Reader: TypeAlias = Callable[[], Mapping[str, Update]]
+
+#: The base model's number.
+BASE = -1
+_PREFIX = "base_model.model."
+_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """An adapter in memory: its number in the engine, and how many rows use it."""
+
+    number: int
+    users: int = 0
+
+
+@final
+class AdapterPool:
+    """Adapters of one engine. Thousands may be registered; those in use are in memory.
+
+    Args:
+        linears: the engine's layers. The pool numbers their adapters; nobody else may load any.
+        budget_bytes: memory for adapters. If it is full, the one whose last use is longest ago is evicted.
+    """
+
+    def __init__(self, linears: Linears, budget_bytes: int) -> None:
+        self._linears, self._budget_bytes = linears, budget_bytes
+        self._readers: dict[str, Reader] = {}
+        #: In memory, the least recently used one first.
+        self._loaded: dict[str, _Loaded] = {}
+        #: Adapters that were unregistered while rows used them.
+        self._leaving: set[str] = set()
+        #: The last one that was read and did not fit yet.
+        self._read: tuple[str, Mapping[str, Update]] | None = None
+        #: How often an adapter was read into memory, and how often one was evicted for another.
+        self.loads = self.evictions = 0
+        linears.load([])
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Names of the adapters in memory, the least recently used one first."""
+        return tuple(self._loaded)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all registered adapters."""
+        return tuple(self._readers)
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory of the adapters that are loaded."""
+        return self._linears.adapter_bytes
+
+    def register(self, name: str, read: Reader) -> None:
+        """Offer an adapter under a name that is free.
+
+        Raises:
+            ContractError: the name is taken, or rows still use an adapter that had it.
+        """
+        if name in self._readers or name in self._leaving:
+            raise ContractError(f"adapter {name!r} is registered already; unregister it first")
+        self._readers[name] = read
+
+    def unregister(self, name: str) -> None:
+        """Offer an adapter no longer. Rows that use it go on; it leaves memory with the last of them.
+
+        Raises:
+            ContractError: there is none of that name.
+        """
+        if self._readers.pop(name, None) is None:
+            raise ContractError(f"no adapter {name!r}")
+        if self._read is not None and self._read[0] == name:
+            self._read = None
+        loaded = self._loaded.get(name)
+        if loaded is not None and loaded.users:
+            self._leaving.add(name)
+        elif loaded is not None:
+            self._remove(name)
+
+    def acquire(self, name: str | None) -> int | None:
+        """Load an adapter if it is not, and count a user.
+
+        Args:
+            name: ``None`` is the base.
+
+        Returns:
+            Its number; ``None`` if the adapters that rows use now leave no memory for it.
+
+        Raises:
+            ModelError: it cannot be read, does not fit the model, or is larger than the budget.
+            ContractError: there is none of that name.
+        """
+        if name is None:
+            return BASE
+        if name not in self._readers:
+            raise ContractError(f"no adapter {name!r}")
+        loaded = self._loaded.pop(name, None)
+        if loaded is None and (loaded := self._load(name)) is None:
+            return None
+        self._loaded[name] = loaded  # the most recently used one is last
+        loaded.users += 1
+        return loaded.number
+
+    def release(self, name: str | None) -> None:
+        """Count a user less."""
+        if name is None:
+            return
+        self._loaded[name].users -= 1
+        if name in self._leaving and not self._loaded[name].users:
+            self._leaving.remove(name)
+            self._remove(name)
+
+    def _load(self, name: str) -> _Loaded | None:
+        if self._read is None or self._read[0] != name:
+            self._read = (name, self._readers[name]())
+        updates = self._read[1]
+        while (need := self._linears.cost_bytes(self._free_number(), updates)) > self._budget_bytes:
+            idle = next((other for other, loaded in self._loaded.items() if not loaded.users), None)
+            if idle is None and self._loaded:
+                return None
+            if idle is None:
+                self._read = None
+                raise ModelError(
+                    f"adapter {name!r} takes {need:,} bytes and the budget for adapters is "
+                    f"{self._budget_bytes:,}; raise the budget"
+                )
+            self._remove(idle)
+            self.evictions += 1
+        self._read = None
+        number = self._free_number()
+        self._linears.put(number, updates)
+        self.loads += 1
+        return _Loaded(number)
+
+    def _free_number(self) -> int:
+        taken = {loaded.number for loaded in self._loaded.values()}
+        return next(number for number in range(len(taken) + 1) if number not in taken)
+
+    def _remove(self, name: str) -> None:
+        number = self._loaded.pop(name).number
+        self._linears.put(number, {})
+        self._linears.keep(1 + max((loaded.number for loaded in self._loaded.values()), default=-1))
+
+
+def read_adapter(folder: Path) -> dict[str, Update]:
+    """Read the updates of a plain LoRA adapter from PEFT's files.
+
+    Raises:
+        ModelError: the files cannot be read, or hold something else than LoRA updates of linear layers.
+    """
+    from safetensors import SafetensorError, torch
+
+    try:
+        settings = read_json_object(folder / "adapter_config.json")
+        tensors = torch.load_file(folder / "adapter_model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"{folder}: the adapter cannot be read ({error})") from error
+    unusual = [
+        key for key in ("rank_pattern", "alpha_pattern", "fan_in_fan_out", "use_dora") if settings.get(key)
+    ]
+    if unusual:
+        raise ModelError(f"{folder}: {unusual[0]} is set; expected a plain LoRA adapter")
+    alpha = settings.get("lora_alpha")
+    if not isinstance(alpha, int | float):
+        raise ModelError(f"{folder}: lora_alpha is {alpha!r}; expected a number")
+    updates: dict[str, Update] = {}
+    others = set(tensors)
+    for key in sorted(tensors):
+        up = key.removesuffix(_DOWN) + _UP
+        if key.startswith(_PREFIX) and key.endswith(_DOWN) and up in tensors:
+            down, rank = cast("Any", tensors[key]).float(), len(tensors[key])
+            scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+            updates[key.removeprefix(_PREFIX).removesuffix(_DOWN)] = Update(down, tensors[up].float() * scale)
+            others -= {key, up}
+    if others or not updates:
+        found = min(others, default="nothing")
+        raise ModelError(f"{folder}: found {found}; expected LoRA matrices of linear layers")
+    return updates

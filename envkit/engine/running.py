@@ -1,0 +1,343 @@
+"""The running batch: rows join at the next tick and leave when they are finished.
+
+A tick admits waiting rows, prefills a bounded number of prompt tokens, and decodes one token of every row
+whose prompt is computed. Rows of many adapters and of the base are decoded together (continuous batching: Yu
+et al., Orca, OSDI 2022). Forward pass, sampling and stop rules are those of `TorchEngine`.
+
+A prompt is prefilled up to its last token. That token is decoded with all other rows, and so the first token
+of an answer needs no step of its own. Rows of one owner and adapter share the KV state of equal beginnings.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+from envkit.engine.adapter_pool import BASE, AdapterPool
+from envkit.engine.protocol import Sampling, uniforms
+from envkit.engine.ragged import Ragged, Slot
+from envkit.engine.sampling import draw
+from envkit.engine.stop_strings import StopStrings
+from envkit.engine.torch_engine import TorchEngine, to_list
+from envkit.errors import EnvkitError, ModelError
+
+#: Prompt tokens that are prefilled in a tick: between two tokens of running rows, and while none runs.
+PREFILL_TOKENS, _PREFILL_TOKENS_ALONE = 128, 1024
+
+
+@dataclass(frozen=True, slots=True)
+class RowRequest:
+    """One row to decode.
+
+    Args:
+        prompt_ids: all ids of the context, at least one.
+        rng_key: integers that address the random draws, as in `Request`.
+        sampling: of this row alone.
+        adapter: name of a registered adapter; ``None`` is the base.
+        top_logprobs: number of most likely tokens to report with each token; ``None`` reports no `Likely`.
+        owner: rows of different owners share no KV state, so that the time to a first token tells nobody
+            what others have asked.
+    """
+
+    prompt_ids: tuple[int, ...]
+    rng_key: tuple[int, ...]
+    sampling: Sampling
+    adapter: str | None = None
+    top_logprobs: int | None = None
+    owner: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Likely:
+    """Log-probabilities of the model itself, before temperature and truncation.
+
+    Args:
+        drawn: of the token that was drawn.
+        top: the most likely ids with theirs, the most likely first.
+    """
+
+    drawn: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A token of a row.
+
+    Args:
+        row: the row's number.
+        token: its id.
+        logprob: natural log of its probability under the distribution it was drawn from, as in `Completion`.
+        stop: why the row has ended, as in `Completion.stop`; ``None`` if it goes on.
+        likely: what the model itself said, if the request asked for it.
+    """
+
+    row: int
+    token: int
+    logprob: float
+    stop: str | None
+    likely: Likely | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A row that has ended without an answer, as its adapter is broken. The others go on."""
+
+    row: int
+    error: EnvkitError
+
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    """A row that waits or runs."""
+
+    number: int
+    request: RowRequest
+    strings: StopStrings
+    ids: list[int]
+    draws: list[float] = field(default_factory=list[float])
+    adapter: int = BASE
+    slot: Slot | None = None
+
+    @property
+    def place(self) -> Slot:
+        """The place of a row that runs."""
+        assert self.slot is not None
+        return self.slot
+
+    @property
+    def unread(self) -> int:
+        """Tokens to prefill before the row can be decoded."""
+        return len(self.ids) - 1 - self.place.length
+
+    @property
+    def room(self) -> int:
+        """Tokens that the row needs memory for. The last one that is drawn is never read."""
+        return len(self.request.prompt_ids) + self.request.sampling.max_new_tokens - 1
+
+
+@final
+class RunningBatch:
+    """Decodes rows that come and go. Not thread-safe.
+
+    Rows are admitted in the order they came: a row that has to wait for memory, or for an adapter's, holds up
+    those behind it, so that none waits for ever.
+
+    Args:
+        engine: samples the tokens; the batch replaces its adapters.
+        pool: the adapters.
+        max_rows: largest number of rows that run.
+        prefill_tokens: largest number of prompt tokens between two tokens of the running rows.
+    """
+
+    def __init__(
+        self,
+        engine: TorchEngine,
+        pool: AdapterPool,
+        max_rows: int = 64,
+        prefill_tokens: int = PREFILL_TOKENS,
+    ) -> None:
+        self._engine, self._pool = engine, pool
+        self._max_rows, self._prefill_tokens = max_rows, prefill_tokens
+        self._layout = Ragged(engine.cache_tokens, engine.device)
+        self._waiting: deque[_Row] = deque()
+        self._running: list[_Row] = []
+        self._cancelled: set[int] = set()
+        self._count = 0
+
+    @property
+    def waiting(self) -> int:
+        """Number of rows that wait to be admitted."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Number of rows that were admitted and have not ended."""
+        return len(self._running)
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens of keys and values that memory is allocated for."""
+        return self._layout.tokens
+
+    def submit(self, request: RowRequest) -> int:
+        """Let a row wait to be admitted; returns its number.
+
+        Raises:
+            ModelError: the prompt exceeds the model's context, or memory for keys and values.
+            ContractError: the engine cannot do what the sampling asks for.
+        """
+        length = len(request.prompt_ids)
+        if not 0 < length < self._engine.longest:
+            raise ModelError(
+                f"the prompt has {length} tokens; expected 1 to {self._engine.longest - 1}: the model reads "
+                f"{self._engine.longest}, the answer included"
+            )
+        self._count += 1
+        strings = self._engine.stop_strings(request.sampling)
+        row = _Row(self._count, request, strings, [*request.prompt_ids])
+        if not self._layout.fits(self._room(row)):
+            raise ModelError(
+                f"prompt and answer have up to {self._room(row)} tokens; memory for keys and values holds "
+                f"{self._engine.cache_tokens}; ask for fewer tokens"
+            )
+        self._waiting.append(row)
+        return row.number
+
+    def cancel(self, number: int) -> None:
+        """End a row; its memory is free at the next tick. A row that has ended already is ignored."""
+        self._cancelled.add(number)
+
+    def tick(self) -> list[Drawn | Failed]:
+        """Advance every row by at most one token.
+
+        Returns:
+            What became of the rows, in the order they were admitted. Empty if there is nothing to do, or if
+            only prompts were prefilled.
+        """
+        self._drop_cancelled()
+        events: list[Drawn | Failed] = [*self._admit()]
+        self._prefill()
+        ready = [row for row in self._running if not row.unread]
+        if ready:
+            events += self._decode(ready)
+        return events
+
+    def _drop_cancelled(self) -> None:
+        if not self._cancelled:
+            return
+        self._waiting = deque(row for row in self._waiting if row.number not in self._cancelled)
+        for row in [row for row in self._running if row.number in self._cancelled]:
+            self._leave(row)
+        self._cancelled.clear()
+
+    def _admit(self) -> Iterator[Failed]:
+        """Let rows join, as far as there is memory for their tokens and their adapters."""
+        while self._waiting and len(self._running) < self._max_rows:
+            row = self._waiting[0]
+            try:
+                adapter = self._pool.acquire(row.request.adapter)
+            except EnvkitError as error:
+                self._waiting.popleft()
+                yield Failed(row.number, error)
+                continue
+            if adapter is None:
+                return
+            row.slot = self._layout.add(self._room(row))
+            if row.slot is None:
+                self._pool.release(row.request.adapter)
+                return
+            row.adapter = adapter
+            row.draws = uniforms(row.request.rng_key, row.request.sampling.max_new_tokens).tolist()
+            self._running.append(self._waiting.popleft())
+
+    def _prefill(self) -> None:
+        """Compute a part of the prompts, the oldest row's first."""
+        is_alone = all(row.unread for row in self._running)
+        budget = _PREFILL_TOKENS_ALONE if is_alone else self._prefill_tokens
+        for row in self._running:
+            if not row.unread:
+                continue
+            if not row.place.length:
+                self._share(row)
+            count = min(row.unread, budget)
+            if count:
+                start = row.place.length
+                ids = torch.tensor([row.ids[start : start + count]], device=self._engine.device)
+                positions = torch.arange(start, start + count, device=self._engine.device)[None]
+                self._layout.select([row.place], [count])
+                self._engine.forward(ids, positions, self._layout, [row.adapter])
+                self._layout.advance()
+            budget -= count
+            if not budget:
+                return
+
+    def _share(self, row: _Row) -> None:
+        """Copy the KV state of the longest beginning that another row has in common with a new one."""
+        best, longest = None, 0
+        for other in self._running:
+            is_same = (other.adapter, other.request.owner) == (row.adapter, row.request.owner)
+            if other is not row and is_same:
+                common = _common(row.ids, other.ids, min(len(row.ids) - 1, other.place.length))
+                best, longest = (other, common) if common > longest else (best, longest)
+        if best is not None:
+            self._layout.copy(best.place, row.place, longest)
+
+    def _decode(self, ready: Sequence[_Row]) -> list[Drawn | Failed]:
+        """Draw the next token of each row."""
+        together: dict[int, list[_Row]] = {}
+        for row in ready:
+            together.setdefault(id(row.place.shelf), []).append(row)
+        rows = [row for shelf in together.values() for row in sorted(shelf, key=lambda row: row.place.index)]
+        self._layout.select([row.place for row in rows], [1] * len(rows))
+        last, positions = [row.ids[-1] for row in rows], [len(row.ids) - 1 for row in rows]
+        logits_RV = self._engine.next_logits(last, positions, self._layout, [row.adapter for row in rows])
+        self._layout.advance()
+        events = self._draw(rows, logits_RV)
+        ended = [row for row in rows if isinstance(event := events[row.number], Failed) or event.stop]
+        for row in ended:
+            self._leave(row)
+        return [events[row.number] for row in ready]
+
+    def _draw(self, rows: Sequence[_Row], logits_RV: Tensor) -> dict[int, Drawn | Failed]:
+        """Draw from the logits; rows with equal sampling parameters in one go."""
+        events: dict[int, Drawn | Failed] = {}
+        groups: dict[tuple[float, int, float], list[int]] = {}
+        is_finite = to_list(torch.isfinite(logits_RV).all(dim=-1))
+        for index, row in enumerate(rows):
+            sampling = row.request.sampling
+            if is_finite[index]:
+                key = (sampling.temperature, sampling.top_k, sampling.top_p)
+                groups.setdefault(key, []).append(index)
+            else:
+                name = row.request.adapter or "the base model"
+                events[row.number] = Failed(
+                    row.number, ModelError(f"{name}: the logits are not finite: its weights are broken")
+                )
+        for indices in groups.values():
+            chosen = [rows[index] for index in indices]
+            picked_RV = logits_RV[indices]
+            wanted = [row.request.top_logprobs is not None for row in chosen]
+            plain_RV = torch.log_softmax(picked_RV, dim=-1) if any(wanted) else None
+            numbers = [[row.draws[len(row.ids) - len(row.request.prompt_ids)]] for row in chosen]
+            numbers_R1 = torch.tensor(numbers, dtype=torch.float64, device=self._engine.device)
+            token_R1, logprob_R1 = draw(picked_RV, numbers_R1, chosen[0].request.sampling)
+            tokens = to_list(token_R1[:, 0])
+            logprobs = to_list(logprob_R1[:, 0])
+            for index, row in enumerate(chosen):
+                row.ids.append(tokens[index])
+                likely = None
+                if plain_RV is not None and (count := row.request.top_logprobs) is not None:
+                    likely = _likely(plain_RV[index], tokens[index], count)
+                events[row.number] = Drawn(
+                    row.number, tokens[index], logprobs[index], self._stop_reason(row), likely
+                )
+        return events
+
+    def _stop_reason(self, row: _Row) -> str | None:
+        answer = row.ids[len(row.request.prompt_ids) :]
+        return self._engine.stop_reason(answer, len(row.ids), row.request.sampling, row.strings)
+
+    def _leave(self, row: _Row) -> None:
+        self._running.remove(row)
+        self._layout.remove(row.place)
+        self._pool.release(row.request.adapter)
+
+    def _room(self, row: _Row) -> int:
+        return min(row.room, self._engine.longest)
+
+
+def _common(some: Sequence[int], others: Sequence[int], limit: int) -> int:
+    """Length of the common beginning of two lists, at most ``limit``."""
+    return next((index for index in range(limit) if some[index] != others[index]), limit)
+
+
+def _likely(logprobs_V: Tensor, token: int, count: int) -> Likely:
+    values, ids = logprobs_V.topk(min(count, len(logprobs_V)))
+    top: list[tuple[int, float]] = list(zip(to_list(ids), to_list(values), strict=True))
+    return Likely(float(logprobs_V[token]), tuple(top))

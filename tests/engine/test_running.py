@@ -1,0 +1,383 @@
+"""The running batch: each row decodes as it would alone, whatever joins and leaves beside it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from sampling import STOPS, peft_model
+
+from envkit.engine.adapter_pool import AdapterPool, read_adapter
+from envkit.engine.lora import Update, updates_of
+from envkit.engine.protocol import Request, Sampling
+from envkit.engine.running import Drawn, Failed, RowRequest, RunningBatch
+from envkit.engine.torch_engine import TorchEngine
+from envkit.errors import ContractError, ModelError
+from envkit.models import ModelRef
+
+#: PEFT uses what transformers warns of.
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+
+NAMES = (None, "0", "1", "2")
+
+
+@pytest.fixture(scope="module")
+def peft(ref: ModelRef) -> Any:
+    return peft_model(ref)
+
+
+def decode(ids: Sequence[int]) -> str:
+    return str(tiny.tokenizer().decode(ids))
+
+
+def make(
+    ref: ModelRef, peft: Any, stop_ids: Sequence[int] = (), cache_tokens: int = 16_384, **limits: Any
+) -> RunningBatch:
+    # A token takes 2 layers x (keys and values) x 2 heads x 16 numbers of 4 bytes.
+    engine = TorchEngine(tiny.plain(ref), stop_ids, kv_cache_bytes=512 * cache_tokens, decode=decode)
+    pool = AdapterPool(engine.linears, limits.pop("budget_bytes", 2**30))
+    for name in peft.peft_config:
+        pool.register(name, lambda name=name: updates_of(peft, name))
+    return RunningBatch(engine, pool, **limits)
+
+
+def run(batch: RunningBatch) -> dict[int, list[Drawn]]:
+    """Tick until all rows have ended; returns the tokens of each."""
+    rows: dict[int, list[Drawn]] = {}
+    while batch.waiting or batch.running:
+        for event in batch.tick():
+            assert isinstance(event, Drawn)
+            rows.setdefault(event.row, []).append(event)
+    return rows
+
+
+def row(length: int, number: int = 0, adapter: str | None = None, **sampling: Any) -> RowRequest:
+    settings = Sampling(**{"max_new_tokens": 10, **sampling})
+    return RowRequest(tiny.prompt(length, seed=length), (7, number), settings, adapter, top_logprobs=2)
+
+
+def reference(peft: Any, request: RowRequest, tokens: Sequence[int]) -> torch.Tensor:
+    """Log-probabilities (T, V) of the answer's tokens, in PEFT alone."""
+    ids = torch.tensor([[*request.prompt_ids, *tokens]])
+    with torch.no_grad():
+        if request.adapter is None:
+            with peft.disable_adapter():
+                logits = peft(ids).logits
+        else:
+            peft.set_adapter(request.adapter)
+            logits = peft(ids).logits
+    return torch.log_softmax(logits[0, len(request.prompt_ids) - 1 : -1], dim=-1)
+
+
+def assert_as_alone(peft: Any, request: RowRequest, drawn: Sequence[Drawn]) -> None:
+    expected = reference(peft, request, [token.token for token in drawn])
+    for position, token in enumerate(drawn):
+        assert token.likely is not None
+        assert abs(token.likely.drawn - float(expected[position, token.token])) < 1e-4
+        for other, logprob in token.likely.top:
+            assert abs(logprob - float(expected[position, other])) < 1e-4
+
+
+@pytest.mark.parametrize("prefill_tokens", [7, 128])
+def test_rows_that_join_and_leave_decode_as_alone(ref: ModelRef, peft: Any, prefill_tokens: int) -> None:
+    batch = make(ref, peft, STOPS, prefill_tokens=prefill_tokens)
+    dice = random.Random(4)
+    kinds = [
+        row(
+            dice.choice((1, 2, 9, 33, 60, 70, 130)),
+            number,
+            NAMES[number % 4],
+            max_new_tokens=dice.randint(1, 40),
+        )
+        for number in range(40)
+    ]
+    requests: dict[int, RowRequest] = {}
+    drawn: dict[int, list[Drawn]] = {}
+    together: set[int] = set()
+    while kinds or batch.waiting or batch.running:
+        for _ in range(min(dice.randint(0, 3), len(kinds))):
+            request = kinds.pop()
+            requests[batch.submit(request)] = request
+        for event in batch.tick():
+            assert isinstance(event, Drawn)
+            drawn.setdefault(event.row, []).append(event)
+        together.add(batch.running)
+    assert max(together) >= 6
+    assert {tokens[-1].stop for tokens in drawn.values()} == {"stop", "length"}
+    assert drawn.keys() == requests.keys()
+    for number, request in requests.items():
+        assert_as_alone(peft, request, drawn[number])
+    assert batch.cache_tokens == 0
+
+
+def test_a_row_draws_what_the_engine_generates(ref: ModelRef, peft: Any) -> None:
+    batch = make(ref, peft, STOPS)
+    made = [row(length, number) for number, length in enumerate((1, 9, 33, 60))]
+    drawn = run(batch) if [batch.submit(request) for request in made] else {}
+    for tokens, request in zip(drawn.values(), made, strict=True):
+        [alone] = tiny.engine(ref, STOPS).generate(
+            [Request(request.prompt_ids, request.rng_key)], request.sampling
+        )
+        assert tuple(token.token for token in tokens) == alone.ids
+        assert [token.logprob for token in tokens] == pytest.approx(alone.logprobs, abs=1e-4)
+        assert tokens[-1].stop == alone.stop
+
+
+def test_every_row_has_its_own_sampling(ref: ModelRef, peft: Any) -> None:
+    batch = make(ref, peft)
+    greedy = batch.submit(row(9, 1, temperature=0, max_new_tokens=12))
+    narrow = batch.submit(row(9, 2, top_p=1e-6, max_new_tokens=5))
+    free = batch.submit(row(9, 3, temperature=1.5))
+    drawn = run(batch)
+    assert all(token.token == token.likely.top[0][0] for token in drawn[greedy] if token.likely)
+    assert [token.token for token in drawn[narrow]] == [token.token for token in drawn[greedy]][:5]
+    assert [token.token for token in drawn[free]] != [token.token for token in drawn[greedy]][:10]
+    assert [len(drawn[number]) for number in (greedy, narrow, free)] == [12, 5, 10]
+
+
+def test_a_stop_string_ends_its_own_row_only(ref: ModelRef, peft: Any) -> None:
+    plain = make(ref, peft)
+    plain.submit(row(9, 1, max_new_tokens=12))
+    [tokens] = run(plain).values()
+    text = decode([tokens[3].token])
+    batch = make(ref, peft)
+    stopped = batch.submit(row(9, 1, max_new_tokens=12, stop_strings=(text,)))
+    other = batch.submit(row(9, 1, max_new_tokens=12))
+    drawn = run(batch)
+    assert text in decode([token.token for token in drawn[stopped]])
+    assert len(drawn[stopped]) <= 4
+    assert drawn[stopped][-1].stop == "stop"
+    assert [token.token for token in drawn[other]] == [token.token for token in tokens]
+
+
+def test_running_rows_draw_a_token_at_every_tick_while_a_long_prompt_is_prefilled(
+    ref: ModelRef, peft: Any
+) -> None:
+    batch = make(ref, peft, prefill_tokens=16)
+    early = batch.submit(row(5, max_new_tokens=60))
+    batch.tick()
+    late = batch.submit(row(200, max_new_tokens=3))
+    before = 0
+    while True:
+        events = batch.tick()
+        assert events[0].row == early
+        if [event.row for event in events] == [early, late]:
+            break
+        before += 1
+    assert before == 199 // 16
+
+
+def test_rows_with_equal_beginnings_share_a_prefill_within_an_owner(ref: ModelRef, peft: Any) -> None:
+    def prefilled(*rows: tuple[str, str | None]) -> int:
+        batch = make(ref, peft)
+        counts: list[int] = []
+        forward = batch._engine.forward
+
+        def spy(ids: torch.Tensor, *others: Any) -> torch.Tensor:
+            counts.append(ids.shape[1] if ids.shape[1] > 1 else 0)
+            return forward(ids, *others)
+
+        batch._engine.forward = spy  # type: ignore[method-assign]
+        for number, (owner, adapter) in enumerate(rows):
+            request = RowRequest(tiny.prompt(50, 1), (number,), Sampling(max_new_tokens=4), adapter, 1, owner)
+            batch.submit(request)
+        drawn = run(batch)
+        for number, tokens in drawn.items():
+            request = RowRequest(tiny.prompt(50, 1), (), Sampling(), rows[number - 1][1])
+            assert_as_alone(peft, request, tokens)
+        return sum(counts)
+
+    assert prefilled(("me", None), ("me", None), ("me", None)) == 49
+    assert prefilled(("me", None), ("you", None)) == 98
+    assert prefilled(("me", None), ("me", "0")) == 98
+
+
+def test_a_cancelled_row_frees_its_memory_and_adapter(ref: ModelRef, peft: Any) -> None:
+    batch = make(ref, peft, cache_tokens=512)
+    first = batch.submit(row(100, 1, "0", max_new_tokens=400))
+    batch.submit(row(100, 2, "1", max_new_tokens=400))
+    waiting = batch.submit(row(100, 3, "2", max_new_tokens=400))
+    batch.tick()
+    assert (batch.running, batch.waiting, batch.cache_tokens) == (1, 2, 512)
+    batch.cancel(first)
+    batch.cancel(waiting)
+    batch.cancel(12345)
+    events = batch.tick()
+    assert (batch.running, batch.waiting, [event.row for event in events]) == (1, 0, [2])
+    assert batch._pool.loaded == ("0", "1")
+    batch.cancel(2)
+    batch.tick()
+    assert (batch.running, batch.cache_tokens) == (0, 0)
+
+
+def test_a_freed_place_shows_nothing_of_a_broken_row_before(ref: ModelRef, peft: Any) -> None:
+    batch = make(ref, peft, cache_tokens=128)
+    broken = batch.submit(row(30, 1, max_new_tokens=30))
+    beside = row(25, 2, max_new_tokens=30)
+    beside_number = batch.submit(beside)
+    before = batch.tick()
+    place = batch._running[0].place
+    for part in (*place.shelf.keys, *place.shelf.values):
+        part[place.index] = float("nan")
+    failed, after = batch.tick()
+    assert isinstance(failed, Failed)
+    assert failed.row == broken
+    assert "not finite" in str(failed.error)
+    request = row(20, 3)
+    number = batch.submit(request)
+    events = [*before[1:], after, *batch.tick()]
+    assert batch._running[1].place.shelf is place.shelf
+    assert batch._running[1].place.index == place.index
+    while batch.running:
+        events += batch.tick()
+    for which, asked in ((beside_number, beside), (number, request)):
+        drawn = [event for event in events if isinstance(event, Drawn) and event.row == which]
+        assert len(drawn) == asked.sampling.max_new_tokens
+        assert_as_alone(peft, asked, drawn)
+
+
+def adapter_bytes(ref: ModelRef, peft: Any, name: str) -> int:
+    engine = tiny.engine(ref)
+    engine.load([updates_of(peft, name)])
+    return engine.linears.adapter_bytes
+
+
+def test_the_least_recently_used_adapter_is_evicted_and_loaded_again(ref: ModelRef, peft: Any) -> None:
+    rank_two = adapter_bytes(ref, peft, "0")
+    engine = TorchEngine(tiny.plain(ref), (), kv_cache_bytes=512 * 16_384)
+    pool = AdapterPool(engine.linears, 2 * rank_two)
+    for name in ("a", "b", "c"):
+        pool.register(name, lambda: updates_of(peft, "0"))
+    batch = RunningBatch(engine, pool)
+
+    def play(name: str) -> None:
+        request = row(9, 1, name, max_new_tokens=3)
+        batch.submit(request)
+        [tokens] = run(batch).values()
+        assert_as_alone(peft, RowRequest(request.prompt_ids, (), Sampling(), "0"), tokens)
+
+    for name in ("a", "b", "a", "c"):
+        play(name)
+    assert pool.loaded == ("a", "c")
+    assert pool.evictions == 1
+    play("b")
+    assert pool.loaded == ("c", "b")
+    assert pool.loads == 4
+    assert pool.used_bytes == 2 * rank_two
+
+
+def test_a_row_waits_for_an_adapter_that_does_not_fit_beside_those_in_use(ref: ModelRef, peft: Any) -> None:
+    batch = make(ref, peft, budget_bytes=adapter_bytes(ref, peft, "0"))
+    first = batch.submit(row(9, 1, "0", max_new_tokens=5))
+    second = batch.submit(row(9, 2, "0", max_new_tokens=3))
+    other = row(9, 3, "2", max_new_tokens=2)
+    last = batch.submit(other)
+    batch.tick()
+    assert (batch.running, batch.waiting) == (2, 1)
+    drawn = run(batch)
+    assert [len(drawn[number]) for number in (first, second, last)] == [4, 2, 2]
+    assert_as_alone(peft, other, drawn[last])
+    assert batch._pool.loaded == ("2",)
+
+
+def test_an_unregistered_adapter_leaves_with_its_last_row(ref: ModelRef, peft: Any) -> None:
+    batch, request = make(ref, peft), row(9, 1, "0", max_new_tokens=4)
+    batch.submit(request)
+    events = batch.tick()
+    batch._pool.unregister("0")
+    late = batch.submit(request)
+    [failed, after] = batch.tick()
+    assert isinstance(failed, Failed)
+    assert failed.row == late
+    with pytest.raises(ContractError, match="registered already"):
+        batch._pool.register("0", dict)
+    tokens = [*events, after, *run(batch)[1]]
+    assert_as_alone(peft, request, [token for token in tokens if isinstance(token, Drawn)])
+    assert batch._pool.used_bytes == 0
+    batch._pool.register("0", lambda: updates_of(peft, "0"))
+
+
+def test_adapters_beside_a_new_one_keep_their_updates(ref: ModelRef, peft: Any) -> None:
+    batch = make(ref, peft)
+    for name in ("0", "2", "1", "0"):
+        request = row(9, 1, name, max_new_tokens=3)
+        batch.submit(request)
+        [tokens] = run(batch).values()
+        assert_as_alone(peft, request, tokens)
+    batch._pool.unregister("2")
+    for name in ("0", "1"):
+        request = row(9, 1, name, max_new_tokens=3)
+        batch.submit(request)
+        [tokens] = run(batch).values()
+        assert_as_alone(peft, request, tokens)
+
+
+@pytest.mark.parametrize("name", ["missing", "broken", "large"])
+def test_an_adapter_that_cannot_be_loaded_fails_its_rows_only(ref: ModelRef, peft: Any, name: str) -> None:
+    batch = make(ref, peft, budget_bytes=adapter_bytes(ref, peft, "0"))
+    wrong = Update(torch.zeros(1, 3), torch.zeros(3, 1))
+    wide = {path: Update(u.down.repeat(9, 1), u.up.repeat(1, 9)) for path, u in updates_of(peft, "0").items()}
+    batch._pool.register("broken", lambda: {"nowhere": wrong})
+    batch._pool.register("large", lambda: wide)
+    good = batch.submit(row(9, 1, "0", max_new_tokens=3))
+    bad = batch.submit(row(9, 1, name))
+    after = batch.submit(row(9, 2, "0", max_new_tokens=3))
+    events: list[Drawn | Failed] = []
+    while batch.waiting or batch.running:
+        events += batch.tick()
+    assert [event.row for event in events if isinstance(event, Failed)] == [bad]
+    assert {event.row for event in events if isinstance(event, Drawn)} == {good, after}
+
+
+def test_what_can_never_fit_is_refused_at_once(ref: ModelRef, peft: Any) -> None:
+    batch = make(ref, peft, cache_tokens=128)
+    with pytest.raises(ModelError, match="up to 139 tokens"):
+        batch.submit(row(130))
+    with pytest.raises(ModelError, match="expected 1 to 1023"):
+        batch.submit(row(1024))
+    with pytest.raises(ModelError, match="expected 1 to 1023"):
+        batch.submit(row(0))
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_an_adapter_is_read_from_its_files_as_peft_has_it(
+    ref: ModelRef, tmp_path: Path, rslora: bool
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=3, lora_alpha=7, target_modules="all-linear", use_rslora=rslora)
+    model: Any = get_peft_model(tiny.plain(ref), config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    read, expected = read_adapter(tmp_path), updates_of(model, "default")
+    assert read.keys() == expected.keys()
+    for path, update in expected.items():
+        assert torch.equal(read[path].down, update.down)
+        torch.testing.assert_close(read[path].up, update.up)
+
+
+def test_files_that_are_no_plain_adapter_are_refused(ref: ModelRef, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    with pytest.raises(ModelError, match="cannot be read"):
+        read_adapter(tmp_path)
+    get_peft_model(tiny.plain(ref), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}))
+    with pytest.raises(ModelError, match="use_dora is set"):
+        read_adapter(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"lora_alpha": "x"}))
+    with pytest.raises(ModelError, match="lora_alpha is 'x'"):
+        read_adapter(tmp_path)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"none")
+    with pytest.raises(ModelError, match="cannot be read"):
+        read_adapter(tmp_path)
