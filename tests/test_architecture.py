@@ -30,7 +30,7 @@ LAYERS = (
     ("envkit",),
     ("engine",),
     ("agents", "environments", "sandboxes"),
-    ("benchmark", "trackers", "training"),
+    ("benchmark", "serving", "trackers", "training"),
     ("studies",),
     ("api",),
     ("cli",),
@@ -38,7 +38,7 @@ LAYERS = (
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
 #: Layers whose parts do not import each other.
-SIBLINGS = (("agents", "environments", "sandboxes"), ("benchmark", "trackers", "training"))
+SIBLINGS = (("agents", "environments", "sandboxes"), ("benchmark", "serving", "trackers", "training"))
 
 #: ``import envkit`` offers names that stand to its right; it loads them when they are first used.
 LOADED_ON_USE = ("envkit.api", "envkit.benchmark.spec", "envkit.training.config")

@@ -17,7 +17,21 @@ import typer.main
 from rich.markup import escape
 
 from envkit.api.interrupts import Interrupted, handling_signals, raise_interrupted
-from envkit.cli import audit, info, measure, models, new, play, push, sandbox, tasks, train, verify, view
+from envkit.cli import (
+    audit,
+    info,
+    measure,
+    models,
+    new,
+    play,
+    push,
+    sandbox,
+    serve,
+    tasks,
+    train,
+    verify,
+    view,
+)
 from envkit.cli.help import Command, Group
 from envkit.cli.output import err, out
 from envkit.errors import EnvkitError, StoreError, UsageError
@@ -55,6 +69,7 @@ def options(
 
 
 _START, _BUILD, _TRAIN, _MEASURE = "Start here", "Environments and tasks", "Train", "Measure"
+_SERVE = "Serve"
 
 app.command("list", cls=Command, rich_help_panel=_START)(info.list_)
 app.command(cls=Command, rich_help_panel=_START)(info.doctor)
@@ -76,6 +91,8 @@ app.command(cls=Command, rich_help_panel=_MEASURE)(measure.leaderboard)
 app.command(cls=Command, rich_help_panel=_MEASURE)(measure.prices)
 app.command(cls=Command, rich_help_panel=_MEASURE)(info.report)
 app.command(cls=Command, rich_help_panel=_MEASURE)(view.view)
+app.command(cls=Command, rich_help_panel=_SERVE)(serve.serve)
+app.command(cls=Command, rich_help_panel=_SERVE)(serve.bill)
 
 
 def main() -> None:

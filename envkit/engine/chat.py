@@ -7,8 +7,9 @@ text.
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 from envkit.errors import ModelError
@@ -86,6 +87,42 @@ class ChatRenderer:
         """Ids of a given answer with its end-of-turn id, for supervised training."""
         return (*self._plain(text), self.stop_id)
 
+    def messages(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[int, ...]:
+        """Ids of any conversation that the chat template can render, up to where the answer begins.
+
+        Args:
+            messages: with ``role``, ``content`` and what else the template reads, such as ``tool_calls``.
+            tools: JSON schemas of functions; the template says how they are told.
+
+        Raises:
+            ModelError: the template refuses the conversation, or leaves out a message.
+        """
+        marked, contents = list[dict[str, Any]](), dict[str, str]()
+        for number, message in enumerate(messages):
+            text = message.get("content")
+            if text:  # templates test for empty ones
+                contents[mark := f"\u2402message {number}\u2403"] = str(text)
+                marked.append({**message, "content": mark})
+            else:
+                marked.append(dict(message))
+        rendered = _render(self._tokenizer, marked, tools, "the chat template refuses these messages")
+        if missing := [mark for mark in contents if mark not in rendered]:
+            number = [*contents].index(missing[0])
+            raise ModelError(f"the chat template leaves out the content of message {number}")
+        ids: list[int] = []
+        with model_errors("the messages cannot be encoded"):
+            for piece in re.split("(\u2402message [0-9]+\u2403)", rendered):
+                content = contents.get(piece)
+                ids += self._template(piece) if content is None else self._plain(content)
+        return tuple(ids)
+
+    def plain(self, text: str) -> tuple[int, ...]:
+        """Ids of a text without a chat template. Special tokens in it stay text."""
+        with model_errors("the text cannot be encoded"):
+            return self._plain(text)
+
     def text(self, ids: tuple[int, ...]) -> str:
         """The text of sampled ids, without special tokens."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
@@ -149,13 +186,7 @@ def _cut(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[str]:
     Raises:
         ModelError: the template fails, or leaves out a message.
     """
-    with model_errors("the chat template fails on a system, user and assistant message"):
-        template = _FIXED_DATE + str(tokenizer.get_chat_template())
-        text = str(
-            tokenizer.apply_chat_template(
-                messages, chat_template=template, tokenize=False, add_generation_prompt=True
-            )
-        )
+    text = _render(tokenizer, messages, (), "the chat template fails on a system, user and assistant message")
     pieces: list[str] = []
     for message in messages:
         before, found, text = text.partition(message["content"])
@@ -163,3 +194,24 @@ def _cut(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[str]:
             raise ModelError("the chat template leaves out a system, user or assistant message")
         pieces.append(before)
     return [*pieces, text]
+
+
+def _render(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], problem: str
+) -> str:
+    """Render the template, up to the generation prompt.
+
+    Raises:
+        ModelError: it fails; the message begins with ``problem``.
+    """
+    with model_errors(problem):
+        template = _FIXED_DATE + str(tokenizer.get_chat_template())
+        return str(
+            tokenizer.apply_chat_template(
+                [*messages],
+                tools=[*tools] or None,
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        )

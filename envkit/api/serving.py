@@ -1,0 +1,163 @@
+"""Serve a base model and its adapters behind OpenAI's API."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from envkit.errors import MissingExtraError, UsageError
+
+if TYPE_CHECKING:
+    from envkit.display import Display
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """Settings of `serve`.
+
+    Args:
+        model: the base model's id or folder.
+        name: its model id; the known id or the folder's name if empty.
+        adapters: adapter folders, or runs that trained one, by model id.
+        adapter_folder: every adapter directly in it is a model of its folder's name.
+        host: address to listen on. Only this machine can reach the default.
+        port: 0 takes a free one.
+        keys: TOML file of API keys; see `envkit.serving.access.read_access`. Without one, anyone may ask.
+        ledger: SQLite file that gets a row for each request.
+        dtype: of the base: ``"float32"``, ``"bfloat16"`` or ``"auto"``.
+        device: ``"cpu"`` or ``"cuda"``.
+        kv_cache_mb: memory for keys and values, in MB.
+        adapters_mb: memory for adapters, in MB.
+        max_rows: answers that are decoded together.
+        max_waiting: answers that may wait; beyond, requests are refused.
+        max_body_kb: largest request, in KB.
+        default_max_tokens: tokens of an answer, if a request does not say.
+        drain_s: after SIGTERM, requests have this time to end.
+        log_prompts: write requests to the log, prompts included.
+    """
+
+    model: str = ""
+    name: str = ""
+    adapters: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    adapter_folder: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: Path | None = None
+    ledger: Path | None = None
+    dtype: str = "auto"
+    device: str = "cpu"
+    kv_cache_mb: int = 1024
+    adapters_mb: int = 1024
+    max_rows: int = 64
+    max_waiting: int = 1024
+    max_body_kb: int = 4096
+    default_max_tokens: int = 512
+    drain_s: int = 30
+    log_prompts: bool = False
+
+
+def serve(config: ServeConfig, display: Display) -> None:
+    """Serve until a signal comes; then answer the open requests and return.
+
+    Raises:
+        UsageError: a setting, adapter or file cannot be used, or the address is taken.
+        MissingExtraError: the extra ``serve`` or ``train`` is not installed.
+    """
+    from envkit.models import DEFAULT_MODEL, require_training, resolve
+    from envkit.models.adapter_folder import require_fit
+
+    require_training()
+    try:
+        import uvicorn
+
+        from envkit.serving.app import Limits, Server, make_app
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(str(error.name), "serve") from error
+    from dataclasses import replace
+
+    from envkit.api.adapter import adapter_folder
+    from envkit.engine.adapter_pool import AdapterPool
+    from envkit.engine.running import RunningBatch
+    from envkit.engine.torch_engine import TorchEngine
+    from envkit.serving.access import Access, read_access
+    from envkit.serving.ledger import Ledger
+    from envkit.serving.models import Models, require_names
+    from envkit.serving.worker import Worker
+    from envkit.studies.machine import resolve_dtype, use_threads
+    from envkit.training.base_model import load_base
+    from envkit.training.config import TrainConfig
+
+    if config.host not in ("127.0.0.1", "localhost", "::1") and config.keys is None:
+        raise UsageError(f"--host {config.host} is reachable from other machines; that needs --keys FILE")
+    access = Access() if config.keys is None else read_access(config.keys)
+    ref = resolve(config.model or DEFAULT_MODEL, display)
+    base_name = config.name or ref.id
+    named = {name: adapter_folder(path) for name, path in config.adapters.items()}
+    require_names(base_name, named)
+    for folder in named.values():
+        require_fit(folder, ref)
+    if config.adapter_folder is not None and not config.adapter_folder.is_dir():
+        raise UsageError(f"--adapters {config.adapter_folder}: no such folder")
+    settings = resolve_dtype(replace(TrainConfig(), dtype=config.dtype, device=config.device))
+    use_threads()
+    base, tokenizer = load_base(ref, settings.dtype)
+    base.to(config.device)
+
+    def decode(ids: object) -> str:
+        return str(tokenizer.decode(ids))
+
+    engine = TorchEngine(
+        base, [tokenizer.eos_token_id], kv_cache_bytes=config.kv_cache_mb * 2**20, decode=decode
+    )
+    pool = AdapterPool(engine.linears, config.adapters_mb * 2**20)
+    limits = Limits(
+        config.max_body_kb * 1024,
+        config.max_waiting,
+        config.default_max_tokens,
+        min(engine.longest, engine.cache_tokens),
+        len(tokenizer),
+    )
+    server = Server(
+        Worker(RunningBatch(engine, pool, config.max_rows)),
+        pool,
+        Models(base_name, named, config.adapter_folder, lambda folder: require_fit(folder, ref)),
+        tokenizer,
+        limits,
+        access,
+        None if config.ledger is None else Ledger(config.ledger),
+        config.log_prompts,
+    )
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("envkit.serving").setLevel(logging.INFO)
+    running = uvicorn.Server(
+        uvicorn.Config(
+            make_app(server),
+            host=config.host,
+            port=config.port,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=config.drain_s,
+        )
+    )
+    with _listen(config.host, config.port) as listening:
+        port = listening.getsockname()[1]
+        display.say(f"serving {base_name} and its adapters at http://{config.host}:{port}/v1; Ctrl-C ends it")
+        running.run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Open the port before anything is promised.
+
+    Raises:
+        UsageError: it is taken, or the host has no such address.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error

@@ -1,0 +1,158 @@
+"""`envkit serve`, an OpenAI-compatible server, and `envkit bill`, what its use costs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from envkit.cli.options import Json, complete_models, require_at_least
+from envkit.cli.output import emit, out
+from envkit.errors import UsageError
+
+
+def serve(
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="ID",
+            help="Base model: an id from `envkit models`, or a folder. Default: qwen2.5-coder-0.5b-q4.",
+            autocompletion=complete_models,
+        ),
+    ] = "",
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="Model id of the base. Default: its id, or its folder's name.")
+    ] = "",
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adapter", metavar="NAME=PATH", help="Serve an adapter, or a run's newest, under a model id."
+        ),
+    ] = None,
+    adapters: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Serve every adapter in this folder under its own name, also those that come later.",
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on; another one needs --keys.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", help="Port; 0 takes a free one.")] = 8000,
+    keys: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="TOML of API keys with their models, rates and sizes."),
+    ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="SQLite file that gets each request's tokens, for `envkit bill`."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(metavar="TYPE", help="float32, bfloat16 or auto.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="NAME", help="cpu or cuda.")] = "cpu",
+    kv_cache_mb: Annotated[int, typer.Option(metavar="MB", help="Memory for keys and values.")] = 1024,
+    adapters_mb: Annotated[int, typer.Option(metavar="MB", help="Memory for adapters.")] = 1024,
+    max_rows: Annotated[int, typer.Option(metavar="N", help="Answers that are decoded together.")] = 64,
+    max_waiting: Annotated[int, typer.Option(metavar="N", help="Answers that may wait.")] = 1024,
+    max_body_kb: Annotated[int, typer.Option(metavar="KB", help="Largest request.")] = 4096,
+    default_max_tokens: Annotated[
+        int, typer.Option(metavar="N", help="Tokens of an answer, if a request does not say.")
+    ] = 512,
+    drain_s: Annotated[
+        int, typer.Option(metavar="S", help="Seconds that open requests have after SIGTERM.")
+    ] = 30,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Write requests to the log, prompts included.")
+    ] = False,
+) -> None:
+    """Serve a base model and its adapters behind OpenAI's API. Each adapter is a model id.
+
+    All of them are decoded in one batch, which a request joins and leaves at any time. Needs the extras
+    train and serve.
+    """
+    from envkit.api.rich_display import open_display
+    from envkit.api.serving import ServeConfig
+    from envkit.api.serving import serve as run
+
+    sizes = {"kv_cache_mb": kv_cache_mb, "adapters_mb": adapters_mb, "max_rows": max_rows}
+    sizes |= {
+        "max_waiting": max_waiting,
+        "max_body_kb": max_body_kb,
+        "default_max_tokens": default_max_tokens,
+    }
+    require_at_least(1, **sizes)
+    require_at_least(0, port=port, drain_s=drain_s)
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise UsageError(f"--dtype {dtype}: expected auto, float32 or bfloat16")
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"--device {device}: expected cpu or cuda")
+    with open_display("rich") as display:
+        run(
+            ServeConfig(
+                model=model,
+                name=name,
+                adapters=_named(adapter or []),
+                adapter_folder=adapters,
+                host=host,
+                port=port,
+                keys=keys,
+                ledger=ledger,
+                dtype=dtype,
+                device=device,
+                drain_s=drain_s,
+                log_prompts=log_prompts,
+                **sizes,
+            ),
+            display,
+        )
+
+
+def bill(
+    ledger: Annotated[Path, typer.Argument(metavar="LEDGER", help="File of `envkit serve --ledger`.")],
+    prices: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help='TOML of prices: [models."ID"] with input and output.'),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print what each key used of each served model, and what that costs."""
+    from rich.table import Table
+
+    from envkit.prices import load_prices
+    from envkit.serving.ledger import Ledger
+
+    if not ledger.is_file():
+        raise UsageError(f"{ledger}: no such file; expected the ledger of `envkit serve --ledger`")
+    book = Ledger(ledger)
+    lines = book.bill(load_prices(prices))
+    book.close()
+    if as_json:
+        emit([asdict(line) for line in lines])
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("key", "model", "requests", "prompt tokens", "completion tokens", "dollars"):
+        table.add_column(title, no_wrap=True)
+    for line in lines:
+        usd = "no price" if line.usd is None else f"{line.usd:.6f}"
+        numbers = (line.requests, line.prompt_tokens, line.completion_tokens)
+        table.add_row(line.client, line.model, *(f"{number:,}" for number in numbers), usd)
+    out.print(table)
+
+
+def _named(words: list[str]) -> dict[str, Path]:
+    """Read ``NAME=PATH`` options.
+
+    Raises:
+        UsageError: one is not of that form, or a name comes twice.
+    """
+    named: dict[str, Path] = {}
+    for word in words:
+        name, found, path = word.partition("=")
+        if not (name and found and path):
+            raise UsageError(f"--adapter {word}: expected NAME=PATH")
+        if name in named:
+            raise UsageError(f"--adapter {name}: given twice")
+        named[name] = Path(path)
+    return named

@@ -1,0 +1,180 @@
+"""Who may ask: API keys with their models, rates and sizes, from a TOML file."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast, final
+
+from envkit.errors import ConfigError
+from envkit.files import read_settings
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Someone with an API key, and what the key allows.
+
+    Args:
+        name: in the ledger and in logs; never the key.
+        models: ids that the key may use and see; ``None`` for all.
+        requests_per_minute: 0 for no limit.
+        tokens_per_minute: of prompts and answers; 0 for no limit.
+        max_prompt_tokens: of a request; 0 for no limit but the model's.
+        max_tokens: of an answer; 0 for no limit but the model's.
+        max_rows: answers of one request: prompts times ``n``.
+        admin: may read the metrics, which name all models.
+    """
+
+    name: str
+    models: frozenset[str] | None = None
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    max_prompt_tokens: int = 0
+    max_tokens: int = 0
+    max_rows: int = 16
+    admin: bool = False
+
+    def may_use(self, model: str) -> bool:
+        """True if the key allows a model."""
+        return self.models is None or model in self.models
+
+
+#: Whoever asks a server that was started without keys.
+ANYONE = Client("anyone", admin=True)
+_NUMBERS = ("requests_per_minute", "tokens_per_minute", "max_prompt_tokens", "max_tokens", "max_rows")
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """An allowance that fills up evenly, by a minute's worth in a minute."""
+
+    per_minute: int
+    left: float
+    at_s: float
+
+    def fill(self, now_s: float) -> None:
+        self.left = min(self.left + (now_s - self.at_s) * self.per_minute / 60, self.per_minute)
+        self.at_s = now_s
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds until one is left."""
+        return max((1 - self.left) * 60 / self.per_minute, 0)
+
+
+@final
+@dataclass(slots=True)
+class RateLimits:
+    """Counts the requests and tokens of each client.
+
+    Args:
+        clock: seconds, ever rising.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    _buckets: dict[tuple[str, str], _Bucket] = field(
+        default_factory=dict[tuple[str, str], _Bucket], init=False
+    )
+
+    def enter(self, client: Client) -> float:
+        """Count a request; returns 0, or the seconds after which to ask again. Then nothing is counted."""
+        buckets = [
+            self._bucket(client, kind, limit)
+            for kind, limit in (
+                ("requests", client.requests_per_minute),
+                ("tokens", client.tokens_per_minute),
+            )
+            if limit
+        ]
+        wait_s = max((bucket.wait_s for bucket in buckets), default=0.0)
+        if not wait_s and client.requests_per_minute:
+            buckets[0].left -= 1
+        return wait_s
+
+    def spend(self, client: Client, tokens: int) -> None:
+        """Count tokens. A request may exceed what is left; the next one waits longer then."""
+        if client.tokens_per_minute:
+            self._bucket(client, "tokens", client.tokens_per_minute).left -= tokens
+
+    def _bucket(self, client: Client, kind: str, limit: int) -> _Bucket:
+        bucket = self._buckets.setdefault((client.name, kind), _Bucket(limit, limit, self.clock()))
+        bucket.fill(self.clock())
+        return bucket
+
+
+@final
+class Access:
+    """Finds the client of a request.
+
+    Args:
+        clients: by the SHA-256 of their keys, as hex. Empty: anyone may ask for everything.
+    """
+
+    def __init__(self, clients: Mapping[str, Client] | None = None) -> None:
+        self._clients = clients or {}
+
+    def client(self, authorization: str) -> Client | None:
+        """Return the client of an ``Authorization`` header; ``None`` if its key is not known."""
+        if not self._clients:
+            return ANYONE
+        scheme, _, key = authorization.partition(" ")
+        # A lookup by digest takes the same time for every wrong key.
+        found = self._clients.get(digest(key.strip()))
+        return found if scheme.lower() == "bearer" else None
+
+
+def digest(key: str) -> str:
+    """SHA-256 of a key, as hex."""
+    return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
+
+
+def read_access(path: Path) -> Access:
+    """Read a TOML file of keys: a table ``[keys.NAME]`` for each, with ``sha256`` and the fields of `Client`.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong; the message names file and key.
+    """
+    try:
+        data = tomllib.loads(read_settings(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    tables = data.get("keys")
+    if data.keys() != {"keys"} or not isinstance(tables, dict) or not tables:
+        raise ConfigError(f"{path}: expected tables [keys.NAME] and nothing else")
+    clients: dict[str, Client] = {}
+    for name, table in cast("dict[str, Any]", tables).items():
+        found, client = _client(f"{path}: keys.{name}", name, table)
+        if found in clients:
+            raise ConfigError(f"{path}: keys.{name} and keys.{clients[found].name} are the same key")
+        clients[found] = client
+    return Access(clients)
+
+
+def _client(where: str, name: str, found: Any) -> tuple[str, Client]:
+    """Read one client; returns it with the digest of its key."""
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where} is {found!r}; expected a table")
+    table = cast("dict[str, Any]", found)
+    if unknown := table.keys() - {"sha256", "models", "admin", *_NUMBERS}:
+        raise ConfigError(f"{where}: unknown key {min(unknown)!r}")
+    sha256, models, admin = table.get("sha256"), table.get("models"), table.get("admin", False)
+    if not isinstance(sha256, str) or len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef"):
+        raise ConfigError(
+            f"{where}: sha256 is {sha256!r}; expected 64 hex digits, from: printf %s KEY | sha256sum"
+        )
+    if models is not None and not (
+        isinstance(models, list) and all(isinstance(model, str) for model in cast("list[Any]", models))
+    ):
+        raise ConfigError(f"{where}: models is {models!r}; expected a list of model ids")
+    if not isinstance(admin, bool):
+        raise ConfigError(f"{where}: admin is {admin!r}; expected true or false")
+    numbers = {key: table[key] for key in _NUMBERS if key in table}
+    for key, value in numbers.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < (key == "max_rows"):
+            raise ConfigError(f"{where}: {key} is {value!r}; expected a positive number")
+    allowed = None if models is None else frozenset(cast("list[str]", models))
+    return sha256.lower(), Client(name, allowed, admin=admin, **numbers)

@@ -1,0 +1,500 @@
+"""The web application: OpenAI's endpoints, health and metrics."""
+
+# No `from __future__ import annotations`: FastAPI reads the annotations of functions inside `make_app`.
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from envkit.engine.adapter_pool import AdapterPool
+from envkit.engine.chat import ChatRenderer
+from envkit.engine.protocol import Sampling
+from envkit.engine.running import Failed, RowRequest
+from envkit.errors import EnvkitError, UsageError
+from envkit.serving.access import Access, Client, RateLimits
+from envkit.serving.body_limit import BodyLimit
+from envkit.serving.choice import Choice, Piece
+from envkit.serving.ledger import Entry, Ledger
+from envkit.serving.metrics import Metrics
+from envkit.serving.models import Models
+from envkit.serving.replies import ChatReply, CompletionReply, Reply
+from envkit.serving.schemas import ChatBody, CompletionBody, Message
+from envkit.serving.text import TextStream, ToolCallStream
+from envkit.serving.worker import Worker
+
+_T = TypeVar("_T")
+log = logging.getLogger("envkit.serving")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of the whole server.
+
+    Args:
+        max_body_bytes: of a request's body.
+        max_waiting: rows that may wait to be admitted; beyond, requests are refused.
+        default_max_tokens: of an answer, if the request names none.
+        context: tokens that the model reads at most, the answer included.
+        vocabulary: number of token ids.
+    """
+
+    max_body_bytes: int
+    max_waiting: int
+    default_max_tokens: int
+    context: int
+    vocabulary: int
+
+
+@dataclass(slots=True)
+class Server:
+    """What the endpoints share."""
+
+    worker: Worker
+    pool: AdapterPool
+    models: Models
+    tokenizer: Any
+    limits: Limits
+    access: Access = field(default_factory=Access)
+    ledger: Ledger | None = None
+    log_prompts: bool = False
+    renderer: ChatRenderer = field(init=False)
+    rates: RateLimits = field(default_factory=RateLimits, init=False)
+    metrics: Metrics = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.renderer = ChatRenderer(self.tokenizer)
+        self.metrics = Metrics(self.worker, self.pool)
+
+
+class ApiError(Exception):
+    """An error for the client, in OpenAI's form."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        *,
+        param: str | None = None,
+        wait_s: float = 0,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param, self.wait_s = status, code, param, wait_s
+
+
+def make_app(server: Server) -> FastAPI:
+    """Make the application; it starts the worker, and stops it after the last open request."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        server.worker.start()
+        yield
+        server.worker.stop()
+        if server.ledger is not None:
+            server.ledger.close()
+
+    app = FastAPI(title="envkit serve", lifespan=lifespan)
+    app.add_middleware(BodyLimit, limit_bytes=server.limits.max_body_bytes)
+    _handle_errors(app)
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"description": "OpenAI's error object"}
+        for status in (400, 401, 403, 404, 413, 422, 429, 503)
+    }
+
+    @app.get("/health", responses={503: {"description": "not able to answer"}})
+    async def health() -> Response:
+        if server.worker.error is not None:
+            return JSONResponse({"status": "failed"}, 503)
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/metrics", responses=errors)
+    async def metrics(request: Request) -> Response:
+        if not _client(server, request).admin:
+            raise ApiError(403, "metrics name all models; this key may not see them", "forbidden")
+        return Response(server.metrics.render(), media_type=server.metrics.content_type)
+
+    @app.get("/v1/models", responses=errors)
+    async def list_models(request: Request) -> Response:
+        client = _client(server, request)
+        ids = await asyncio.to_thread(server.models.ids)
+        return JSONResponse(
+            {"object": "list", "data": [_model(server, name) for name in ids if client.may_use(name)]}
+        )
+
+    @app.get("/v1/models/{model}", responses=errors)
+    async def get_model(model: str, request: Request) -> Response:
+        _version(server, _client(server, request), model)
+        return JSONResponse(_model(server, model))
+
+    @app.post("/v1/chat/completions", responses=errors)
+    async def chat(body: ChatBody, request: Request) -> Response:
+        client = _enter(server, request)
+        if body.response_format not in (None, {"type": "text"}):
+            raise ApiError(400, "response_format: only text is supported", param="response_format")
+        with_tools = bool(body.tools) and body.tool_choice != "none"
+        tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()] if with_tools else []
+        messages = [_message(message) for message in body.messages]
+        prompt = _ids(lambda: server.renderer.messages(messages, tools))
+        top = (body.top_logprobs or 0) if body.logprobs else None
+        play = _Play(
+            server, client, body, [prompt], body.max_completion_tokens or body.max_tokens, top, with_tools
+        )
+        return await play.answer(request, ChatReply(body.model))
+
+    @app.post("/v1/completions", responses=errors)
+    async def completions(body: CompletionBody, request: Request) -> Response:
+        client = _enter(server, request)
+        prompts = [_prompt_ids(server, prompt) for prompt in _prompts(body)]
+        play = _Play(server, client, body, prompts, body.max_tokens, body.logprobs, with_tools=False)
+        return await play.answer(request, CompletionReply(body.model))
+
+    return app
+
+
+class _Play:
+    """One request: its rows, and the answers while they are drawn."""
+
+    def __init__(
+        self,
+        server: Server,
+        client: Client,
+        body: ChatBody | CompletionBody,
+        prompts: Sequence[tuple[int, ...]],
+        max_tokens: int | None,
+        top_logprobs: int | None,
+        with_tools: bool,
+    ) -> None:
+        self.server, self.client, self.body, self.prompts = server, client, body, prompts
+        self.version = _version(server, client, body.model)
+        self.started_s, self.first_s = time.monotonic(), 0.0
+        count = body.n or 1
+        if len(prompts) * count > client.max_rows:
+            raise ApiError(
+                400,
+                f"{len(prompts)} prompts with n={count}: a request may have {client.max_rows} answers",
+                param="n",
+            )
+        if server.worker.waiting + len(prompts) * count > server.limits.max_waiting:
+            raise ApiError(503, "too many requests are waiting; try again later", "overloaded", wait_s=1)
+        seed = secrets.randbits(62) if body.seed is None else body.seed
+        self.rows: list[RowRequest] = []
+        self.choices: list[Choice] = []
+        for number, prompt in enumerate(prompts):
+            sampling = self._sampling(len(prompt), max_tokens)
+            for index in range(count):
+                key = (seed, number, index)
+                self.rows.append(RowRequest(prompt, key, sampling, self.version, top_logprobs, client.name))
+                self.choices.append(
+                    Choice(
+                        server.tokenizer,
+                        TextStream(_decoder(server.tokenizer), sampling.stop_strings),
+                        server.renderer.stop_id,
+                        ToolCallStream() if with_tools else None,
+                    )
+                )
+
+    def _sampling(self, prompt_tokens: int, max_tokens: int | None) -> Sampling:
+        client, limits = self.client, self.server.limits
+        if client.max_prompt_tokens and prompt_tokens > client.max_prompt_tokens:
+            raise ApiError(
+                400,
+                f"the prompt has {prompt_tokens} tokens; this key allows {client.max_prompt_tokens}",
+                "context_length_exceeded",
+            )
+        if prompt_tokens >= limits.context:
+            raise ApiError(
+                400,
+                f"the prompt has {prompt_tokens} tokens; the limit is {limits.context}, answer included",
+                "context_length_exceeded",
+            )
+        wanted = max_tokens or limits.default_max_tokens
+        wanted = min(wanted, client.max_tokens or wanted, limits.context - prompt_tokens)
+        temperature = 1.0 if self.body.temperature is None else self.body.temperature
+        top_p = 1.0 if self.body.top_p is None else self.body.top_p
+        if "" in self.body.stop_strings:
+            raise ApiError(400, "a stop string is empty", param="stop")
+        return Sampling(temperature, wanted, top_p=top_p, stop_strings=self.body.stop_strings)
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Tokens so far, as OpenAI counts them: each prompt once."""
+        read, drawn = sum(map(len, self.prompts)), sum(choice.tokens for choice in self.choices)
+        return {"prompt_tokens": read, "completion_tokens": drawn, "total_tokens": read + drawn}
+
+    async def answer(self, request: Request, reply: Reply) -> Response:
+        """Answer at once or as a stream."""
+        if self.server.log_prompts:
+            log.info("prompt of %s: %s", self.client.name, self.body.model_dump_json(exclude_none=True))
+        if self.body.stream:
+            pieces = self._pieces()
+            # An error has a status of its own only before the first byte.
+            first = await _unless_gone(request, anext(pieces))
+            if first is None:
+                return Response(status_code=499)  # nobody reads it
+            return StreamingResponse(
+                self._events(pieces, first, reply), media_type="text/event-stream", headers=_NO_CACHE
+            )
+        if await _unless_gone(request, self._draw()) is None:
+            return Response(status_code=499)
+        return JSONResponse(reply.whole(self.choices, self.usage))
+
+    async def _draw(self) -> bool:
+        async for _ in self._pieces():
+            pass
+        return True
+
+    async def _events(
+        self, pieces: AsyncGenerator[tuple[int, Piece]], first: tuple[int, Piece], reply: Reply
+    ) -> AsyncGenerator[str]:
+        """Server-sent events of a stream."""
+        options = self.body.stream_options
+        with_usage = options is not None and options.include_usage
+        async with aclosing(pieces):
+            try:
+                for index in range(len(self.choices)):
+                    for chunk in reply.opening(index):
+                        yield _event(chunk)
+                for chunk in reply.chunks(*first):
+                    yield _event(chunk)
+                async for index, piece in pieces:
+                    for chunk in reply.chunks(index, piece):
+                        yield _event(chunk)
+                if with_usage:
+                    yield _event(reply.usage(self.usage))
+            except ApiError as error:
+                yield _event(_error_object(error.status, str(error), error.code, error.param))
+            yield "data: [DONE]\n\n"
+
+    async def _pieces(self) -> AsyncGenerator[tuple[int, Piece]]:
+        """Draw all rows; account for what was drawn, also if the client leaves."""
+        server, version, outcome = self.server, self.version, "cancelled"
+
+        def prepare() -> None:
+            if version is not None:
+                server.models.register(self.body.model, version, server.pool)
+
+        try:
+            async with aclosing(server.worker.stream(self.rows, prepare)) as events:
+                async for index, event in events:
+                    if isinstance(event, Failed):
+                        outcome = "failed"
+                        raise _failure(event.error)
+                    self.first_s = self.first_s or time.monotonic()
+                    yield index, self.choices[index].push(event)
+            outcome = "done"
+        except EnvkitError as error:
+            outcome = "failed"
+            raise _failure(error) from error
+        finally:
+            self._account(outcome)
+
+    def _account(self, outcome: str) -> None:
+        server, usage, now_s = self.server, self.usage, time.monotonic()
+        # A prompt that was never read costs nothing.
+        read = usage["prompt_tokens"] if self.first_s else 0
+        entry = Entry(
+            self.client.name,
+            self.body.model,
+            read,
+            usage["completion_tokens"],
+            now_s - self.started_s,
+            outcome,
+        )
+        server.rates.spend(self.client, read + usage["completion_tokens"])
+        server.metrics.count(entry, self.first_s - self.started_s if self.first_s else None)
+        if server.ledger is not None:
+            server.ledger.add(entry)
+        log.info(
+            "%s asked %s: %d + %d tokens in %.2f s, %s",
+            *(
+                entry.client,
+                entry.model,
+                entry.prompt_tokens,
+                entry.completion_tokens,
+                entry.seconds,
+                outcome,
+            ),
+        )
+
+
+_NO_CACHE = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+def _client(server: Server, request: Request) -> Client:
+    """Find who asks.
+
+    Raises:
+        ApiError: the key is missing or wrong.
+    """
+    client = server.access.client(request.headers.get("authorization", ""))
+    if client is None:
+        raise ApiError(401, "the API key is missing or not known", "invalid_api_key")
+    return client
+
+
+def _enter(server: Server, request: Request) -> Client:
+    """Find who asks, and count the request.
+
+    Raises:
+        ApiError: the key is missing or wrong, or has no allowance left.
+    """
+    client = _client(server, request)
+    if wait_s := server.rates.enter(client):
+        raise ApiError(
+            429,
+            f"this key's rate limit is reached; try again in {wait_s:.0f} s",
+            "rate_limit_exceeded",
+            wait_s=wait_s,
+        )
+    return client
+
+
+def _version(server: Server, client: Client, model: str) -> str | None:
+    """Name of the adapter's files; a model that a key may not use does not exist for it.
+
+    Raises:
+        ApiError: there is no such model.
+    """
+    try:
+        if client.may_use(model):
+            return server.models.version(model)
+    except LookupError:
+        pass
+    raise ApiError(404, f"the model {model!r} does not exist", "model_not_found", param="model")
+
+
+def _model(server: Server, name: str) -> dict[str, Any]:
+    parent = {} if name == server.models.base else {"parent": server.models.base}
+    return {"id": name, "object": "model", "created": 0, "owned_by": "envkit", **parent}
+
+
+def _message(message: Message) -> dict[str, Any]:
+    """A message as chat templates read it: content as text, arguments of calls as objects."""
+    content = message.content
+    text = content if isinstance(content, str) else "".join(part.text for part in content or ())
+    found: dict[str, Any] = {
+        "role": "system" if message.role == "developer" else message.role,
+        "content": text,
+    }
+    if message.tool_calls:
+        calls: list[dict[str, Any]] = []
+        for call in message.tool_calls:
+            try:
+                arguments = json.loads(call.function.arguments)
+            except (ValueError, RecursionError) as error:
+                raise ApiError(400, "arguments of a tool call are not JSON", param="messages") from error
+            calls.append(
+                {"type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+            )
+        found["tool_calls"] = calls
+    return found | {
+        key: value for key, value in (("name", message.name), ("tool_call_id", message.tool_call_id)) if value
+    }
+
+
+def _prompts(body: CompletionBody) -> Sequence[str | list[int]]:
+    prompt: Any = body.prompt
+    if isinstance(prompt, str) or isinstance(prompt[0], int):
+        return [prompt]
+    return prompt
+
+
+def _prompt_ids(server: Server, prompt: str | list[int]) -> tuple[int, ...]:
+    if isinstance(prompt, str):
+        ids = _ids(lambda: server.renderer.plain(prompt))
+    else:
+        ids = tuple(prompt)
+        if not all(0 <= token < server.limits.vocabulary for token in ids):
+            raise ApiError(400, f"a token id is not in 0 to {server.limits.vocabulary - 1}", param="prompt")
+    if not ids:
+        raise ApiError(400, "the prompt has no tokens", param="prompt")
+    return ids
+
+
+def _ids(render: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+    try:
+        return render()
+    except EnvkitError as error:
+        raise ApiError(400, str(error), param="messages") from error
+
+
+def _decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
+    return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _failure(error: EnvkitError) -> ApiError:
+    """What a client is told of a row that failed. Paths of this machine stay in the log."""
+    log.error("a request failed: %s", error)
+    if isinstance(error, UsageError):
+        return ApiError(
+            400, "the request or its adapter cannot be used; the server's log has the reason", "failed"
+        )
+    return ApiError(503, "the server cannot answer now", "unavailable", wait_s=1)
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T | None:
+    """Return the result of some work. If the client leaves before, cancel the work and return ``None``."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        return None
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.wait({working, leaving})
+
+
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data)}\n\n"
+
+
+def _error_object(
+    status: int, message: str, code: str | None = None, param: str | None = None
+) -> dict[str, Any]:
+    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    kind = "server_error" if status >= 500 else kinds.get(status, "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _handle_errors(app: FastAPI) -> None:
+    """Answer every error in OpenAI's form."""
+
+    @app.exception_handler(ApiError)
+    async def api_error(request: Request, error: ApiError) -> Response:
+        headers = {"Retry-After": str(max(round(error.wait_s), 1))} if error.wait_s else None
+        content = _error_object(error.status, str(error), error.code, error.param)
+        return JSONResponse(content, error.status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"][1:]))
+        return JSONResponse(_error_object(400, f"{where}: {first['msg']}", param=where or None), 400)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        return JSONResponse(
+            _error_object(error.status_code, str(error.detail)), error.status_code, error.headers
+        )
+
+    @app.exception_handler(Exception)
+    async def fault(request: Request, error: Exception) -> Response:
+        return JSONResponse(_error_object(500, "a fault in the server; its log has the reason"), 500)

@@ -1,0 +1,87 @@
+"""One answer of a request while it is drawn: its text, tool calls, log-probabilities and end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from envkit.engine.running import Drawn
+from envkit.serving.text import TextStream, ToolCall, ToolCallStream
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of the text with the model's log-probabilities.
+
+    Args:
+        token: its text.
+        logprob: natural log of its probability.
+        top: texts and log-probabilities of the most likely tokens there.
+    """
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a token has added to an answer."""
+
+    text: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    logprob: TokenLogprob | None = None
+    finish: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """True if there is nothing to send."""
+        return self == Piece()
+
+
+@dataclass(slots=True)
+class Choice:
+    """An answer so far.
+
+    Args:
+        tokenizer: turns ids into text.
+        stream: text of its tokens.
+        stop_id: the end-of-turn id, which is no text.
+        tools: reads tool calls; ``None`` leaves them in the text.
+    """
+
+    tokenizer: Any
+    stream: TextStream
+    stop_id: int
+    tools: ToolCallStream | None = None
+    text: str = ""
+    calls: list[ToolCall] = field(default_factory=list[ToolCall])
+    logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
+    tokens: int = 0
+    finish: str | None = None
+
+    def push(self, drawn: Drawn) -> Piece:
+        """Add a token."""
+        self.tokens += 1
+        is_end = drawn.stop == "stop" and drawn.token == self.stop_id
+        text = "" if is_end else self.stream.push(drawn.token)
+        if drawn.stop:
+            text += self.stream.end()
+        calls: list[ToolCall] = []
+        if self.tools is not None:
+            text, calls = self.tools.push(text)
+            if drawn.stop:
+                text += self.tools.end()
+        self.text += text
+        self.calls += calls
+        if drawn.stop:
+            self.finish = "tool_calls" if self.calls and drawn.stop == "stop" else drawn.stop
+        logprob = None
+        if drawn.likely is not None and not is_end:
+            top = tuple((self._token(token), value) for token, value in drawn.likely.top)
+            logprob = TokenLogprob(self._token(drawn.token), drawn.likely.drawn, top)
+            self.logprobs.append(logprob)
+        return Piece(text, tuple(calls), logprob, self.finish)
+
+    def _token(self, token: int) -> str:
+        return str(self.tokenizer.decode([token]))

@@ -1,0 +1,116 @@
+"""The token ledger: what each key used of each model, and what that costs."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import final
+
+from envkit.errors import StoreError, UnpricedError
+from envkit.prices import PriceTable
+
+_TABLE = """
+CREATE TABLE IF NOT EXISTS requests (
+    at TEXT NOT NULL, client TEXT NOT NULL, model TEXT NOT NULL, prompt_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL, seconds REAL NOT NULL, outcome TEXT NOT NULL
+)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one request used.
+
+    Args:
+        client: name of the key, never the key.
+        model: id that was asked for.
+        prompt_tokens: of all prompts; a prompt with several answers counts once.
+        completion_tokens: of all answers, as far as they were drawn.
+        seconds: from request to last token.
+        outcome: ``"done"``, ``"cancelled"`` or ``"failed"``.
+    """
+
+    client: str
+    model: str
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class BillLine:
+    """What a client used of a model.
+
+    Args:
+        usd: dollars; ``None`` if the table has no price for the model.
+    """
+
+    client: str
+    model: str
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    usd: float | None
+
+
+@final
+class Ledger:
+    """Requests in an SQLite file, one row each. Holds no prompts and no keys. Thread-safe.
+
+    Args:
+        path: the file; made if it does not exist.
+
+    Raises:
+        StoreError: it cannot be opened, or is no ledger.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lock = path, threading.Lock()
+        try:
+            self._connection = sqlite3.connect(path, check_same_thread=False)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            with self._connection:
+                self._connection.execute(_TABLE)
+        except sqlite3.Error as error:
+            raise StoreError(f"{path}: cannot be used as a ledger ({error})") from error
+
+    def add(self, entry: Entry) -> None:
+        """Append a request.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        values = (entry.client, entry.model, entry.prompt_tokens, entry.completion_tokens)
+        try:
+            with self._lock, self._connection:
+                self._connection.execute(
+                    "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (datetime.now(UTC).isoformat(), *values, entry.seconds, entry.outcome),
+                )
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._path}: cannot be written ({error})") from error
+
+    def bill(self, prices: PriceTable) -> list[BillLine]:
+        """Sum up by client and model."""
+        with self._lock:
+            rows: list[tuple[str, str, int, int, int]] = self._connection.execute(
+                "SELECT client, model, count(*), sum(prompt_tokens), sum(completion_tokens) FROM requests "
+                "GROUP BY client, model ORDER BY client, model"
+            ).fetchall()
+        return [BillLine(*row, _usd(prices, row[1], row[3], row[4])) for row in rows]
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._connection.close()
+
+
+def _usd(prices: PriceTable, model: str, prompt_tokens: int, completion_tokens: int) -> float | None:
+    try:
+        return prices.of(model).cost_usd(prompt_tokens, completion_tokens)
+    except UnpricedError:
+        return None

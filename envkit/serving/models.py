@@ -1,0 +1,108 @@
+"""Model ids: the base, adapters that were named, and those in a folder, which may come and go."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import final
+
+from envkit.engine.adapter_pool import AdapterPool, read_adapter
+from envkit.engine.lora import Update
+from envkit.errors import ModelError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_WEIGHTS = "adapter_model.safetensors"
+
+
+@final
+class Models:
+    """Finds the adapter of a model id.
+
+    Every subfolder of ``folder`` with an adapter is a model of its name. It is served from the moment it is
+    there, without a restart; a changed adapter is read again, and a removed one is gone.
+
+    Args:
+        base: id of the base model.
+        named: adapters by model id.
+        folder: of more adapters.
+        require_fit: raises if a folder's adapter is not for this base.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        named: Mapping[str, Path],
+        folder: Path | None,
+        require_fit: Callable[[Path], None],
+    ) -> None:
+        self.base = base
+        self._named, self._folder = named, folder
+        self._require_fit = require_fit
+        #: Name in the pool of the version of each model that was last asked for.
+        self._versions: dict[str, str] = {}
+
+    def ids(self) -> list[str]:
+        """All model ids, the base first."""
+        children = [] if self._folder is None else sorted(path.name for path in self._folder.iterdir())
+        found = [name for name in children if name not in self._named and self._child(name) is not None]
+        return [self.base, *self._named, *found]
+
+    def path(self, model: str) -> Path | None:
+        """Folder of an adapter; ``None`` if there is no such model, or it is the base."""
+        return self._named.get(model) or self._child(model)
+
+    def version(self, model: str) -> str | None:
+        """Name of the model's files as they are now; ``None`` for the base.
+
+        Raises:
+            LookupError: there is no such model.
+        """
+        if model == self.base:
+            return None
+        folder = self.path(model)
+        if folder is None:
+            raise LookupError(model)
+        try:
+            found = (folder / _WEIGHTS).stat()
+        except OSError as error:
+            raise LookupError(model) from error
+        return f"{model}@{found.st_mtime_ns}-{found.st_size}"
+
+    def register(self, model: str, version: str, pool: AdapterPool) -> None:
+        """Offer a version in the pool, in place of the one before. Only the decoding thread may call it."""
+        folder, before = self.path(model), self._versions.get(model)
+        if version == before or folder is None:
+            return
+        if before is not None:
+            pool.unregister(before)
+        self._versions[model] = version
+
+        def read() -> Mapping[str, Update]:
+            self._require_fit(folder)
+            return read_adapter(folder)
+
+        pool.register(version, read)
+
+    def _child(self, name: str) -> Path | None:
+        """An adapter's folder directly in ``folder``; a link that leads out of it is none."""
+        if self._folder is None or name == self.base or not _NAME.fullmatch(name):
+            return None
+        path = self._folder / name
+        root = self._folder.resolve()
+        if path.resolve().parent != root or not (path / _WEIGHTS).resolve().is_relative_to(root):
+            return None
+        return path if (path / "adapter_config.json").is_file() else None
+
+
+def require_names(base: str, named: Mapping[str, Path]) -> None:
+    """Refuse model ids that could not be asked for.
+
+    Raises:
+        ModelError: an adapter has the base's id, or a name that is none.
+    """
+    for name in named:
+        if name == base or not _NAME.fullmatch(name):
+            raise ModelError(
+                f"adapter name {name!r}: expected letters, digits, '.', '_', '-', and not the base's name"
+            )

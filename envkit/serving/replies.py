@@ -1,0 +1,162 @@
+"""Replies in OpenAI's form, whole and as the chunks of a stream."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, final
+
+from envkit.serving.choice import Choice, Piece, TokenLogprob
+from envkit.serving.text import ToolCall
+
+JsonObject = dict[str, Any]
+
+
+class Reply(Protocol):
+    """The form of one endpoint."""
+
+    def whole(self, choices: Sequence[Choice], usage: JsonObject) -> JsonObject:
+        """The reply to a request without a stream."""
+        ...
+
+    def opening(self, index: int) -> Iterator[JsonObject]:
+        """Chunks before the first token of a choice."""
+        ...
+
+    def chunks(self, index: int, piece: Piece) -> Iterator[JsonObject]:
+        """Chunks of a token."""
+        ...
+
+    def usage(self, usage: JsonObject) -> JsonObject:
+        """The last chunk, if the request asked for usage."""
+        ...
+
+
+@final
+class ChatReply(Reply):
+    """Replies of ``/v1/chat/completions``."""
+
+    def __init__(self, model: str) -> None:
+        self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+        #: Calls sent so far, by choice.
+        self._calls: dict[int, int] = {}
+
+    def whole(self, choices: Sequence[Choice], usage: JsonObject) -> JsonObject:
+        made: list[JsonObject] = []
+        for index, choice in enumerate(choices):
+            calls = [_call(call) for call in choice.calls]
+            message: JsonObject = {"role": "assistant", "content": choice.text or (None if calls else "")}
+            message["refusal"] = None
+            if calls:
+                message["tool_calls"] = calls
+            logprobs = _chat_logprobs(choice.logprobs)
+            made.append(
+                {"index": index, "message": message, "finish_reason": choice.finish, "logprobs": logprobs}
+            )
+        return {**self._head, "object": "chat.completion", "choices": made, "usage": usage}
+
+    def opening(self, index: int) -> Iterator[JsonObject]:
+        yield self._chunk(index, {"role": "assistant", "content": ""})
+
+    def chunks(self, index: int, piece: Piece) -> Iterator[JsonObject]:
+        logprobs = _chat_logprobs([piece.logprob] if piece.logprob else [])
+        if piece.text or logprobs:
+            yield self._chunk(index, {"content": piece.text}, logprobs=logprobs)
+        for call in piece.calls:
+            number = self._calls.get(index, 0)
+            self._calls[index] = number + 1
+            yield self._chunk(index, {"tool_calls": [{"index": number, **_call(call)}]})
+        if piece.finish:
+            yield self._chunk(index, {}, piece.finish)
+
+    def usage(self, usage: JsonObject) -> JsonObject:
+        return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
+
+    def _chunk(
+        self, index: int, delta: JsonObject, finish: str | None = None, logprobs: JsonObject | None = None
+    ) -> JsonObject:
+        choice = {"index": index, "delta": delta, "finish_reason": finish, "logprobs": logprobs}
+        return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+
+
+@final
+class CompletionReply(Reply):
+    """Replies of ``/v1/completions``."""
+
+    def __init__(self, model: str) -> None:
+        self._head = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model,
+        }
+        #: Characters of the tokens sent so far, by choice.
+        self._offsets: dict[int, int] = {}
+
+    def whole(self, choices: Sequence[Choice], usage: JsonObject) -> JsonObject:
+        made = [
+            {
+                "index": index,
+                "text": choice.text,
+                "finish_reason": choice.finish,
+                "logprobs": self._logprobs(index, choice.logprobs),
+            }
+            for index, choice in enumerate(choices)
+        ]
+        return {**self._head, "choices": made, "usage": usage}
+
+    def opening(self, index: int) -> Iterator[JsonObject]:
+        yield from ()
+
+    def chunks(self, index: int, piece: Piece) -> Iterator[JsonObject]:
+        logprobs = self._logprobs(index, [piece.logprob] if piece.logprob else [])
+        if piece.text or logprobs or piece.finish:
+            choice = {"index": index, "text": piece.text, "finish_reason": piece.finish, "logprobs": logprobs}
+            yield {**self._head, "choices": [choice]}
+
+    def usage(self, usage: JsonObject) -> JsonObject:
+        return {**self._head, "choices": [], "usage": usage}
+
+    def _logprobs(self, index: int, tokens: Sequence[TokenLogprob]) -> JsonObject | None:
+        if not tokens:
+            return None
+        offsets: list[int] = []
+        for token in tokens:
+            offsets.append(self._offsets.get(index, 0))
+            self._offsets[index] = offsets[-1] + len(token.token)
+        return {
+            "tokens": [token.token for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [dict(token.top) for token in tokens],
+            "text_offset": offsets,
+        }
+
+
+def _call(call: ToolCall) -> JsonObject:
+    return {
+        "id": f"call_{secrets.token_hex(12)}",
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
+
+
+def _chat_logprobs(tokens: Sequence[TokenLogprob]) -> JsonObject | None:
+    if not tokens:
+        return None
+    return {
+        "content": [
+            {
+                **_one(token.token, token.logprob),
+                "top_logprobs": [_one(text, logprob) for text, logprob in token.top],
+            }
+            for token in tokens
+        ],
+        "refusal": None,
+    }
+
+
+def _one(token: str, logprob: float) -> JsonObject:
+    """A token; its bytes are not known if it is a part of a character."""
+    is_part = "\N{REPLACEMENT CHARACTER}" in token
+    return {"token": token, "logprob": logprob, "bytes": None if is_part else [*token.encode()]}

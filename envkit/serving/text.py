@@ -1,0 +1,140 @@
+"""Tokens become text piece by piece: whole characters, no stop string, tool calls apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast, final
+
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+
+
+@final
+class TextStream:
+    """Text of an answer's tokens, as they come.
+
+    Args:
+        decode: turns ids into text, without special tokens.
+        stop_strings: the text ends before the first of them.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], stop_strings: Sequence[str] = ()) -> None:
+        self._decode, self._stops = decode, stop_strings
+        self._ids: list[int] = []
+        #: Ids before ``_start`` have no influence on what comes; those before ``_read`` were given out.
+        self._start = self._read = 0
+        self._held = ""
+        self._stopped = False
+
+    def push(self, token: int) -> str:
+        """Add a token; returns the text that is certain now."""
+        self._ids.append(token)
+        before = self._decode(self._ids[self._start : self._read])
+        text = self._decode(self._ids[self._start :])
+        if text.endswith(_UNFINISHED):
+            return ""  # a part of a character
+        self._start, self._read = self._read, len(self._ids)
+        return self._release(text[len(before) :])
+
+    def end(self) -> str:
+        """Return the text that was held back."""
+        before = self._decode(self._ids[self._start : self._read])
+        text = self._release(self._decode(self._ids[self._start :])[len(before) :])
+        if not self._stopped:
+            text, self._held = text + self._held, ""
+        return text
+
+    def _release(self, new: str) -> str:
+        """Give out held and new text, but nothing that may be the beginning of a stop string."""
+        if self._stopped:
+            return ""
+        text = self._held + new
+        found = [position for stop in self._stops if (position := text.find(stop)) >= 0]
+        if found:
+            self._stopped, self._held = True, ""
+            return text[: min(found)]
+        keep = max((overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function call of the model.
+
+    Args:
+        name: of the function.
+        arguments: a JSON object as text.
+    """
+
+    name: str
+    arguments: str
+
+
+@dataclass(slots=True)
+class ToolCallStream:
+    """Separates ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>`` from other text.
+
+    A call that is not such JSON, or has no end, stays text.
+    """
+
+    _held: str = field(default="", init=False)
+
+    def push(self, new: str) -> tuple[str, list[ToolCall]]:
+        """Add text; returns the text and the calls that are certain now."""
+        self._held += new
+        text, calls = "", list[ToolCall]()
+        while True:
+            before, opening, rest = self._held.partition(_OPEN)
+            if not opening:
+                keep = overlap(self._held, _OPEN)
+                text += self._held[: len(self._held) - keep]
+                self._held = self._held[len(self._held) - keep :]
+                return text, calls
+            text += before
+            body, closing, after = rest.partition(_CLOSE)
+            if not closing:
+                self._held = opening + rest
+                return text, calls
+            call = parse_call(body)
+            if call is None:
+                text += opening + body + closing
+            else:
+                calls.append(call)
+            self._held = after
+
+    def end(self) -> str:
+        """Return the text that was held back."""
+        text, self._held = self._held, ""
+        return text
+
+
+def parse_call(body: str) -> ToolCall | None:
+    """Read one call; ``None`` if it is not of the form.
+
+    >>> parse_call('{"name": "add", "arguments": {"a": 1}}')
+    ToolCall(name='add', arguments='{"a": 1}')
+    """
+    try:
+        found: object = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    call = cast("dict[str, Any]", found)
+    name, arguments = call.get("name"), call.get("arguments", {})
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        return None
+    return ToolCall(name, json.dumps(arguments, ensure_ascii=False))
+
+
+def overlap(text: str, word: str) -> int:
+    """Length of the longest end of a text that is a beginning of a word, but not all of it.
+
+    >>> overlap("as <to", "<tool>"), overlap("as", "<tool>")
+    (3, 0)
+    """
+    longest = min(len(text), len(word) - 1)
+    return next((size for size in range(longest, 0, -1) if text.endswith(word[:size])), 0)

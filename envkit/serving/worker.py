@@ -1,0 +1,152 @@
+"""The thread that decodes: requests of an event loop in, tokens out."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import TypeAlias, final
+
+from envkit.engine.running import Drawn, Failed, RowRequest, RunningBatch
+from envkit.errors import EnvkitError
+
+#: A token of a request's row, or the row's failure, with the row's position in the request.
+Event: TypeAlias = tuple[int, Drawn | Failed]
+
+
+class WorkerStopped(EnvkitError):
+    """The decoding thread has ended, by an error or because the server shuts down."""
+
+
+@final
+class Worker:
+    """Owns the running batch. Other threads only leave requests here and get events back.
+
+    Args:
+        batch: decodes; used by this thread only.
+    """
+
+    def __init__(self, batch: RunningBatch) -> None:
+        self._batch = batch
+        self._wake = threading.Condition()
+        self._inbox: list[Callable[[], None]] = []
+        self._stopping = False
+        #: The error that ended the thread.
+        self.error: Exception | None = None
+        #: Rows that wait and that run, and tokens of the KV cache; as of the last tick.
+        self.waiting = self.running = self.cache_tokens = 0
+        #: Where the events of each row go.
+        self._rows: dict[int, Callable[[Drawn | Failed], None]] = {}
+        self._thread = threading.Thread(target=self._run, name="envkit-decoder", daemon=True)
+
+    def start(self) -> None:
+        """Start decoding."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after the current tick. Rows that still run fail."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    def do(self, action: Callable[[], None]) -> None:
+        """Run an action in the decoding thread, between two ticks.
+
+        Raises:
+            WorkerStopped: the thread has ended.
+        """
+        with self._wake:
+            if self._stopping or self.error is not None:
+                raise WorkerStopped("the server is shutting down, or its decoder has failed")
+            self._inbox.append(action)
+            self._wake.notify()
+
+    async def stream(
+        self, requests: Sequence[RowRequest], prepare: Callable[[], None]
+    ) -> AsyncGenerator[Event]:
+        """Yield the tokens of all rows until each has ended. Closing the generator cancels the others.
+
+        Args:
+            requests: the rows.
+            prepare: called in the decoding thread before the first row; its `EnvkitError` fails all rows.
+
+        Raises:
+            WorkerStopped: the thread has ended.
+        """
+        loop, queue = asyncio.get_running_loop(), asyncio.Queue[Event]()
+        numbers: list[int] = []  # used by the decoding thread only
+        open_rows = {*range(len(requests))}
+
+        def submit() -> None:
+            for index, request in enumerate(requests):
+                try:
+                    prepare()
+                    number = self._batch.submit(request)
+                except EnvkitError as error:
+                    _send(loop, queue, (index, Failed(-1, error)))
+                    continue
+                numbers.append(number)
+                self._rows[number] = lambda event, index=index: _send(loop, queue, (index, event))
+
+        def cancel() -> None:
+            for number in numbers:
+                if self._rows.pop(number, None) is not None:
+                    self._batch.cancel(number)
+
+        self.do(submit)
+        try:
+            while open_rows:
+                index, event = await queue.get()
+                if isinstance(event, Failed) or event.stop:
+                    open_rows.discard(index)
+                yield index, event
+        finally:
+            if open_rows and self.error is None and not self._stopping:
+                self.do(cancel)
+
+    def _run(self) -> None:
+        try:
+            while self._take():
+                for event in self._batch.tick():
+                    is_over = isinstance(event, Failed) or event.stop
+                    send = self._rows.pop(event.row, None) if is_over else self._rows.get(event.row)
+                    if send is not None:
+                        send(event)
+                self._count()
+            raise WorkerStopped("the server is shutting down")
+        except Exception as error:  # reported by every open request, and by /health
+            with self._wake:
+                self.error = error
+                inbox, self._inbox = self._inbox, []
+            for action in inbox:
+                action()  # they get the error too
+            failed = error if isinstance(error, EnvkitError) else WorkerStopped("the decoder has failed")
+            for number, send in [*self._rows.items()]:
+                send(Failed(number, failed))
+            self._rows.clear()
+            if not self._stopping:
+                raise
+
+    def _take(self) -> bool:
+        """Wait for something to do, and do what was left here; False if the thread is to end."""
+        with self._wake:
+            while not (self._inbox or self._stopping or self._batch.waiting or self._batch.running):
+                self._wake.wait()
+            inbox, self._inbox = self._inbox, []
+            if self._stopping:
+                self._inbox = inbox
+                return False
+        for action in inbox:
+            action()
+        return True
+
+    def _count(self) -> None:
+        self.waiting, self.running = self._batch.waiting, self._batch.running
+        self.cache_tokens = self._batch.cache_tokens
+
+
+def _send(loop: asyncio.AbstractEventLoop, queue: asyncio.Queue[Event], event: Event) -> None:
+    """Hand an event over to the loop's thread; a loop that is closed wants none."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(queue.put_nowait, event)

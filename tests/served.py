@@ -1,0 +1,100 @@
+"""Adapters of the tiny model, a model that always calls a tool, and `envkit serve` as a process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tiny
+import torch
+
+#: What the trained model answers to any conversation.
+CALL = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>'
+_START_S = 120
+
+
+def save_adapter(model_folder: Path, folder: Path, seed: int) -> Path:
+    """Write a random adapter with an effect."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    base: Any = AutoModelForCausalLM.from_pretrained(model_folder)
+    model: Any = get_peft_model(base, LoraConfig(r=4, lora_alpha=16, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn_like(parameter) * 0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
+def teach_call(folder: Path) -> None:
+    """Train all weights of the model until it greedily answers `CALL` to any prompt."""
+    from transformers import AutoModelForCausalLM
+
+    from envkit.engine.chat import ChatRenderer
+
+    renderer = ChatRenderer(tiny.tokenizer())
+    answer = renderer.answer(CALL)
+    prompts = [
+        renderer.messages([{"role": "user", "content": text}], ()) for text in ("Add 1 and 2.", "Please add.")
+    ]
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(300):
+        loss = torch.zeros(())
+        for prompt in prompts:
+            ids = torch.tensor([[*prompt, *answer]])
+            labels = ids.clone()
+            labels[:, : len(prompt)] = -100
+            loss = loss + model(ids, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if loss.item() < 2e-3:
+            break
+    model.save_pretrained(folder)
+
+
+class Process:
+    """A server process: where it listens, and what it has printed."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str, lines: Path) -> None:
+        self.process, self.url, self.lines = process, url, lines
+
+    @property
+    def log(self) -> str:
+        return self.lines.read_text()
+
+
+@contextlib.contextmanager
+def serving(folder: Path, options: Sequence[str]) -> Generator[Process]:
+    """Run `envkit serve` until the block ends."""
+    command = [sys.executable, "-m", "envkit.cli", "serve", "--port", "0", "--dtype", "float32", *options]
+    lines = folder / "log.txt"
+    with lines.open("w") as log:
+        environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, env=environment)
+        try:
+            yield Process(process, _wait_for_url(process, lines), lines)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(_START_S)
+
+
+def _wait_for_url(process: subprocess.Popen[str], lines: Path) -> str:
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        for line in lines.read_text().splitlines():
+            if "http://" in line:
+                return "http://" + line.partition("http://")[2].partition("/v1")[0]
+        time.sleep(0.1)
+    raise AssertionError(f"the server did not start:\n{lines.read_text()}")

@@ -1,0 +1,63 @@
+"""API keys: what their file may say, and how rates are counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from envkit.errors import ConfigError
+from envkit.serving.access import Access, Client, RateLimits, digest, read_access
+
+SHA = "0" * 64
+
+
+def test_a_key_is_found_by_its_digest() -> None:
+    access = Access({digest("right"): Client("ann")})
+    assert access.client("Bearer right") == Client("ann")
+    for header in ("", "Bearer", "Bearer wrong", "Basic right", "right", "Bearer r\udcffght"):
+        assert access.client(header) is None
+
+
+def test_requests_refill_in_a_minute() -> None:
+    now_s = [0.0]
+    rates, ann = RateLimits(lambda: now_s[0]), Client("ann", requests_per_minute=2)
+    assert [rates.enter(ann) for _ in range(2)] == [0, 0]
+    assert rates.enter(ann) == 30
+    assert rates.enter(Client("bob", requests_per_minute=2)) == 0
+    now_s[0] = 30
+    assert rates.enter(ann) == 0
+    assert rates.enter(ann) == 30
+
+
+def test_tokens_beyond_the_rate_are_waited_for() -> None:
+    now_s = [0.0]
+    rates, ann = RateLimits(lambda: now_s[0]), Client("ann", tokens_per_minute=60)
+    assert rates.enter(ann) == 0
+    rates.spend(ann, 90)
+    assert rates.enter(ann) == 31
+    now_s[0] = 31
+    assert rates.enter(ann) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "expected tables"),
+        ("[keys]", "expected tables"),
+        ("[keys.a]", "sha256 is None"),
+        ('[keys.a]\nsha256 = "secret"', "expected 64 hex digits"),
+        (f'[keys.a]\nsha256 = "{SHA}"\nrate = 1', "unknown key 'rate'"),
+        (f'[keys.a]\nsha256 = "{SHA}"\nmodels = "red"', "models is 'red'"),
+        (f'[keys.a]\nsha256 = "{SHA}"\nmax_tokens = -1', "max_tokens is -1"),
+        (f'[keys.a]\nsha256 = "{SHA}"\nmax_rows = 0', "max_rows is 0"),
+        (f'[keys.a]\nsha256 = "{SHA}"\nadmin = 1', "admin is 1"),
+        (f'[keys.a]\nsha256 = "{SHA}"\n[keys.b]\nsha256 = "{SHA}"', "are the same key"),
+        ("[keys", "cannot be read"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=problem):
+        read_access(path)

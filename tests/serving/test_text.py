@@ -1,0 +1,68 @@
+"""Text of tokens as they come, and tool calls in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envkit.serving.text import TextStream, ToolCall, ToolCallStream
+
+GOOD = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
+
+
+def decode(ids: Sequence[int]) -> str:
+    return str(tiny.tokenizer().decode(ids))
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=30))
+def test_pieces_join_to_the_text(text: str) -> None:
+    ids = tiny.tokenizer().encode(text, add_special_tokens=False)
+    stream = TextStream(decode)
+    pieces = [stream.push(token) for token in ids]
+    assert "".join(pieces) + stream.end() == decode(ids)
+
+
+@given(st.text("ab", min_size=1, max_size=20), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
+def test_a_stream_ends_before_the_first_stop_string(text: str, stops: list[str]) -> None:
+    stream = TextStream(lambda ids: "".join(map(chr, ids)), stops)
+    found = ""
+    for character in text:
+        found += stream.push(ord(character))
+        said = text[: len(found)]
+        assert found == said
+        assert not any(stop in found for stop in stops)
+    found += stream.end()
+    # A stream ends with the token that completes the first stop string to be complete.
+    complete = [end for end in range(len(text) + 1) if any(text[:end].endswith(stop) for stop in stops)]
+    if not complete:
+        assert found == text
+    else:
+        until = text[: complete[0]]
+        assert found == until[: min(until.index(stop) for stop in stops if stop in until)]
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+@pytest.mark.parametrize(
+    ("text", "left", "calls"),
+    [
+        ("plain <b> text", "plain <b> text", []),
+        (f"I add. {GOOD} Done.", "I add.  Done.", [ToolCall("add", '{"a": 1}')]),
+        (GOOD + GOOD, "", [ToolCall("add", '{"a": 1}')] * 2),
+        ("<tool_call>{oops}</tool_call>", "<tool_call>{oops}</tool_call>", []),
+        ('<tool_call>["add"]</tool_call>', '<tool_call>["add"]</tool_call>', []),
+        ('<tool_call>{"name": "add"', '<tool_call>{"name": "add"', []),
+        ("almost <tool", "almost <tool", []),
+    ],
+)
+def test_tool_calls_are_told_from_text(text: str, left: str, calls: list[ToolCall], size: int) -> None:
+    stream, found, made = ToolCallStream(), "", list[ToolCall]()
+    for start in range(0, len(text), size):
+        piece, new = stream.push(text[start : start + size])
+        found += piece
+        made += new
+    assert found + stream.end() == left
+    assert made == calls
