@@ -288,7 +288,7 @@ class RunningBatch:
         """Draw from the logits; rows with equal sampling parameters in one go."""
         events: dict[int, Drawn | Failed] = {}
         groups: dict[tuple[float, int, float], list[int]] = {}
-        is_finite = to_list(torch.isfinite(logits_RV).all(dim=-1))
+        is_finite = to_list(logits_RV.sum(dim=-1).isfinite())
         for index, row in enumerate(rows):
             sampling = row.request.sampling
             if is_finite[index]:
@@ -301,12 +301,16 @@ class RunningBatch:
                 )
         for indices in groups.values():
             chosen = [rows[index] for index in indices]
-            picked_RV = logits_RV[indices]
+            picked_RV = logits_RV if len(indices) == len(rows) else logits_RV[indices]
             wanted = [row.request.top_logprobs is not None for row in chosen]
             plain_RV = torch.log_softmax(picked_RV, dim=-1) if any(wanted) else None
             numbers = [[row.draws[len(row.ids) - len(row.request.prompt_ids)]] for row in chosen]
             numbers_R1 = torch.tensor(numbers, dtype=torch.float64, device=self._engine.device)
-            token_R1, logprob_R1 = draw(picked_RV, numbers_R1, chosen[0].request.sampling)
+            try:
+                token_R1, logprob_R1 = draw(picked_RV, numbers_R1, chosen[0].request.sampling)
+            except ModelError as error:  # a temperature that is too small
+                events |= {row.number: Failed(row.number, error) for row in chosen}
+                continue
             tokens = to_list(token_R1[:, 0])
             logprobs = to_list(logprob_R1[:, 0])
             for index, row in enumerate(chosen):

@@ -34,6 +34,8 @@ from envkit.serving.text import TextStream, ToolCallStream
 from envkit.serving.worker import Worker
 
 _T = TypeVar("_T")
+#: Temperatures below count as 0: the quotients of logits would not be finite.
+_GREEDY_BELOW = 1e-4
 log = logging.getLogger("envkit.serving")
 
 
@@ -221,6 +223,8 @@ class _Play:
         wanted = max_tokens or limits.default_max_tokens
         wanted = min(wanted, client.max_tokens or wanted, limits.context - prompt_tokens)
         temperature = 1.0 if self.body.temperature is None else self.body.temperature
+        if temperature < _GREEDY_BELOW:
+            temperature = 0.0
         top_p = 1.0 if self.body.top_p is None else self.body.top_p
         if "" in self.body.stop_strings:
             raise ApiError(400, "a stop string is empty", param="stop")
@@ -235,7 +239,8 @@ class _Play:
     async def answer(self, request: Request, reply: Reply) -> Response:
         """Answer at once or as a stream."""
         if self.server.log_prompts:
-            log.info("prompt of %s: %s", self.client.name, self.body.model_dump_json(exclude_none=True))
+            body = json.dumps(self.body.model_dump(exclude_none=True))
+            log.info("prompt of %s: %s", self.client.name, body)
         if self.body.stream:
             pieces = self._pieces()
             # An error has a status of its own only before the first byte.
@@ -471,6 +476,8 @@ def _error_object(
 ) -> dict[str, Any]:
     kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
     kind = "server_error" if status >= 500 else kinds.get(status, "invalid_request_error")
+    # Names of fields come from the client; JSON allows texts that UTF-8 has no bytes for.
+    message, param = (text and text.encode(errors="backslashreplace").decode() for text in (message, param))
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 

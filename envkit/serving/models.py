@@ -75,14 +75,15 @@ class Models:
         if version == before or folder is None:
             return
         if before is not None:
+            del self._versions[model]
             pool.unregister(before)
-        self._versions[model] = version
 
         def read() -> Mapping[str, Update]:
             self._require_fit(folder)
             return read_adapter(folder)
 
         pool.register(version, read)
+        self._versions[model] = version
 
     def _child(self, name: str) -> Path | None:
         """An adapter's folder directly in ``folder``; a link that leads out of it is none."""

@@ -141,6 +141,16 @@ def test_every_row_has_its_own_sampling(ref: ModelRef, peft: Any) -> None:
     assert [len(drawn[number]) for number in (greedy, narrow, free)] == [12, 5, 10]
 
 
+def test_a_temperature_without_finite_quotients_fails_its_own_row_only(ref: ModelRef, peft: Any) -> None:
+    batch = make(ref, peft)
+    good, bad = batch.submit(row(9, 1, max_new_tokens=3)), batch.submit(row(9, 2, temperature=1e-320))
+    events: list[Drawn | Failed] = []
+    while batch.waiting or batch.running:
+        events += batch.tick()
+    assert [event.row for event in events if isinstance(event, Failed)] == [bad]
+    assert [event.row for event in events if isinstance(event, Drawn)] == [good] * 3
+
+
 def test_a_stop_string_ends_its_own_row_only(ref: ModelRef, peft: Any) -> None:
     plain = make(ref, peft)
     plain.submit(row(9, 1, max_new_tokens=12))

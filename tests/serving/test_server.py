@@ -44,6 +44,11 @@ def client(server: Process, key: str = "none") -> OpenAI:
     return OpenAI(base_url=server.url + "/v1", api_key=key, max_retries=0)
 
 
+def post(server: Process, body: bytes) -> httpx.Response:
+    headers = {"Content-Type": "application/json"}
+    return httpx.post(server.url + "/v1/chat/completions", content=body, headers=headers, timeout=60)
+
+
 def metric(server: Process, name: str, key: str = "") -> float:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     text = httpx.get(server.url + "/metrics", headers=headers).text
@@ -114,6 +119,16 @@ def test_a_chat_completion_has_choices_usage_and_logprobs(server: Process) -> No
         for token in choice.logprobs.content:
             assert len(token.top_logprobs) == 2
             assert token.logprob <= token.top_logprobs[0].logprob <= 0
+
+
+def test_the_smallest_temperature_is_greedy(server: Process) -> None:
+    def ask(temperature: float) -> str | None:
+        reply = client(server).chat.completions.create(
+            model="red", messages=ASK, temperature=temperature, max_tokens=8
+        )
+        return reply.choices[0].message.content
+
+    assert ask(1e-320) == ask(0)
 
 
 def test_a_seed_repeats_an_answer(server: Process) -> None:
@@ -214,6 +229,7 @@ def test_special_tokens_in_a_message_stay_text(server: Process) -> None:
         ({"max_tokens": 0}, 400, None),
         ({"temperature": -1}, 400, None),
         ({"logit_bias": {"1": 2}}, 400, None),
+        ({"no\ud800field": 1}, 400, None),
         ({"presence_penalty": 1}, 400, None),
         ({"n": 100}, 400, None),
         ({"stop": [""]}, 400, None),
@@ -225,7 +241,7 @@ def test_special_tokens_in_a_message_stay_text(server: Process) -> None:
 )
 def test_errors_have_openais_form(server: Process, change: Any, status: int, code: str | None) -> None:
     body = {"model": "tiny", "messages": ASK, "max_tokens": 2, **change}
-    reply = httpx.post(server.url + "/v1/chat/completions", json=body, timeout=60)
+    reply = post(server, json.dumps(body).encode())
     assert reply.status_code == status
     error = reply.json()["error"]
     assert error["code"] == code
@@ -237,7 +253,7 @@ def test_errors_have_openais_form(server: Process, change: Any, status: int, cod
     "body", [b"", b"[]", b"{", b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}']
 )
 def test_bad_bodies_are_refused(server: Process, body: bytes) -> None:
-    reply = httpx.post(server.url + "/v1/chat/completions", content=body)
+    reply = post(server, body)
     assert reply.status_code == 400
     assert "error" in reply.json()
 
