@@ -65,7 +65,7 @@ check: setup ## lint, format and types
 	.venv/bin/ruff format --check
 	.venv/bin/pyright --pythonpath .venv/bin/python
 
-bench: setup ## time things side by side: SECTION=imports (the default), interrupts, kills, mining, steps, train, growth, fidelity, fuzz, grades, leaderboard (needs Chromium), sandbox (needs dockerd), sql
+bench: setup ## time things side by side: SECTION=imports (the default), interrupts, kills, mining, steps, train, growth, fidelity, fuzz, grades, leaderboard (needs Chromium), sandbox (needs dockerd), serve, sql
 	@.venv/bin/python benchmarks/$(or $(SECTION),imports).py
 
 .venv/ready: pyproject.toml $(TASK_PACKAGES) $(BUBBLEWRAP)

@@ -477,8 +477,12 @@ def _error_object(
     kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
     kind = "server_error" if status >= 500 else kinds.get(status, "invalid_request_error")
     # Names of fields come from the client; JSON allows texts that UTF-8 has no bytes for.
-    message, param = (text and text.encode(errors="backslashreplace").decode() for text in (message, param))
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    texts = {"message": message, "type": kind, "param": param, "code": code}
+    return {
+        "error": {
+            key: text and text.encode(errors="backslashreplace").decode() for key, text in texts.items()
+        }
+    }
 
 
 def _handle_errors(app: FastAPI) -> None:
