@@ -286,11 +286,22 @@ class _Product:
             held, held_rank = (0, 0) if downs is None else downs.shape[:2]
             count, rank = max(count, held), max(rank, held_rank)
             self._downs_MRI = self._weight.new_zeros(count, rank, self.width)
-            self._ups_MOR = self._weight.new_zeros(count, sum(self.sizes), rank)
+            self._ups_MOR = self._new_ups(count, rank)
             if downs is not None and ups is not None:
                 self._downs_MRI[:held, :held_rank], self._ups_MOR[:held, :, :held_rank] = downs, ups
             return self._downs_MRI, self._ups_MOR
         return downs, ups
+
+    def _new_ups(self, count: int, rank: int) -> Tensor:
+        """Zeros (M, O, R).
+
+        In bfloat16, the numbers of a rank stand together: products take less than half the time, to the same
+        bits. In float32 the bits would differ, and less time would be saved.
+        """
+        outputs = sum(self.sizes)
+        if self._weight.dtype == torch.bfloat16:
+            return self._weight.new_zeros(count, rank, outputs).transpose(1, 2)
+        return self._weight.new_zeros(count, outputs, rank)
 
     def _write(self, stacks: tuple[Tensor, Tensor], number: int, adapter: Sequence[Update | None]) -> None:
         """Write the updates of an adapter over those that had its number."""
@@ -343,7 +354,11 @@ class _Product:
         if isinstance(chosen.subset, slice):
             return downs_MRI[chosen.subset], ups_MOR[chosen.subset]
         if self._gathered is None or self._gathered[0] != chosen.adapters:
-            self._gathered = (chosen.adapters, downs_MRI[chosen.subset], ups_MOR[chosen.subset])
+            by_rank = ups_MOR.transpose(1, 2)
+            ups = (
+                by_rank[chosen.subset] if by_rank.is_contiguous() else ups_MOR[chosen.subset].transpose(1, 2)
+            )
+            self._gathered = (chosen.adapters, downs_MRI[chosen.subset], ups.transpose(1, 2))
         return self._gathered[1:]
 
 
