@@ -16,6 +16,7 @@ from sampling import STOPS, peft_model
 from envkit.engine.adapter_pool import AdapterPool, read_adapter
 from envkit.engine.lora import Update, updates_of
 from envkit.engine.protocol import Request, Sampling
+from envkit.engine.ragged import Ragged
 from envkit.engine.running import Drawn, Failed, RowRequest, RunningBatch
 from envkit.engine.torch_engine import TorchEngine
 from envkit.errors import ContractError, ModelError
@@ -326,6 +327,30 @@ def test_adapters_beside_a_new_one_keep_their_updates(ref: ModelRef, peft: Any) 
         batch.submit(request)
         [tokens] = run(batch).values()
         assert_as_alone(peft, request, tokens)
+
+
+def test_bfloat16_adapters_decode_as_alone_in_any_company(ref: ModelRef, peft: Any) -> None:
+    def logits(names: Sequence[str], gone: Sequence[str] = ()) -> torch.Tensor:
+        """Logits of adapter "0" among rows of others, after some adapters came and went."""
+        engine = TorchEngine(tiny.plain(ref, "bfloat16"), ())
+        pool = AdapterPool(engine.linears, 2**30)
+        for name in ("0", "1", "2"):
+            pool.register(name, lambda name=name: updates_of(peft, name))
+        for name in (*gone, *names):
+            pool.acquire(name)
+        for name in gone:
+            pool.release(name)
+            pool.unregister(name)
+        numbers = [number for name in names if (number := pool.acquire(name)) is not None]
+        layout = Ragged(1024)
+        slots = [layout.add(1) for _ in numbers]
+        layout.select([slot for slot in slots if slot is not None], [1] * len(numbers))
+        return engine.next_logits([100] * len(numbers), [0] * len(numbers), layout, numbers)[0]
+
+    alone = logits(["0"])
+    for names, gone in ((["0", "2"], ["1"]), (["0", "1", "2"], []), (["0", "1"], ["2"])):
+        torch.testing.assert_close(logits(names, gone), alone, atol=0.15, rtol=0.05)
+    assert (logits(["1"]) - alone).abs().max() > 1
 
 
 @pytest.mark.parametrize("name", ["missing", "broken", "large"])
