@@ -129,6 +129,7 @@ class AdapterPool:
         if self._read is None or self._read[0] != name:
             self._read = (name, self._readers[name]())
         updates = self._read[1]
+        self._linears.require_fit(updates)  # before others are evicted for it
         while (need := self._linears.cost_bytes(self._free_number(), updates)) > self._budget_bytes:
             idle = next((other for other, loaded in self._loaded.items() if not loaded.users), None)
             if idle is None and self._loaded:
@@ -183,9 +184,15 @@ def read_adapter(folder: Path) -> dict[str, Update]:
     for key in sorted(tensors):
         up = key.removesuffix(_DOWN) + _UP
         if key.startswith(_PREFIX) and key.endswith(_DOWN) and up in tensors:
-            down, rank = cast("Any", tensors[key]).float(), len(tensors[key])
+            shapes = [*tensors[key].shape], [*tensors[up].shape]
+            if [*map(len, shapes)] != [2, 2] or not 0 < (rank := shapes[0][0]) == shapes[1][1]:
+                raise ModelError(
+                    f"{folder}: {key} has shape {shapes[0]} and its lora_B {shapes[1]}; expected [r, in] and "
+                    "[out, r]"
+                )
             scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-            updates[key.removeprefix(_PREFIX).removesuffix(_DOWN)] = Update(down, tensors[up].float() * scale)
+            update = Update(cast("Any", tensors[key]).float(), tensors[up].float() * scale)
+            updates[key.removeprefix(_PREFIX).removesuffix(_DOWN)] = update
             others -= {key, up}
     if others or not updates:
         found = min(others, default="nothing")

@@ -128,7 +128,7 @@ class Linears:
             ModelError: an adapter changes a layer that is missing, is the head, or has another shape.
         """
         for adapter in adapters:
-            self._require_fit(adapter)
+            self.require_fit(adapter)
         self._empty = [not adapter for adapter in adapters]
         for product, paths in self._products:
             product.load([[adapter.get(path) for path in paths] for adapter in adapters])
@@ -139,7 +139,7 @@ class Linears:
         Raises:
             ModelError: as in `load`; nothing has changed then.
         """
-        self._require_fit(adapter)
+        self.require_fit(adapter)
         self._empty[number : number + 1] = [not adapter]
         for product, paths in self._products:
             product.put(number, len(self._empty), [adapter.get(path) for path in paths])
@@ -187,19 +187,26 @@ class Linears:
     def _is_base(self, adapter: int) -> bool:
         return adapter < 0 or not self._empty or self._empty[adapter]
 
-    def _require_fit(self, adapter: Mapping[str, Update]) -> None:
+    def require_fit(self, adapter: Mapping[str, Update]) -> None:
+        """Refuse an adapter of another model.
+
+        Raises:
+            ModelError: it changes a layer that is missing, is the head, or has another shape.
+        """
         shapes = {
             path: (size, product.width)
             for product, paths in self._products
             for path, size in zip(paths, product.sizes, strict=True)
         }
         for path, update in adapter.items():
-            shape = (len(update.up), update.down.shape[1])
+            shape = (*update.up.shape[:-1], *update.down.shape[1:])
             if (expected := shapes.get(path)) != shape:
                 problem = (
                     "is no linear layer below the head" if expected is None else f"has shape {expected} here"
                 )
                 raise ModelError(f"an adapter of shape {shape} changes {path}, which {problem}")
+            if (rank := update.up.shape[-1]) != len(update.down):
+                raise ModelError(f"an adapter's matrices of {path} have ranks {len(update.down)} and {rank}")
 
 
 def _groups(layers: Mapping[str, Any]) -> list[tuple[str, ...]]:

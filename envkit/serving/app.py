@@ -36,6 +36,8 @@ from envkit.serving.worker import Worker
 _T = TypeVar("_T")
 #: Temperatures below count as 0: the quotients of logits would not be finite.
 _GREEDY_BELOW = 1e-4
+#: A smaller ``top_p`` counts as this one: one token is kept either way, and float32 would round it to 0.
+_SMALLEST_TOP_P = 1e-9
 log = logging.getLogger("envkit.serving")
 
 
@@ -225,9 +227,7 @@ class _Play:
         temperature = 1.0 if self.body.temperature is None else self.body.temperature
         if temperature < _GREEDY_BELOW:
             temperature = 0.0
-        top_p = 1.0 if self.body.top_p is None else self.body.top_p
-        if "" in self.body.stop_strings:
-            raise ApiError(400, "a stop string is empty", param="stop")
+        top_p = 1.0 if self.body.top_p is None else max(self.body.top_p, _SMALLEST_TOP_P)
         return Sampling(temperature, wanted, top_p=top_p, stop_strings=self.body.stop_strings)
 
     @property

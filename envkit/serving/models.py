@@ -10,6 +10,7 @@ from typing import final
 from envkit.engine.adapter_pool import AdapterPool, read_adapter
 from envkit.engine.lora import Update
 from envkit.errors import ModelError
+from envkit.models.reference import model_errors
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _WEIGHTS = "adapter_model.safetensors"
@@ -79,8 +80,10 @@ class Models:
             pool.unregister(before)
 
         def read() -> Mapping[str, Update]:
-            self._require_fit(folder)
-            return read_adapter(folder)
+            # The files come from anywhere, and an error of another kind would end the decoding thread.
+            with model_errors(f"{folder}: the adapter cannot be read"):
+                self._require_fit(folder)
+                return read_adapter(folder)
 
         pool.register(version, read)
         self._versions[model] = version

@@ -69,6 +69,10 @@ class StreamOptions(_Body):
     include_usage: bool = False
 
 
+#: The limit of length keeps the search for it cheap. It also refuses texts that UTF-8 has no bytes for.
+_Stop = Annotated[str, Field(min_length=1, max_length=256)]
+
+
 class _Sampled(_Body):
     """What chat and plain completions have in common."""
 
@@ -78,7 +82,7 @@ class _Sampled(_Body):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     # Accepted because they change nothing here.

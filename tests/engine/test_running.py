@@ -353,12 +353,15 @@ def test_bfloat16_adapters_decode_as_alone_in_any_company(ref: ModelRef, peft: A
     assert (logits(["1"]) - alone).abs().max() > 1
 
 
-@pytest.mark.parametrize("name", ["missing", "broken", "large"])
+@pytest.mark.parametrize("name", ["missing", "broken", "uneven", "flat", "large"])
 def test_an_adapter_that_cannot_be_loaded_fails_its_rows_only(ref: ModelRef, peft: Any, name: str) -> None:
     batch = make(ref, peft, budget_bytes=adapter_bytes(ref, peft, "0"))
     wrong = Update(torch.zeros(1, 3), torch.zeros(3, 1))
     wide = {path: Update(u.down.repeat(9, 1), u.up.repeat(1, 9)) for path, u in updates_of(peft, "0").items()}
     batch._pool.register("broken", lambda: {"nowhere": wrong})
+    fitting = updates_of(peft, "0").items()
+    batch._pool.register("uneven", lambda: {path: Update(u.down, u.up[:, :1]) for path, u in fitting})
+    batch._pool.register("flat", lambda: {path: Update(u.down[0], u.up) for path, u in fitting})
     batch._pool.register("large", lambda: wide)
     good = batch.submit(row(9, 1, "0", max_new_tokens=3))
     bad = batch.submit(row(9, 1, name))

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sqlite3
 import time
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,19 @@ TOOLS: list[Any] = [
 ]
 
 
+CLIENTS: list[OpenAI] = []
+
+
+@pytest.fixture(autouse=True)
+def close_clients() -> Generator[None]:
+    yield
+    while CLIENTS:
+        CLIENTS.pop().close()
+
+
 def client(server: Process, key: str = "none") -> OpenAI:
-    return OpenAI(base_url=server.url + "/v1", api_key=key, max_retries=0)
+    CLIENTS.append(OpenAI(base_url=server.url + "/v1", api_key=key, max_retries=0))
+    return CLIENTS[-1]
 
 
 def post(server: Process, body: bytes) -> httpx.Response:
@@ -129,6 +141,18 @@ def test_the_smallest_temperature_is_greedy(server: Process) -> None:
         return reply.choices[0].message.content
 
     assert ask(1e-320) == ask(0)
+
+
+def test_the_smallest_top_p_is_greedy(server: Process) -> None:
+    def ask(**sampling: Any) -> str:
+        return (
+            client(server)
+            .completions.create(model="red", prompt="Once", max_tokens=8, **sampling)
+            .choices[0]
+            .text
+        )
+
+    assert ask(top_p=1e-320) == ask(temperature=0)
 
 
 def test_a_seed_repeats_an_answer(server: Process) -> None:
@@ -233,6 +257,8 @@ def test_special_tokens_in_a_message_stay_text(server: Process) -> None:
         ({"presence_penalty": 1}, 400, None),
         ({"n": 100}, 400, None),
         ({"stop": [""]}, 400, None),
+        ({"stop": "\ud800"}, 400, None),
+        ({"stop": ["x" * 257]}, 400, None),
         ({"response_format": {"type": "json_object"}}, 400, None),
         ({"messages": []}, 400, None),
         ({"messages": [{"role": "user", "content": "word " * 2000}]}, 400, "context_length_exceeded"),
@@ -247,6 +273,7 @@ def test_errors_have_openais_form(server: Process, change: Any, status: int, cod
     assert error["code"] == code
     assert error["message"]
     assert error.keys() == {"message", "type", "param", "code"}
+    assert httpx.get(server.url + "/health").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -309,9 +336,29 @@ def test_a_link_out_of_the_folder_is_no_model(
         (adapters / "link").unlink()
 
 
-def test_a_broken_adapter_fails_its_own_requests_only(server: Process, adapters: Path) -> None:
+@pytest.mark.parametrize("fault", ["bytes", "ranks", "scalars", "nesting"])
+def test_a_broken_adapter_fails_its_own_requests_only(server: Process, adapters: Path, fault: str) -> None:
+    from safetensors.torch import load_file, save_file
+
     shutil.copytree(adapters / "red", adapters / "broken")
-    (adapters / "broken" / "adapter_model.safetensors").write_bytes(b"nothing")
+    weights, config = (
+        adapters / "broken" / name for name in ("adapter_model.safetensors", "adapter_config.json")
+    )
+    if fault == "bytes":
+        weights.write_bytes(b"nothing")
+    elif fault == "nesting":
+        config.write_text("[" * 100_000)
+    else:
+        tensors = load_file(weights)
+        cut = {
+            key: value[:, :2].clone() if fault == "ranks" else torch.tensor(1.0)
+            for key, value in tensors.items()
+        }
+        save_file(
+            {key: value for key, value in tensors.items() if "lora_A" in key}
+            | {key: value for key, value in cut.items() if "lora_B" in key or fault == "scalars"},
+            weights,
+        )
     try:
         with pytest.raises(openai.BadRequestError) as caught:
             client(server).chat.completions.create(model="broken", messages=ASK, max_tokens=2)
