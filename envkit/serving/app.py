@@ -8,11 +8,12 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
@@ -73,11 +74,14 @@ class Server:
     ledger: Ledger | None = None
     log_prompts: bool = False
     renderer: ChatRenderer = field(init=False)
+    #: Renders and encodes prompts beside the event loop. One thread, as encoding switches the tokenizer.
+    encoder: ThreadPoolExecutor = field(init=False)
     rates: RateLimits = field(default_factory=RateLimits, init=False)
     metrics: Metrics = field(init=False)
 
     def __post_init__(self) -> None:
         self.renderer = ChatRenderer(self.tokenizer)
+        self.encoder = ThreadPoolExecutor(1, "envkit-encoder")
         self.metrics = Metrics(self.worker, self.pool)
 
 
@@ -105,11 +109,16 @@ def make_app(server: Server) -> FastAPI:
         server.worker.start()
         yield
         server.worker.stop()
+        server.encoder.shutdown(cancel_futures=True)
         if server.ledger is not None:
             server.ledger.close()
 
     app = FastAPI(title="envkit serve", lifespan=lifespan)
-    app.add_middleware(BodyLimit, limit_bytes=server.limits.max_body_bytes)
+    app.add_middleware(
+        BodyLimit,
+        limit_bytes=server.limits.max_body_bytes,
+        is_known=lambda authorization: server.access.client(authorization) is not None,
+    )
     _handle_errors(app)
     errors: dict[int | str, dict[str, Any]] = {
         status: {"description": "OpenAI's error object"}
@@ -141,15 +150,25 @@ def make_app(server: Server) -> FastAPI:
         _version(server, _client(server, request), model)
         return JSONResponse(_model(server, model))
 
+    # A dependency is called before the body is validated. So a request that is not valid counts, too.
+    async def enter(request: Request) -> Client:
+        return _enter(server, request)
+
     @app.post("/v1/chat/completions", responses=errors)
-    async def chat(body: ChatBody, request: Request) -> Response:
-        client = _enter(server, request)
+    async def chat(body: ChatBody, request: Request, client: Annotated[Client, Depends(enter)]) -> Response:
+        _require_few(client, 1, body.n or 1)
+        if len(body.messages) >= server.limits.context:
+            raise ApiError(
+                400,
+                f"there are {len(body.messages)} messages; the limit is {server.limits.context} tokens",
+                "context_length_exceeded",
+            )
         if body.response_format not in (None, {"type": "text"}):
             raise ApiError(400, "response_format: only text is supported", param="response_format")
         with_tools = bool(body.tools) and body.tool_choice != "none"
         tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()] if with_tools else []
         messages = [_message(message) for message in body.messages]
-        prompt = _ids(lambda: server.renderer.messages(messages, tools))
+        prompt = await _ids(server, lambda: server.renderer.messages(messages, tools), "messages")
         top = (body.top_logprobs or 0) if body.logprobs else None
         play = _Play(
             server, client, body, [prompt], body.max_completion_tokens or body.max_tokens, top, with_tools
@@ -157,9 +176,12 @@ def make_app(server: Server) -> FastAPI:
         return await play.answer(request, ChatReply(body.model))
 
     @app.post("/v1/completions", responses=errors)
-    async def completions(body: CompletionBody, request: Request) -> Response:
-        client = _enter(server, request)
-        prompts = [_prompt_ids(server, prompt) for prompt in _prompts(body)]
+    async def completions(
+        body: CompletionBody, request: Request, client: Annotated[Client, Depends(enter)]
+    ) -> Response:
+        texts = _prompts(body)
+        _require_few(client, len(texts), body.n or 1)
+        prompts = [await _prompt_ids(server, text) for text in texts]
         play = _Play(server, client, body, prompts, body.max_tokens, body.logprobs, with_tools=False)
         return await play.answer(request, CompletionReply(body.model))
 
@@ -183,12 +205,6 @@ class _Play:
         self.version = _version(server, client, body.model)
         self.started_s, self.first_s = time.monotonic(), 0.0
         count = body.n or 1
-        if len(prompts) * count > client.max_rows:
-            raise ApiError(
-                400,
-                f"{len(prompts)} prompts with n={count}: a request may have {client.max_rows} answers",
-                param="n",
-            )
         if server.worker.waiting + len(prompts) * count > server.limits.max_waiting:
             raise ApiError(503, "too many requests are waiting; try again later", "overloaded", wait_s=1)
         seed = secrets.randbits(62) if body.seed is None else body.seed
@@ -365,6 +381,18 @@ def _enter(server: Server, request: Request) -> Client:
     return client
 
 
+def _require_few(client: Client, prompts: int, count: int) -> None:
+    """Refuse too many answers, before a prompt is encoded.
+
+    Raises:
+        ApiError: prompts times ``n`` is more than the key allows.
+    """
+    if prompts * count > client.max_rows:
+        raise ApiError(
+            400, f"{prompts} prompts with n={count}: a request may have {client.max_rows} answers", param="n"
+        )
+
+
 def _version(server: Server, client: Client, model: str) -> str | None:
     """Name of the adapter's files; a model that a key may not use does not exist for it.
 
@@ -415,9 +443,9 @@ def _prompts(body: CompletionBody) -> Sequence[str | list[int]]:
     return prompt
 
 
-def _prompt_ids(server: Server, prompt: str | list[int]) -> tuple[int, ...]:
+async def _prompt_ids(server: Server, prompt: str | list[int]) -> tuple[int, ...]:
     if isinstance(prompt, str):
-        ids = _ids(lambda: server.renderer.plain(prompt))
+        ids = await _ids(server, lambda: server.renderer.plain(prompt), "prompt")
     else:
         ids = tuple(prompt)
         if not all(0 <= token < server.limits.vocabulary for token in ids):
@@ -427,11 +455,12 @@ def _prompt_ids(server: Server, prompt: str | list[int]) -> tuple[int, ...]:
     return ids
 
 
-def _ids(render: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+async def _ids(server: Server, render: Callable[[], tuple[int, ...]], param: str) -> tuple[int, ...]:
+    """Render and encode a prompt beside the event loop: a long one takes seconds."""
     try:
-        return render()
+        return await asyncio.get_running_loop().run_in_executor(server.encoder, render)
     except EnvkitError as error:
-        raise ApiError(400, str(error), param="messages") from error
+        raise ApiError(400, str(error), param=param) from error
 
 
 def _decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:

@@ -1,9 +1,11 @@
-"""Refuses request bodies that are too large, however they are sent."""
+"""Refuses request bodies that are too large, however they are sent, and those of unknown keys."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import final
 
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -13,16 +15,21 @@ class BodyLimit:
     """Reads a body before the application sees the request.
 
     Args:
-        app: the application.
+        app: the application; it reads the bodies of POST requests only.
         limit_bytes: largest body.
+        is_known: True if an ``Authorization`` header has a known key. Nobody else's body is read.
     """
 
-    def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
-        self._app, self._limit_bytes = app, limit_bytes
+    def __init__(self, app: ASGIApp, limit_bytes: int, is_known: Callable[[str], bool]) -> None:
+        self._app, self._limit_bytes, self._is_known = app, limit_bytes, is_known
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
+            return
+        if not self._is_known(Headers(scope=scope).get("authorization", "")):
+            problem = "the API key is missing or not known"
+            await _refusal(401, problem, "authentication_error", "invalid_api_key")(scope, receive, send)
             return
         body, is_over = bytearray(), False
         while not is_over:
@@ -32,13 +39,8 @@ class BodyLimit:
             body += message.get("body", b"")
             is_over = not message.get("more_body", False)
             if len(body) > self._limit_bytes:
-                error = {
-                    "message": f"the body has more than {self._limit_bytes:,} bytes",
-                    "type": "invalid_request_error",
-                    "param": None,
-                    "code": "too_large",
-                }
-                await JSONResponse({"error": error}, 413)(scope, receive, send)
+                problem = f"the body has more than {self._limit_bytes:,} bytes"
+                await _refusal(413, problem, "invalid_request_error", "too_large")(scope, receive, send)
                 return
         sent = False
 
@@ -50,3 +52,8 @@ class BodyLimit:
             return {"type": "http.request", "body": bytes(body), "more_body": False}
 
         await self._app(scope, replay, send)
+
+
+def _refusal(status: int, message: str, kind: str, code: str) -> JSONResponse:
+    error = {"message": message, "type": kind, "param": None, "code": code}
+    return JSONResponse({"error": error}, status)

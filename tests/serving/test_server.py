@@ -256,6 +256,7 @@ def test_special_tokens_in_a_message_stay_text(server: Process) -> None:
         ({"no\ud800field": 1}, 400, None),
         ({"presence_penalty": 1}, 400, None),
         ({"n": 100}, 400, None),
+        ({"messages": [{"role": "user", "content": ""}] * 2000}, 400, "context_length_exceeded"),
         ({"stop": [""]}, 400, None),
         ({"stop": "\ud800"}, 400, None),
         ({"stop": ["x" * 257]}, 400, None),
@@ -403,6 +404,7 @@ def keys_file(path: Path) -> Path:
         f'[keys.ann]\nsha256 = "{sha256("key-of-ann")}"\nmodels = ["red"]\n'
         "max_tokens = 3\nmax_prompt_tokens = 100\n"
         f'[keys.bob]\nsha256 = "{sha256("key-of-bob")}"\nrequests_per_minute = 2\n'
+        f'[keys.cid]\nsha256 = "{sha256("key-of-cid")}"\nrequests_per_minute = 1\n'
         f'[keys.root]\nsha256 = "{sha256("key-of-root")}"\nadmin = true\n'
     )
     return path
@@ -416,6 +418,8 @@ def test_keys_have_their_models_rates_and_sizes(
     with serving(tmp_path, [*options, "--keys", str(keys_file(tmp_path / "keys.toml"))]) as server:
         with pytest.raises(openai.AuthenticationError):
             client(server, "key-of-eve").models.list()
+        with pytest.raises(openai.AuthenticationError):
+            client(server, "key-of-eve").completions.create(model="red", prompt="x" * 5_000_000)
         ann, bob = client(server, "key-of-ann"), client(server, "key-of-bob")
         assert [found.id for found in ann.models.list()] == ["red"]
         for asked in ("tiny", "blue"):
@@ -431,6 +435,10 @@ def test_keys_have_their_models_rates_and_sizes(
         with pytest.raises(openai.RateLimitError) as caught:
             bob.completions.create(model="blue", prompt="Once", max_tokens=2)
         assert int(caught.value.response.headers["retry-after"]) >= 1
+        with pytest.raises(openai.BadRequestError):
+            client(server, "key-of-cid").completions.create(model="red", prompt="Once", temperature=-1)
+        with pytest.raises(openai.RateLimitError):
+            client(server, "key-of-cid").completions.create(model="red", prompt="Once")
         refused = httpx.get(server.url + "/metrics", headers={"Authorization": "Bearer key-of-ann"})
         assert refused.status_code == 403
         assert "red" not in refused.text

@@ -1,0 +1,95 @@
+"""The application in this process, where a test can hold its threads at a chosen point."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import tiny
+
+from envkit.engine.adapter_pool import AdapterPool
+from envkit.engine.running import RunningBatch
+from envkit.engine.torch_engine import TorchEngine
+from envkit.models import ModelRef
+from envkit.serving.access import Access
+from envkit.serving.app import Limits, Server, make_app
+from envkit.serving.models import Models
+from envkit.serving.worker import Worker
+
+
+def make(model: Path, adapters: Path | None = None, **parts: Any) -> Server:
+    """A server of the tiny model, which is not started."""
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(tiny.tokenizer().decode(ids))
+
+    engine = TorchEngine(tiny.plain(ModelRef("tiny", model, "")), (), kv_cache_bytes=2**24, decode=decode)
+    pool = AdapterPool(engine.linears, parts.pop("budget_bytes", 2**30))
+    batch = RunningBatch(engine, pool, parts.pop("max_rows", 64))
+    models = Models("tiny", {}, adapters, lambda folder: None)
+    limits = Limits(2**20, parts.pop("max_waiting", 64), 8, 1024, len(tiny.tokenizer()))
+    return Server(
+        Worker(batch), pool, models, tiny.tokenizer(), limits, parts.pop("access", Access()), **parts
+    )
+
+
+@contextlib.asynccontextmanager
+async def asking(server: Server) -> AsyncGenerator[httpx.AsyncClient]:
+    """Start a server; gives a client of it."""
+    app = make_app(server)
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://server") as client,
+    ):
+        yield client
+
+
+def test_other_requests_are_answered_while_a_prompt_is_encoded(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make(model)
+    began, go_on, plain = threading.Event(), threading.Event(), server.renderer.plain
+    held: list[bool] = []
+
+    def slow(text: str) -> tuple[int, ...]:
+        began.set()
+        held.append(go_on.wait(10))
+        return plain(text)
+
+    monkeypatch.setattr(server.renderer, "plain", slow)
+
+    async def run() -> int:
+        async with asking(server) as client:
+            body = {"model": "tiny", "prompt": "Once", "max_tokens": 2}
+            long = asyncio.create_task(client.post("/v1/completions", json=body))
+            await asyncio.to_thread(began.wait, 10)
+            assert (await client.get("/health")).status_code == 200
+            go_on.set()
+            return (await long).status_code
+
+    assert asyncio.run(run()) == 200
+    assert held == [True]
+
+
+def test_more_prompts_than_a_key_allows_are_refused_before_one_is_encoded(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make(model)
+    encoded: list[str] = []
+    monkeypatch.setattr(server.renderer, "plain", encoded.append)
+
+    async def run() -> httpx.Response:
+        async with asking(server) as client:
+            return await client.post("/v1/completions", json={"model": "tiny", "prompt": ["a"] * 17})
+
+    reply = asyncio.run(run())
+    assert reply.status_code == 400
+    assert "17 prompts" in reply.text
+    assert not encoded
