@@ -165,6 +165,10 @@ class RunningBatch:
         """Tokens of keys and values that memory is allocated for."""
         return self._layout.tokens
 
+    def uses(self, adapter: str) -> bool:
+        """True if a row waits or runs with an adapter."""
+        return any(row.request.adapter == adapter for row in (*self._waiting, *self._running))
+
     def submit(self, request: RowRequest) -> int:
         """Let a row wait to be admitted; returns its number.
 

@@ -303,7 +303,7 @@ class _Play:
 
         def prepare() -> None:
             if version is not None:
-                server.models.register(self.body.model, version, server.pool)
+                server.models.register(self.body.model, version, server.pool, server.worker.uses)
 
         try:
             async with aclosing(server.worker.stream(self.rows, prepare)) as events:

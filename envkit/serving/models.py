@@ -13,7 +13,7 @@ from envkit.errors import ModelError
 from envkit.models.reference import model_errors
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_WEIGHTS = "adapter_model.safetensors"
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @final
@@ -40,12 +40,13 @@ class Models:
         self.base = base
         self._named, self._folder = named, folder
         self._require_fit = require_fit
-        #: Name in the pool of the version of each model that was last asked for.
-        self._versions: dict[str, str] = {}
+        #: Names in the pool of the versions of each model that rows may still use, the newest last.
+        self._versions: dict[str, list[str]] = {}
 
     def ids(self) -> list[str]:
         """All model ids, the base first."""
-        children = [] if self._folder is None else sorted(path.name for path in self._folder.iterdir())
+        folder = self._folder
+        children = sorted(path.name for path in folder.iterdir()) if folder and folder.is_dir() else []
         found = [name for name in children if name not in self._named and self._child(name) is not None]
         return [self.base, *self._named, *found]
 
@@ -65,19 +66,26 @@ class Models:
         if folder is None:
             raise LookupError(model)
         try:
-            found = (folder / _WEIGHTS).stat()
+            found = [(folder / name).stat() for name in (_CONFIG, _WEIGHTS)]
         except OSError as error:
             raise LookupError(model) from error
-        return f"{model}@{found.st_mtime_ns}-{found.st_size}"
+        return "@".join([model, *(f"{file.st_mtime_ns}-{file.st_size}" for file in found)])
 
-    def register(self, model: str, version: str, pool: AdapterPool) -> None:
-        """Offer a version in the pool, in place of the one before. Only the decoding thread may call it."""
-        folder, before = self.path(model), self._versions.get(model)
-        if version == before or folder is None:
+    def register(self, model: str, version: str, pool: AdapterPool, is_used: Callable[[str], bool]) -> None:
+        """Offer a version in the pool. Only the decoding thread may call it.
+
+        Args:
+            model: its id.
+            version: as `version` returned it.
+            pool: takes it.
+            is_used: True if a row waits or runs with a version. Earlier ones are dropped when no row does.
+        """
+        folder, versions = self.path(model), self._versions.setdefault(model, [])
+        if version in versions or folder is None:
             return
-        if before is not None:
-            del self._versions[model]
-            pool.unregister(before)
+        for old in [old for old in versions if not is_used(old)]:
+            versions.remove(old)
+            pool.unregister(old)
 
         def read() -> Mapping[str, Update]:
             # The files come from anywhere, and an error of another kind would end the decoding thread.
@@ -86,17 +94,21 @@ class Models:
                 return read_adapter(folder)
 
         pool.register(version, read)
-        self._versions[model] = version
+        versions.append(version)
 
     def _child(self, name: str) -> Path | None:
         """An adapter's folder directly in ``folder``; a link that leads out of it is none."""
         if self._folder is None or name == self.base or not _NAME.fullmatch(name):
             return None
-        path = self._folder / name
-        root = self._folder.resolve()
-        if path.resolve().parent != root or not (path / _WEIGHTS).resolve().is_relative_to(root):
+        path, root = self._folder / name, self._folder.resolve()
+        files = [path / _CONFIG, path / _WEIGHTS]
+        try:
+            is_inside = path.resolve().parent == root and all(
+                file.resolve().is_relative_to(root) and file.is_file() for file in files
+            )
+        except (OSError, RuntimeError):  # a link to itself is a RuntimeError before Python 3.13
             return None
-        return path if (path / "adapter_config.json").is_file() else None
+        return path if is_inside else None
 
 
 def require_names(base: str, named: Mapping[str, Path]) -> None:

@@ -50,6 +50,10 @@ class Worker:
             self._wake.notify()
         self._thread.join()
 
+    def uses(self, adapter: str) -> bool:
+        """True if a row waits or runs with an adapter. Only the decoding thread may call it."""
+        return self._batch.uses(adapter)
+
     def do(self, action: Callable[[], None]) -> None:
         """Run an action in the decoding thread, between two ticks.
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import shutil
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ from envkit.serving.access import Access
 from envkit.serving.app import Limits, Server, make_app
 from envkit.serving.models import Models
 from envkit.serving.worker import Worker
+
+#: PEFT uses what transformers warns of.
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 
 def make(model: Path, adapters: Path | None = None, **parts: Any) -> Server:
@@ -93,3 +98,37 @@ def test_more_prompts_than_a_key_allows_are_refused_before_one_is_encoded(
     assert reply.status_code == 400
     assert "17 prompts" in reply.text
     assert not encoded
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come to that")
+
+
+def test_rows_that_wait_are_answered_while_their_adapter_changes_and_changes_back(
+    model: Path, adapters: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(adapters / "red", tmp_path / "red")
+    server = make(model, tmp_path, max_rows=1)
+    weights, config = (tmp_path / "red" / f"adapter_{name}" for name in ("model.safetensors", "config.json"))
+
+    async def run() -> list[int]:
+        async with asking(server) as client:
+
+            def ask(name: str, tokens: int) -> asyncio.Task[httpx.Response]:
+                body = {"model": name, "prompt": "Once", "max_tokens": tokens}
+                return asyncio.create_task(client.post("/v1/completions", json=body))
+
+            replies = [ask("red", 400)]
+            await until(lambda: server.worker.running == 1)
+            for waiting, (file, time_s) in enumerate(((weights, 1), (weights, 2), (weights, 1), (config, 1))):
+                os.utime(file, (time_s, time_s))
+                replies.append(ask("red", 2))
+                await until(lambda count=waiting + 1: server.worker.waiting == count)
+            return [reply.status_code for reply in await asyncio.gather(*replies)]
+
+    assert asyncio.run(run()) == [200] * 5
+    assert len(server.pool.names) == 4

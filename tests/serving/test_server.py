@@ -329,12 +329,21 @@ def test_a_link_out_of_the_folder_is_no_model(
 ) -> None:
     shutil.copytree(adapters / "red", tmp_path / "secret")
     (adapters / "link").symlink_to(tmp_path / "secret")
+    (adapters / "loop").symlink_to("loop")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        folder = shutil.copytree(adapters / "red", adapters / f"part-{name}")
+        (folder / name).unlink()
+        (folder / name).symlink_to(tmp_path / "secret" / name)
+    names = ("link", "loop", "part-adapter_config.json", "part-adapter_model.safetensors")
     try:
-        with pytest.raises(openai.NotFoundError):
-            client(server).models.retrieve("link")
-        assert "link" not in {found.id for found in client(server).models.list()}
+        for name in names:
+            with pytest.raises(openai.NotFoundError):
+                client(server).models.retrieve(name)
+        assert not {found.id for found in client(server).models.list()} & {*names}
     finally:
-        (adapters / "link").unlink()
+        for name in names:
+            path = adapters / name
+            path.unlink() if path.is_symlink() else shutil.rmtree(path)
 
 
 @pytest.mark.parametrize("fault", ["bytes", "ranks", "scalars", "nesting"])
