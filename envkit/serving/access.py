@@ -22,7 +22,8 @@ class Client:
         name: in the ledger and in logs; never the key.
         models: ids that the key may use and see; ``None`` for all.
         requests_per_minute: 0 for no limit.
-        tokens_per_minute: of prompts and answers; 0 for no limit.
+        tokens_per_minute: of prompts and answers; 0 for no limit. An open request counts with all tokens that
+            it may use.
         max_prompt_tokens: of a request; 0 for no limit but the model's.
         max_tokens: of an answer; 0 for no limit but the model's.
         max_rows: answers of one request: prompts times ``n``.
@@ -95,10 +96,23 @@ class RateLimits:
             buckets[0].left -= 1
         return wait_s
 
-    def spend(self, client: Client, tokens: int) -> None:
-        """Count tokens. A request may exceed what is left; the next one waits longer then."""
+    def reserve(self, client: Client, tokens: int) -> float:
+        """Count the tokens that a request may use; returns as `enter`.
+
+        A request may exceed what is left; the next one waits longer then.
+        """
+        if not client.tokens_per_minute:
+            return 0.0
+        bucket = self._bucket(client, "tokens", client.tokens_per_minute)
+        wait_s = bucket.wait_s
+        if not wait_s:
+            bucket.left -= tokens
+        return wait_s
+
+    def give_back(self, client: Client, tokens: int) -> None:
+        """Count reserved tokens that were not used as left."""
         if client.tokens_per_minute:
-            self._bucket(client, "tokens", client.tokens_per_minute).left -= tokens
+            self._bucket(client, "tokens", client.tokens_per_minute).left += tokens
 
     def _bucket(self, client: Client, kind: str, limit: int) -> _Bucket:
         bucket = self._buckets.setdefault((client.name, kind), _Bucket(limit, limit, self.clock()))

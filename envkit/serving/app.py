@@ -5,6 +5,7 @@
 import asyncio
 import json
 import logging
+import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
@@ -205,8 +206,6 @@ class _Play:
         self.version = _version(server, client, body.model)
         self.started_s, self.first_s = time.monotonic(), 0.0
         count = body.n or 1
-        if server.worker.waiting + len(prompts) * count > server.limits.max_waiting:
-            raise ApiError(503, "too many requests are waiting; try again later", "overloaded", wait_s=1)
         seed = secrets.randbits(62) if body.seed is None else body.seed
         self.rows: list[RowRequest] = []
         self.choices: list[Choice] = []
@@ -297,9 +296,26 @@ class _Play:
                 yield _event(_error_object(error.status, str(error), error.code, error.param))
             yield "data: [DONE]\n\n"
 
+    def _reserve(self) -> int:
+        """Count the tokens that the request may use; returns their number.
+
+        It happens in the step of the event loop that submits the rows. Otherwise, requests that come together
+        would all find the same room.
+
+        Raises:
+            ApiError: too many rows wait, or the key has no allowance left.
+        """
+        server = self.server
+        if server.worker.waiting + len(self.rows) > server.limits.max_waiting:
+            raise ApiError(503, "too many requests are waiting; try again later", "overloaded", wait_s=1)
+        tokens = sum(map(len, self.prompts)) + sum(row.sampling.max_new_tokens for row in self.rows)
+        _require_allowance(server.rates.reserve(self.client, tokens))
+        return tokens
+
     async def _pieces(self) -> AsyncGenerator[tuple[int, Piece]]:
         """Draw all rows; account for what was drawn, also if the client leaves."""
         server, version, outcome = self.server, self.version, "cancelled"
+        reserved = self._reserve()
 
         def prepare() -> None:
             if version is not None:
@@ -318,11 +334,12 @@ class _Play:
             outcome = "failed"
             raise _failure(error) from error
         finally:
-            self._account(outcome)
+            self._account(outcome, reserved)
 
-    def _account(self, outcome: str) -> None:
+    def _account(self, outcome: str, reserved: int) -> None:
         server, usage, now_s = self.server, self.usage, time.monotonic()
-        # A prompt that was never read costs nothing.
+        # A prompt that was never read costs nothing. But the key's rate counts it, because the machine may have
+        # read most of it when the client left.
         read = usage["prompt_tokens"] if self.first_s else 0
         entry = Entry(
             self.client.name,
@@ -332,7 +349,8 @@ class _Play:
             now_s - self.started_s,
             outcome,
         )
-        server.rates.spend(self.client, read + usage["completion_tokens"])
+        used = usage["total_tokens"] if outcome == "cancelled" else read + usage["completion_tokens"]
+        server.rates.give_back(self.client, reserved - used)
         server.metrics.count(entry, self.first_s - self.started_s if self.first_s else None)
         if server.ledger is not None:
             server.ledger.add(entry)
@@ -371,14 +389,19 @@ def _enter(server: Server, request: Request) -> Client:
         ApiError: the key is missing or wrong, or has no allowance left.
     """
     client = _client(server, request)
-    if wait_s := server.rates.enter(client):
-        raise ApiError(
-            429,
-            f"this key's rate limit is reached; try again in {wait_s:.0f} s",
-            "rate_limit_exceeded",
-            wait_s=wait_s,
-        )
+    _require_allowance(server.rates.enter(client))
     return client
+
+
+def _require_allowance(wait_s: float) -> None:
+    """Refuse a request if it has to wait.
+
+    Raises:
+        ApiError: 429.
+    """
+    if wait_s:
+        message = f"this key's rate limit is reached; try again in {math.ceil(wait_s)} s"
+        raise ApiError(429, message, "rate_limit_exceeded", wait_s=wait_s)
 
 
 def _require_few(client: Client, prompts: int, count: int) -> None:
@@ -519,7 +542,7 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:
-        headers = {"Retry-After": str(max(round(error.wait_s), 1))} if error.wait_s else None
+        headers = {"Retry-After": str(math.ceil(error.wait_s))} if error.wait_s else None
         content = _error_object(error.status, str(error), error.code, error.param)
         return JSONResponse(content, error.status, headers)
 

@@ -33,8 +33,10 @@ class Worker:
         self._stopping = False
         #: The error that ended the thread.
         self.error: Exception | None = None
-        #: Rows that wait and that run, and tokens of the KV cache; as of the last tick.
-        self.waiting = self.running = self.cache_tokens = 0
+        #: Rows that run, and tokens of the KV cache; as of the last tick.
+        self.running = self.cache_tokens = 0
+        #: Rows that wait as of the last tick, and those that came since.
+        self._waiting = self._arriving = 0
         #: Where the events of each row go.
         self._rows: dict[int, Callable[[Drawn | Failed], None]] = {}
         self._thread = threading.Thread(target=self._run, name="envkit-decoder", daemon=True)
@@ -50,12 +52,21 @@ class Worker:
             self._wake.notify()
         self._thread.join()
 
+    @property
+    def waiting(self) -> int:
+        """Rows that wait to be admitted."""
+        return self._waiting + self._arriving
+
     def uses(self, adapter: str) -> bool:
         """True if a row waits or runs with an adapter. Only the decoding thread may call it."""
         return self._batch.uses(adapter)
 
-    def do(self, action: Callable[[], None]) -> None:
+    def do(self, action: Callable[[], None], rows: int = 0) -> None:
         """Run an action in the decoding thread, between two ticks.
+
+        Args:
+            action: whatever it raises ends the thread.
+            rows: that it submits; they count as waiting from now on.
 
         Raises:
             WorkerStopped: the thread has ended.
@@ -64,6 +75,7 @@ class Worker:
             if self._stopping or self.error is not None:
                 raise WorkerStopped("the server is shutting down, or its decoder has failed")
             self._inbox.append(action)
+            self._arriving += rows
             self._wake.notify()
 
     async def stream(
@@ -92,13 +104,16 @@ class Worker:
                     continue
                 numbers.append(number)
                 self._rows[number] = lambda event, index=index: _send(loop, queue, (index, event))
+            with self._wake:
+                self._arriving -= len(requests)
+                self._count()
 
         def cancel() -> None:
             for number in numbers:
                 if self._rows.pop(number, None) is not None:
                     self._batch.cancel(number)
 
-        self.do(submit)
+        self.do(submit, len(requests))
         try:
             while open_rows:
                 index, event = await queue.get()
@@ -146,7 +161,7 @@ class Worker:
         return True
 
     def _count(self) -> None:
-        self.waiting, self.running = self._batch.waiting, self._batch.running
+        self._waiting, self.running = self._batch.waiting, self._batch.running
         self.cache_tokens = self._batch.cache_tokens
 
 

@@ -34,10 +34,21 @@ def test_tokens_beyond_the_rate_are_waited_for() -> None:
     now_s = [0.0]
     rates, ann = RateLimits(lambda: now_s[0]), Client("ann", tokens_per_minute=60)
     assert rates.enter(ann) == 0
-    rates.spend(ann, 90)
+    assert rates.reserve(ann, 90) == 0
     assert rates.enter(ann) == 31
+    assert rates.reserve(ann, 1) == 31
     now_s[0] = 31
     assert rates.enter(ann) == 0
+
+
+def test_reserved_tokens_that_were_not_used_are_given_back() -> None:
+    rates, ann = RateLimits(lambda: 0.0), Client("ann", tokens_per_minute=60)
+    assert rates.reserve(ann, 500) == 0
+    assert rates.reserve(ann, 1) > 0
+    rates.give_back(ann, 490)
+    assert rates.reserve(ann, 49) == 0
+    assert rates.reserve(ann, 1) == 0
+    assert rates.reserve(ann, 1) == 1
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from envkit.engine.adapter_pool import AdapterPool
 from envkit.engine.running import RunningBatch
 from envkit.engine.torch_engine import TorchEngine
 from envkit.models import ModelRef
-from envkit.serving.access import Access
+from envkit.serving.access import Access, Client, digest
 from envkit.serving.app import Limits, Server, make_app
 from envkit.serving.models import Models
 from envkit.serving.worker import Worker
@@ -132,3 +132,65 @@ def test_rows_that_wait_are_answered_while_their_adapter_changes_and_changes_bac
 
     assert asyncio.run(run()) == [200] * 5
     assert len(server.pool.names) == 4
+
+
+@contextlib.contextmanager
+def resting(server: Server) -> Generator[None]:
+    """Let the decoding thread rest between two ticks."""
+    began, go_on = threading.Event(), threading.Event()
+
+    def rest() -> None:
+        began.set()
+        go_on.wait(60)
+
+    server.worker.do(rest)
+    began.wait(60)
+    try:
+        yield
+    finally:
+        go_on.set()
+
+
+def statuses(server: Server, count: int, refused: int, **changes: Any) -> list[int]:
+    """Status codes of requests that come together; the decoder rests until some were refused."""
+    headers = {"Authorization": "Bearer key"}
+
+    async def run() -> list[int]:
+        async with asking(server) as client:
+            with resting(server):
+                body = {"model": "tiny", "prompt": "Once", "max_tokens": 2, **changes}
+                posts = [client.post("/v1/completions", json=body, headers=headers) for _ in range(count)]
+                tasks = [asyncio.create_task(post) for post in posts]
+                await until(lambda: sum(task.done() for task in tasks) == refused)
+            return sorted(reply.status_code for reply in await asyncio.gather(*tasks))
+
+    return asyncio.run(run())
+
+
+def test_requests_that_come_together_do_not_exceed_what_may_wait(model: Path) -> None:
+    assert statuses(make(model, max_waiting=4), 10, 8, n=2) == [200] * 2 + [503] * 8
+
+
+def test_requests_that_come_together_do_not_exceed_a_rate_of_tokens(model: Path) -> None:
+    access = Access({digest("key"): Client("ann", tokens_per_minute=300)})
+    server = make(model, access=access)
+    assert statuses(server, 5, 3, max_tokens=200) == [200] * 2 + [429] * 3
+
+
+def test_the_prompt_of_a_client_that_leaves_before_the_first_token_counts_for_its_rate(model: Path) -> None:
+    ann = Client("ann", tokens_per_minute=100)
+    server = make(model, access=Access({digest("key"): ann}))
+
+    async def run() -> int:
+        async with asking(server) as client:
+            headers = {"Authorization": "Bearer key"}
+            body = {"model": "tiny", "prompt": "word " * 300, "max_tokens": 2}
+            with resting(server):
+                asked = asyncio.create_task(client.post("/v1/completions", json=body, headers=headers))
+                await until(lambda: server.worker.waiting == 1)
+                asked.cancel()
+                await asyncio.wait({asked})
+            reply = await client.post("/v1/completions", json=body | {"prompt": "Once"}, headers=headers)
+            return int(reply.status_code)
+
+    assert asyncio.run(run()) == 429
