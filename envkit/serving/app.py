@@ -23,7 +23,7 @@ from envkit.engine.adapter_pool import AdapterPool
 from envkit.engine.chat import ChatRenderer
 from envkit.engine.protocol import Sampling
 from envkit.engine.running import Failed, RowRequest
-from envkit.errors import EnvkitError, UsageError
+from envkit.errors import EnvkitError, StoreError, UsageError
 from envkit.serving.access import Access, Client, RateLimits
 from envkit.serving.body_limit import BodyLimit
 from envkit.serving.choice import Choice, Piece
@@ -40,6 +40,8 @@ _T = TypeVar("_T")
 _GREEDY_BELOW = 1e-4
 #: A smaller ``top_p`` counts as this one: one token is kept either way, and float32 would round it to 0.
 _SMALLEST_TOP_P = 1e-9
+#: Seconds that requests have to write their rows of the ledger after the drain has cancelled them.
+_CLOSE_S = 5
 log = logging.getLogger("envkit.serving")
 
 
@@ -77,6 +79,8 @@ class Server:
     renderer: ChatRenderer = field(init=False)
     #: Renders and encodes prompts beside the event loop. One thread, as encoding switches the tokenizer.
     encoder: ThreadPoolExecutor = field(init=False)
+    #: Requests whose rows were submitted and that are not in the ledger yet.
+    open_requests: int = field(default=0, init=False)
     rates: RateLimits = field(default_factory=RateLimits, init=False)
     metrics: Metrics = field(init=False)
 
@@ -109,6 +113,9 @@ def make_app(server: Server) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         server.worker.start()
         yield
+        deadline_s = time.monotonic() + _CLOSE_S
+        while server.open_requests and time.monotonic() < deadline_s:
+            await asyncio.sleep(0.01)
         server.worker.stop()
         server.encoder.shutdown(cancel_futures=True)
         if server.ledger is not None:
@@ -316,6 +323,7 @@ class _Play:
         """Draw all rows; account for what was drawn, also if the client leaves."""
         server, version, outcome = self.server, self.version, "cancelled"
         reserved = self._reserve()
+        server.open_requests += 1
 
         def prepare() -> None:
             if version is not None:
@@ -334,12 +342,13 @@ class _Play:
             outcome = "failed"
             raise _failure(error) from error
         finally:
+            server.open_requests -= 1
             self._account(outcome, reserved)
 
     def _account(self, outcome: str, reserved: int) -> None:
         server, usage, now_s = self.server, self.usage, time.monotonic()
-        # A prompt that was never read costs nothing. But the key's rate counts it, because the machine may have
-        # read most of it when the client left.
+        # A prompt that was never read costs nothing. But the key's rate counts it: it may have been read in part
+        # when the client left.
         read = usage["prompt_tokens"] if self.first_s else 0
         entry = Entry(
             self.client.name,
@@ -353,7 +362,10 @@ class _Play:
         server.rates.give_back(self.client, reserved - used)
         server.metrics.count(entry, self.first_s - self.started_s if self.first_s else None)
         if server.ledger is not None:
-            server.ledger.add(entry)
+            try:
+                server.ledger.add(entry)
+            except StoreError as error:  # the tokens are in the log
+                log.error("%s", error)
         log.info(
             "%s asked %s: %d + %d tokens in %.2f s, %s",
             *(

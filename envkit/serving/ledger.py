@@ -73,6 +73,8 @@ class Ledger:
         try:
             self._connection = sqlite3.connect(path, check_same_thread=False)
             self._connection.execute("PRAGMA journal_mode=WAL")
+            # Rows survive a crash of the server. Waiting for the disk would hold up all other requests.
+            self._connection.execute("PRAGMA synchronous=NORMAL")
             with self._connection:
                 self._connection.execute(_TABLE)
         except sqlite3.Error as error:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
+import sqlite3
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ from envkit.engine.torch_engine import TorchEngine
 from envkit.models import ModelRef
 from envkit.serving.access import Access, Client, digest
 from envkit.serving.app import Limits, Server, make_app
+from envkit.serving.ledger import Ledger
 from envkit.serving.models import Models
 from envkit.serving.worker import Worker
 
@@ -194,3 +197,23 @@ def test_the_prompt_of_a_client_that_leaves_before_the_first_token_counts_for_it
             return int(reply.status_code)
 
     assert asyncio.run(run()) == 429
+
+
+def test_an_answer_is_sent_and_logged_although_the_ledger_cannot_be_written(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = make(model, ledger=Ledger(tmp_path / "ledger.db"))
+
+    async def run() -> httpx.Response:
+        async with asking(server) as client:
+            with contextlib.closing(sqlite3.connect(tmp_path / "ledger.db")) as other:
+                other.execute("DROP TABLE requests")
+            return await client.post(
+                "/v1/completions", json={"model": "tiny", "prompt": "Once", "stream": True}
+            )
+
+    with caplog.at_level(logging.INFO, "envkit.serving"):
+        reply = asyncio.run(run())
+    assert reply.text.endswith("data: [DONE]\n\n")
+    assert "no such table" in caplog.text
+    assert "anyone asked tiny" in caplog.text

@@ -484,6 +484,25 @@ def test_sigterm_lets_open_requests_end(model: Path, tmp_path: Path) -> None:
     assert outcome == "done"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_outlasts_the_drain_is_in_the_ledger(
+    model: Path, tmp_path: Path, stream: bool
+) -> None:
+    book = tmp_path / "ledger.db"
+    with serving(tmp_path, ["--model", str(model), "--ledger", str(book), "--drain-s", "0"]) as server:
+        body = {"model": "tiny", "prompt": "Once", "max_tokens": 900, "n": 16, "seed": 11, "stream": stream}
+        with ThreadPoolExecutor(1) as threads:
+            asked = threads.submit(httpx.post, server.url + "/v1/completions", json=body, timeout=60)
+            while not metric(server, "envkit_rows_running"):
+                time.sleep(0.01)
+            server.process.send_signal(signal.SIGTERM)
+            server.process.wait(60)
+            asked.exception(60)
+    [(outcome, tokens)] = sqlite3.connect(book).execute("SELECT outcome, completion_tokens FROM requests")
+    assert outcome == "cancelled"
+    assert tokens > 0
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
