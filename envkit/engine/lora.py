@@ -145,7 +145,7 @@ class Linears:
             product.put(number, len(self._empty), [adapter.get(path) for path in paths])
 
     def keep(self, count: int) -> None:
-        """Drop the adapters from number ``count`` on, and free their memory."""
+        """Drop the adapters from number ``count`` on, and free memory that none needs."""
         del self._empty[count:]
         for product, _ in self._products:
             product.keep(count)
@@ -246,6 +246,8 @@ class _Product:
         self._base = PrepackedLinear(self._weight, bias, [layer.weight for layer in layers])
         self._downs_MRI: Tensor | None = None
         self._ups_MOR: Tensor | None = None
+        #: Rank of each adapter; the stacks have room for the largest.
+        self._ranks: dict[int, int] = {}
         #: Copies of the stacks' parts for the adapters of the last batch, which often is the next one's too.
         self._gathered: tuple[frozenset[int], Tensor, Tensor] | None = None
         self._last_input: Tensor | None = None
@@ -254,6 +256,7 @@ class _Product:
     def load(self, adapters: Sequence[Sequence[Update | None]]) -> None:
         """Stack the updates: one per adapter and layer, or ``None``."""
         self._downs_MRI = self._ups_MOR = self._gathered = None
+        self._ranks = {}
         if not any(update for adapter in adapters for update in adapter):
             return
         stacks = self._reserve(len(adapters), max(map(_rank, adapters)))
@@ -267,13 +270,17 @@ class _Product:
             self._write(self._reserve(count, _rank(adapter)), number, adapter)
 
     def keep(self, count: int) -> None:
-        """Drop the updates of all adapters but the first ``count``."""
+        """Drop the updates of all adapters but the first ``count``, and room for a rank that none has."""
         self._gathered = None
-        if count == 0:
+        self._ranks = {number: rank for number, rank in self._ranks.items() if number < count}
+        rank = max(self._ranks.values(), default=0)
+        downs, ups = self._downs_MRI, self._ups_MOR
+        if not rank:
             self._downs_MRI = self._ups_MOR = None
-        elif self._downs_MRI is not None and self._ups_MOR is not None:
+        elif downs is not None and ups is not None and (len(downs) > count or downs.shape[1] > rank):
             # Copies: a view would hold the memory of what is dropped.
-            self._downs_MRI, self._ups_MOR = self._downs_MRI[:count].clone(), self._ups_MOR[:count].clone()
+            self._downs_MRI = downs[:count, :rank].clone()
+            self._ups_MOR = self._new_ups(len(self._downs_MRI), rank).copy_(ups[:count, :, :rank])
 
     def cost_bytes(self, count: int, adapter: Sequence[Update | None]) -> int:
         """Memory of ``count`` adapters, if one of them has these updates."""
@@ -314,6 +321,7 @@ class _Product:
         """Write the updates of an adapter over those that had its number."""
         downs_MRI, ups_MOR = stacks
         downs_MRI[number], ups_MOR[number] = 0, 0
+        self._ranks[number] = _rank(adapter)
         used = 0
         for update, (start, stop) in zip(adapter, pairwise([0, *accumulate(self.sizes)]), strict=True):
             if update is not None:

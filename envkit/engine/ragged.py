@@ -101,11 +101,11 @@ class Ragged:
 
     def fits(self, tokens: int) -> bool:
         """True if a row of this many tokens fits when all others have left."""
-        return _capacity(tokens) <= self._max_tokens
+        return tokens <= self._max_tokens
 
     def add(self, tokens: int) -> Slot | None:
         """Reserve a place for a row of at most ``tokens`` tokens; ``None`` if memory is full."""
-        capacity = _capacity(tokens)
+        capacity = min(_capacity(tokens), self._max_tokens)
         shelf = next((shelf for shelf in self._shelves if shelf.capacity == capacity and shelf.free), None)
         if shelf is None:
             left = (self._max_tokens - self.tokens) // capacity

@@ -28,6 +28,8 @@ from envkit.errors import EnvkitError, ModelError
 
 #: Prompt tokens that are prefilled in a tick: between two tokens of running rows, and while none runs.
 PREFILL_TOKENS, _PREFILL_TOKENS_ALONE = 128, 1024
+#: Largest number of new tokens times tokens in a prefill: the mask of attention has several numbers for each.
+_PREFILL_PAIRS = 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,9 +251,9 @@ class RunningBatch:
                 continue
             if not row.place.length:
                 self._share(row)
-            count = min(row.unread, budget)
+            start = row.place.length
+            count = min(row.unread, budget, max(_PREFILL_PAIRS // (start + budget), 1))
             if count:
-                start = row.place.length
                 ids = torch.tensor([row.ids[start : start + count]], device=self._engine.device)
                 positions = torch.arange(start, start + count, device=self._engine.device)[None]
                 self._layout.select([row.place], [count])

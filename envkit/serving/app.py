@@ -347,8 +347,8 @@ class _Play:
 
     def _account(self, outcome: str, reserved: int) -> None:
         server, usage, now_s = self.server, self.usage, time.monotonic()
-        # A prompt that was never read costs nothing. But the key's rate counts it: it may have been read in part
-        # when the client left.
+        # A prompt that was never read costs nothing. The key's rate counts it: it may have been
+        # read in part when the client left.
         read = usage["prompt_tokens"] if self.first_s else 0
         entry = Entry(
             self.client.name,

@@ -13,6 +13,7 @@ import tiny
 import torch
 from sampling import STOPS, peft_model
 
+from envkit.engine import running
 from envkit.engine.adapter_pool import AdapterPool, read_adapter
 from envkit.engine.lora import Update, updates_of
 from envkit.engine.protocol import Request, Sampling
@@ -283,6 +284,28 @@ def test_the_least_recently_used_adapter_is_evicted_and_loaded_again(ref: ModelR
     assert pool.used_bytes == 2 * rank_two
 
 
+def test_memory_for_a_high_rank_is_free_again_when_its_adapter_is_evicted(ref: ModelRef, peft: Any) -> None:
+    rank_two = adapter_bytes(ref, peft, "0")
+    wide = {
+        path: Update(u.down.repeat(4, 1), u.up.repeat(1, 4) / 4) for path, u in updates_of(peft, "0").items()
+    }
+    engine = TorchEngine(tiny.plain(ref), (), kv_cache_bytes=512 * 16_384)
+    pool = AdapterPool(engine.linears, 8 * rank_two)
+    pool.register("wide", lambda: wide)
+    for name in ("a", "b", "c", "d"):
+        pool.register(name, lambda: updates_of(peft, "0"))
+    batch = RunningBatch(engine, pool)
+    for name in ("a", "wide", "b", "c", "d", "a", "b", "wide"):
+        request = row(9, 1, name, max_new_tokens=3)
+        batch.submit(request)
+        [tokens] = run(batch).values()
+        assert_as_alone(peft, RowRequest(request.prompt_ids, (), Sampling(), "0"), tokens)
+        if name == "d":
+            assert pool.loaded == ("b", "c", "d")  # "b" took the place of "a", and "c" that of "wide"
+            assert pool.used_bytes == 3 * rank_two
+    assert pool.loads == 7
+
+
 def test_a_row_waits_for_an_adapter_that_does_not_fit_beside_those_in_use(ref: ModelRef, peft: Any) -> None:
     batch = make(ref, peft, budget_bytes=adapter_bytes(ref, peft, "0"))
     first = batch.submit(row(9, 1, "0", max_new_tokens=5))
@@ -371,6 +394,34 @@ def test_an_adapter_that_cannot_be_loaded_fails_its_rows_only(ref: ModelRef, pef
         events += batch.tick()
     assert [event.row for event in events if isinstance(event, Failed)] == [bad]
     assert {event.row for event in events if isinstance(event, Drawn)} == {good, after}
+
+
+def test_a_row_may_have_all_memory_for_keys_and_values(ref: ModelRef, peft: Any) -> None:
+    batch, request = make(ref, peft, cache_tokens=100), row(61, max_new_tokens=40)
+    batch.submit(request)
+    first = [event for event in batch.tick() if isinstance(event, Drawn)]
+    assert batch.cache_tokens == 100
+    assert_as_alone(peft, request, [*first, *run(batch)[1]])
+    with pytest.raises(ModelError, match="up to 101 tokens"):
+        batch.submit(row(62, max_new_tokens=40))
+
+
+def test_a_long_prompt_is_prefilled_in_pieces_that_get_smaller(
+    ref: ModelRef, peft: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "_PREFILL_PAIRS", 8_000)
+    batch, request = make(ref, peft, prefill_tokens=64), row(400, max_new_tokens=3)
+    masks: list[int] = []
+    attend = Ragged.attend
+
+    def spy(layout: Ragged, layer: int, query: torch.Tensor, *others: Any) -> torch.Tensor:
+        masks.extend(part.bias.numel() for part in layout._parts)
+        return attend(layout, layer, query, *others)
+
+    monkeypatch.setattr(Ragged, "attend", spy)
+    batch.submit(request)
+    assert_as_alone(peft, request, run(batch)[1])
+    assert max(masks) <= 8_000
 
 
 def test_what_can_never_fit_is_refused_at_once(ref: ModelRef, peft: Any) -> None:
