@@ -146,7 +146,8 @@ def serve(config: ServeConfig, display: Display) -> None:
     )
     with _listen(config.host, config.port) as listening:
         port = listening.getsockname()[1]
-        display.say(f"serving {base_name} and its adapters at http://{config.host}:{port}/v1; Ctrl-C ends it")
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        display.say(f"serving {base_name} and its adapters at http://{host}:{port}/v1; Ctrl-C ends it")
         running.run(sockets=[listening])
 
 

@@ -153,7 +153,7 @@ def make_app(server: Server) -> FastAPI:
             {"object": "list", "data": [_model(server, name) for name in ids if client.may_use(name)]}
         )
 
-    @app.get("/v1/models/{model}", responses=errors)
+    @app.get("/v1/models/{model:path}", responses=errors)
     async def get_model(model: str, request: Request) -> Response:
         _version(server, _client(server, request), model)
         return JSONResponse(_model(server, model))
@@ -227,6 +227,7 @@ class _Play:
                         TextStream(_decoder(server.tokenizer), sampling.stop_strings),
                         server.renderer.stop_id,
                         ToolCallStream() if with_tools else None,
+                        one_call=isinstance(body, ChatBody) and body.parallel_tool_calls is False,
                     )
                 )
 
@@ -459,7 +460,7 @@ def _message(message: Message) -> dict[str, Any]:
         calls: list[dict[str, Any]] = []
         for call in message.tool_calls:
             try:
-                arguments = json.loads(call.function.arguments)
+                arguments = json.loads(call.function.arguments or "{}")
             except (ValueError, RecursionError) as error:
                 raise ApiError(400, "arguments of a tool call are not JSON", param="messages") from error
             calls.append(

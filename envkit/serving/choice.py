@@ -48,12 +48,14 @@ class Choice:
         stream: text of its tokens.
         stop_id: the end-of-turn id, which is no text.
         tools: reads tool calls; ``None`` leaves them in the text.
+        one_call: drop all tool calls but the first.
     """
 
     tokenizer: Any
     stream: TextStream
     stop_id: int
     tools: ToolCallStream | None = None
+    one_call: bool = False
     text: str = ""
     calls: list[ToolCall] = field(default_factory=list[ToolCall])
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
@@ -72,6 +74,8 @@ class Choice:
             text, calls = self.tools.push(text)
             if drawn.stop:
                 text += self.tools.end()
+            if self.one_call:
+                calls = calls[: 0 if self.calls else 1]
         self.text += text
         self.calls += calls
         if drawn.stop:

@@ -44,7 +44,11 @@ class Message(_Body):
     name: str | None = None
     tool_calls: list[ToolCallBody] | None = None
     tool_call_id: str | None = None
+    # An answer may come back with all fields of the `openai` client's type.
     refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
 
 
 class Function(_Body):

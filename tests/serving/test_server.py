@@ -379,9 +379,10 @@ def test_a_broken_adapter_fails_its_own_requests_only(server: Process, adapters:
 
 
 def test_tools_are_called_natively(caller: Path, tmp_path: Path) -> None:
-    with serving(tmp_path, ["--model", str(caller)]) as server:
+    with serving(tmp_path, ["--model", str(caller), "--name", "own/caller"]) as server:
+        assert client(server).models.retrieve("own/caller").id == "own/caller"
         ask: list[Any] = [{"role": "user", "content": "Add 1 and 2."}]
-        options: Any = {"model": "caller", "messages": ask, "temperature": 0, "max_tokens": 200}
+        options: Any = {"model": "own/caller", "messages": ask, "temperature": 0, "max_tokens": 200}
         plain = client(server).chat.completions.create(**options)
         assert plain.choices[0].message.content == CALL
         assert plain.choices[0].finish_reason == "stop"
@@ -401,7 +402,9 @@ def test_tools_are_called_natively(caller: Path, tmp_path: Path) -> None:
         assert streamed.function.arguments == call.function.arguments
         assert not "".join(delta.content or "" for delta in deltas)
         # The call and its result go back as messages.
-        ask += [choice.message.model_dump(exclude_none=True), {"role": "user", "content": "3"}]
+        ask += [choice.message.model_dump(), {"role": "user", "content": "3"}]
+        client(server).chat.completions.create(**{**options, "max_tokens": 3}, tools=TOOLS)
+        ask[1]["tool_calls"][0]["function"]["arguments"] = ""
         client(server).chat.completions.create(**{**options, "max_tokens": 3}, tools=TOOLS)
 
 

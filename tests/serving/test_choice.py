@@ -1,0 +1,30 @@
+"""An answer from its tokens."""
+
+from __future__ import annotations
+
+import pytest
+
+from envkit.engine.running import Drawn
+from envkit.serving.choice import Choice
+from envkit.serving.text import TextStream, ToolCallStream
+
+CALLS = "".join(
+    f'<tool_call>{{"name": "add", "arguments": {{"a": {number}}}}}</tool_call>' for number in (1, 2)
+)
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+@pytest.mark.parametrize("one_call", [False, True])
+def test_a_request_without_parallel_calls_gets_the_first_only(one_call: bool, size: int) -> None:
+    pieces = [CALLS[start : start + size] for start in range(0, len(CALLS), size)]
+    stream = TextStream(lambda ids: "".join(pieces[token] for token in ids))
+    choice = Choice(None, stream, -1, ToolCallStream(), one_call)
+    sent = [
+        call
+        for token in range(len(pieces))
+        for call in choice.push(Drawn(0, token, 0.0, "stop" if token == len(pieces) - 1 else None)).calls
+    ]
+    assert [call.arguments for call in sent] == ['{"a": 1}', '{"a": 2}'][: 1 if one_call else 2]
+    assert choice.calls == sent
+    assert choice.finish == "tool_calls"
+    assert not choice.text
