@@ -27,6 +27,7 @@ class Client:
         max_prompt_tokens: of a request; 0 for no limit but the model's.
         max_tokens: of an answer; 0 for no limit but the model's.
         max_rows: answers of one request: prompts times ``n``.
+        max_open_rows: answers of all requests that wait or run; 0 for no limit but the server's.
         admin: may read the metrics, which name all models.
     """
 
@@ -37,6 +38,7 @@ class Client:
     max_prompt_tokens: int = 0
     max_tokens: int = 0
     max_rows: int = 16
+    max_open_rows: int = 0
     admin: bool = False
 
     def may_use(self, model: str) -> bool:
@@ -46,7 +48,14 @@ class Client:
 
 #: Whoever asks a server that was started without keys.
 ANYONE = Client("anyone", admin=True)
-_NUMBERS = ("requests_per_minute", "tokens_per_minute", "max_prompt_tokens", "max_tokens", "max_rows")
+_NUMBERS = (
+    "requests_per_minute",
+    "tokens_per_minute",
+    "max_prompt_tokens",
+    "max_tokens",
+    "max_rows",
+    "max_open_rows",
+)
 
 
 @dataclass(slots=True)

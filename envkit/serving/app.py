@@ -8,6 +8,7 @@ import logging
 import math
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
@@ -79,8 +80,8 @@ class Server:
     renderer: ChatRenderer = field(init=False)
     #: Renders and encodes prompts beside the event loop. One thread, as encoding switches the tokenizer.
     encoder: ThreadPoolExecutor = field(init=False)
-    #: Requests whose rows were submitted and that are not in the ledger yet.
-    open_requests: int = field(default=0, init=False)
+    #: Rows of each client whose requests are not in the ledger yet.
+    open_rows: Counter[str] = field(default_factory=Counter[str], init=False)
     rates: RateLimits = field(default_factory=RateLimits, init=False)
     metrics: Metrics = field(init=False)
 
@@ -114,7 +115,7 @@ def make_app(server: Server) -> FastAPI:
         server.worker.start()
         yield
         deadline_s = time.monotonic() + _CLOSE_S
-        while server.open_requests and time.monotonic() < deadline_s:
+        while server.open_rows.total() and time.monotonic() < deadline_s:
             await asyncio.sleep(0.01)
         server.worker.stop()
         server.encoder.shutdown(cancel_futures=True)
@@ -305,7 +306,7 @@ class _Play:
             yield "data: [DONE]\n\n"
 
     def _reserve(self) -> int:
-        """Count the tokens that the request may use; returns their number.
+        """Count the rows of the request, and the tokens that it may use; returns the number of these.
 
         It happens in the step of the event loop that submits the rows. Otherwise, requests that come together
         would all find the same room.
@@ -316,15 +317,24 @@ class _Play:
         server = self.server
         if server.worker.waiting + len(self.rows) > server.limits.max_waiting:
             raise ApiError(503, "too many requests are waiting; try again later", "overloaded", wait_s=1)
+        is_open, client = server.open_rows[self.client.name], self.client
+        if client.max_open_rows and is_open + len(self.rows) > client.max_open_rows:
+            raise ApiError(
+                429,
+                f"this key has {is_open} open answers and asks for {len(self.rows)}; it may have "
+                f"{client.max_open_rows}",
+                "rate_limit_exceeded",
+                wait_s=1,
+            )
         tokens = sum(map(len, self.prompts)) + sum(row.sampling.max_new_tokens for row in self.rows)
-        _require_allowance(server.rates.reserve(self.client, tokens))
+        _require_allowance(server.rates.reserve(client, tokens))
+        server.open_rows[client.name] += len(self.rows)
         return tokens
 
     async def _pieces(self) -> AsyncGenerator[tuple[int, Piece]]:
         """Draw all rows; account for what was drawn, also if the client leaves."""
         server, version, outcome = self.server, self.version, "cancelled"
         reserved = self._reserve()
-        server.open_requests += 1
 
         def prepare() -> None:
             if version is not None:
@@ -343,7 +353,7 @@ class _Play:
             outcome = "failed"
             raise _failure(error) from error
         finally:
-            server.open_requests -= 1
+            server.open_rows[self.client.name] -= len(self.rows)
             self._account(outcome, reserved)
 
     def _account(self, outcome: str, reserved: int) -> None:

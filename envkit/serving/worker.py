@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from typing import TypeAlias, final
 
 from envkit.engine.running import Drawn, Failed, RowRequest, RunningBatch
@@ -121,8 +122,9 @@ class Worker:
                     open_rows.discard(index)
                 yield index, event
         finally:
-            if open_rows and self.error is None and not self._stopping:
-                self.do(cancel)
+            if open_rows:
+                with suppress(WorkerStopped):  # then its rows have ended, too
+                    self.do(cancel)
 
     def _run(self) -> None:
         try:

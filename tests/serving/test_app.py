@@ -174,6 +174,13 @@ def test_requests_that_come_together_do_not_exceed_what_may_wait(model: Path) ->
     assert statuses(make(model, max_waiting=4), 10, 8, n=2) == [200] * 2 + [503] * 8
 
 
+def test_the_open_answers_of_a_key_are_limited(model: Path) -> None:
+    access = Access({digest("key"): Client("ann", max_open_rows=4)})
+    server = make(model, access=access)
+    assert statuses(server, 5, 3, n=2) == [200] * 2 + [429] * 3
+    assert server.open_rows == {"ann": 0}
+
+
 def test_requests_that_come_together_do_not_exceed_a_rate_of_tokens(model: Path) -> None:
     access = Access({digest("key"): Client("ann", tokens_per_minute=300)})
     server = make(model, access=access)
