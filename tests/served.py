@@ -12,10 +12,10 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-import tiny
 import torch
 
-#: What the trained model answers to any conversation.
+#: What is asked, and what the trained model answers.
+ADD = "Add 1 and 2."
 CALL = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>'
 _START_S = 120
 
@@ -36,17 +36,35 @@ def save_adapter(model_folder: Path, folder: Path, seed: int) -> Path:
     return folder
 
 
+TOOLS: list[Any] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "add",
+            "description": "Add.",
+            "parameters": {"type": "object", "properties": {"a": {"type": "number"}}},
+        },
+    }
+]
+#: Tells of tools and calls before the conversation.
+TEMPLATE = (
+    "{% if tools %}{{ 'Tools: ' + tools | tojson + '\n' }}{% endif %}"
+    "{% for message in messages if message.tool_calls %}{{ message.tool_calls | tojson + '\n' }}{% endfor %}"
+)
+
+
 def teach_call(folder: Path) -> None:
-    """Train all weights of the model until it greedily answers `CALL` to any prompt."""
-    from transformers import AutoModelForCausalLM
+    """Train all weights of the model until it greedily answers `CALL` to `ADD`, with tools and without."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from envkit.engine.chat import ChatRenderer
 
-    renderer = ChatRenderer(tiny.tokenizer())
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = TEMPLATE + tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    renderer = ChatRenderer(tokenizer)
     answer = renderer.answer(CALL)
-    prompts = [
-        renderer.messages([{"role": "user", "content": text}], ()) for text in ("Add 1 and 2.", "Please add.")
-    ]
+    prompts = [renderer.messages([{"role": "user", "content": ADD}], tools) for tools in ((), TOOLS)]
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(300):

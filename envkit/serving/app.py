@@ -90,6 +90,10 @@ class Server:
         self.encoder = ThreadPoolExecutor(1, "envkit-encoder")
         self.metrics = Metrics(self.worker, self.pool)
 
+    def template_reads(self, field: str) -> bool:
+        """True if the chat template has a word for a field. It would leave out another one silently."""
+        return field in str(self.tokenizer.get_chat_template())
+
 
 class ApiError(Exception):
     """An error for the client, in OpenAI's form."""
@@ -175,6 +179,10 @@ def make_app(server: Server) -> FastAPI:
         if body.response_format not in (None, {"type": "text"}):
             raise ApiError(400, "response_format: only text is supported", param="response_format")
         with_tools = bool(body.tools) and body.tool_choice != "none"
+        if with_tools and not server.template_reads("tools"):
+            raise ApiError(400, "the chat template of this model knows no tools", param="tools")
+        if any(message.tool_calls for message in body.messages) and not server.template_reads("tool_calls"):
+            raise ApiError(400, "the chat template of this model knows no tool calls", param="messages")
         tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()] if with_tools else []
         messages = [_message(message) for message in body.messages]
         prompt = await _ids(server, lambda: server.renderer.messages(messages, tools), "messages")

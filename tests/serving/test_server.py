@@ -20,7 +20,7 @@ import pytest
 import tiny
 import torch
 from openai import OpenAI
-from served import CALL, Process, save_adapter, serving
+from served import ADD, CALL, TOOLS, Process, save_adapter, serving
 
 from envkit.cli.main import run as command
 from envkit.engine.chat import ChatRenderer
@@ -29,16 +29,6 @@ from envkit.engine.chat import ChatRenderer
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 ASK: list[Any] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say it."}]
-TOOLS: list[Any] = [
-    {
-        "type": "function",
-        "function": {
-            "name": "add",
-            "description": "Add.",
-            "parameters": {"type": "object", "properties": {"a": {"type": "number"}}},
-        },
-    }
-]
 
 
 CLIENTS: list[OpenAI] = []
@@ -261,6 +251,8 @@ def test_special_tokens_in_a_message_stay_text(server: Process) -> None:
         ({"stop": "\ud800"}, 400, None),
         ({"stop": ["x" * 257]}, 400, None),
         ({"response_format": {"type": "json_object"}}, 400, None),
+        ({"tools": TOOLS}, 400, None),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "add"}}]}]}, 400, None),
         ({"messages": []}, 400, None),
         ({"messages": [{"role": "user", "content": "word " * 2000}]}, 400, "context_length_exceeded"),
         ({"messages": [{"role": "user", "content": "x" * 5_000_000}]}, 413, "too_large"),
@@ -381,12 +373,15 @@ def test_a_broken_adapter_fails_its_own_requests_only(server: Process, adapters:
 def test_tools_are_called_natively(caller: Path, tmp_path: Path) -> None:
     with serving(tmp_path, ["--model", str(caller), "--name", "own/caller"]) as server:
         assert client(server).models.retrieve("own/caller").id == "own/caller"
-        ask: list[Any] = [{"role": "user", "content": "Add 1 and 2."}]
+        ask: list[Any] = [{"role": "user", "content": ADD}]
         options: Any = {"model": "own/caller", "messages": ask, "temperature": 0, "max_tokens": 200}
         plain = client(server).chat.completions.create(**options)
         assert plain.choices[0].message.content == CALL
         assert plain.choices[0].finish_reason == "stop"
         reply = client(server).chat.completions.create(**options, tools=TOOLS)
+        assert reply.usage is not None
+        assert plain.usage is not None
+        assert reply.usage.prompt_tokens > plain.usage.prompt_tokens  # the model has read of the tools
         [choice] = reply.choices
         assert choice.finish_reason == "tool_calls"
         assert choice.message.tool_calls
