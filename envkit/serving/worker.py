@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TypeAlias, final
 
 from envkit.engine.running import Drawn, Failed, RowRequest, RunningBatch
-from envkit.errors import EnvkitError
+from envkit.errors import ContractError, EnvkitError
 
 #: A token of a request's row, or the row's failure, with the row's position in the request.
 Event: TypeAlias = tuple[int, Drawn | Failed]
@@ -86,7 +86,7 @@ class Worker:
 
         Args:
             requests: the rows.
-            prepare: called in the decoding thread before the first row; its `EnvkitError` fails all rows.
+            prepare: called in the decoding thread before the first row; its error fails all rows.
 
         Raises:
             WorkerStopped: the thread has ended.
@@ -100,8 +100,10 @@ class Worker:
                 try:
                     prepare()
                     number = self._batch.submit(request)
-                except EnvkitError as error:
-                    _send(loop, queue, (index, Failed(-1, error)))
+                except Exception as error:  # nothing was submitted, so that the other rows can go on
+                    fault = ContractError(f"a row could not be submitted: {error!r}")
+                    known = error if isinstance(error, EnvkitError) else fault
+                    _send(loop, queue, (index, Failed(-1, known)))
                     continue
                 numbers.append(number)
                 self._rows[number] = lambda event, index=index: _send(loop, queue, (index, event))

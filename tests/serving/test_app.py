@@ -224,3 +224,28 @@ def test_an_answer_is_sent_and_logged_although_the_ledger_cannot_be_written(
     assert reply.text.endswith("data: [DONE]\n\n")
     assert "no such table" in caplog.text
     assert "anyone asked tiny" in caplog.text
+
+
+def test_a_fault_with_one_request_leaves_the_decoder_alive(
+    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = make(model)
+    register = server.models.version
+
+    def version(name: str) -> str | None:
+        monkeypatch.setattr(server.models, "version", register)
+        return "no name of a version"
+
+    def broken(*parts: object) -> None:
+        raise ValueError("an unknown fault")
+
+    monkeypatch.setattr(server.models, "version", version)
+    monkeypatch.setattr(server.models, "register", broken)
+
+    async def run() -> list[int]:
+        async with asking(server) as client:
+            body = {"model": "tiny", "prompt": "Once"}
+            return [(await client.post("/v1/completions", json=body)).status_code for _ in range(2)]
+
+    assert asyncio.run(run()) == [503, 200]
+    assert "an unknown fault" in caplog.text
