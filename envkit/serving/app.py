@@ -155,13 +155,14 @@ def make_app(server: Server) -> FastAPI:
         client = _client(server, request)
         ids = await asyncio.to_thread(server.models.ids)
         return JSONResponse(
-            {"object": "list", "data": [_model(server, name) for name in ids if client.may_use(name)]}
+            {"object": "list", "data": [_model(server, client, name) for name in ids if client.may_use(name)]}
         )
 
     @app.get("/v1/models/{model:path}", responses=errors)
     async def get_model(model: str, request: Request) -> Response:
-        _version(server, _client(server, request), model)
-        return JSONResponse(_model(server, model))
+        client = _client(server, request)
+        _version(server, client, model)
+        return JSONResponse(_model(server, client, model))
 
     # A dependency is called before the body is validated. So a request that is not valid counts, too.
     async def enter(request: Request) -> Client:
@@ -461,8 +462,9 @@ def _version(server: Server, client: Client, model: str) -> str | None:
     raise ApiError(404, f"the model {model!r} does not exist", "model_not_found", param="model")
 
 
-def _model(server: Server, name: str) -> dict[str, Any]:
-    parent = {} if name == server.models.base else {"parent": server.models.base}
+def _model(server: Server, client: Client, name: str) -> dict[str, Any]:
+    base = server.models.base
+    parent = {"parent": base} if name != base and client.may_use(base) else {}
     return {"id": name, "object": "model", "created": 0, "owned_by": "envkit", **parent}
 
 

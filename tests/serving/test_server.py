@@ -429,6 +429,8 @@ def test_keys_have_their_models_rates_and_sizes(
             client(server, "key-of-eve").completions.create(model="red", prompt="x" * 5_000_000)
         ann, bob = client(server, "key-of-ann"), client(server, "key-of-bob")
         assert [found.id for found in ann.models.list()] == ["red"]
+        assert "tiny" not in ann.models.retrieve("red").to_json()
+        assert "tiny" in bob.models.retrieve("red").to_json()
         for asked in ("tiny", "blue"):
             with pytest.raises(openai.NotFoundError):
                 ann.chat.completions.create(model=asked, messages=ASK, max_tokens=2)
