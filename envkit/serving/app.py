@@ -238,6 +238,7 @@ class _Play:
                         server.renderer.stop_id,
                         ToolCallStream() if with_tools else None,
                         one_call=isinstance(body, ChatBody) and body.parallel_tool_calls is False,
+                        logprobs=None if top_logprobs is None else [],
                     )
                 )
 

@@ -49,6 +49,7 @@ class Choice:
         stop_id: the end-of-turn id, which is no text.
         tools: reads tool calls; ``None`` leaves them in the text.
         one_call: drop all tool calls but the first.
+        logprobs: of its tokens; ``None`` if the request asked for none.
     """
 
     tokenizer: Any
@@ -56,9 +57,9 @@ class Choice:
     stop_id: int
     tools: ToolCallStream | None = None
     one_call: bool = False
+    logprobs: list[TokenLogprob] | None = None
     text: str = ""
     calls: list[ToolCall] = field(default_factory=list[ToolCall])
-    logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     tokens: int = 0
     finish: str | None = None
 
@@ -81,7 +82,7 @@ class Choice:
         if drawn.stop:
             self.finish = "tool_calls" if self.calls and drawn.stop == "stop" else drawn.stop
         logprob = None
-        if drawn.likely is not None and not is_end:
+        if self.logprobs is not None and drawn.likely is not None and not is_end:
             top = tuple((self._token(token), value) for token, value in drawn.likely.top)
             logprob = TokenLogprob(self._token(drawn.token), drawn.likely.drawn, top)
             self.logprobs.append(logprob)

@@ -60,7 +60,7 @@ class ChatReply(Reply):
         yield self._chunk(index, {"role": "assistant", "content": ""})
 
     def chunks(self, index: int, piece: Piece) -> Iterator[JsonObject]:
-        logprobs = _chat_logprobs([piece.logprob] if piece.logprob else [])
+        logprobs = _chat_logprobs([piece.logprob] if piece.logprob else None)
         if piece.text or logprobs:
             yield self._chunk(index, {"content": piece.text}, logprobs=logprobs)
         for call in piece.calls:
@@ -110,7 +110,7 @@ class CompletionReply(Reply):
         yield from ()
 
     def chunks(self, index: int, piece: Piece) -> Iterator[JsonObject]:
-        logprobs = self._logprobs(index, [piece.logprob] if piece.logprob else [])
+        logprobs = self._logprobs(index, [piece.logprob] if piece.logprob else None)
         if piece.text or logprobs or piece.finish:
             choice = {"index": index, "text": piece.text, "finish_reason": piece.finish, "logprobs": logprobs}
             yield {**self._head, "choices": [choice]}
@@ -118,8 +118,8 @@ class CompletionReply(Reply):
     def usage(self, usage: JsonObject) -> JsonObject:
         return {**self._head, "choices": [], "usage": usage}
 
-    def _logprobs(self, index: int, tokens: Sequence[TokenLogprob]) -> JsonObject | None:
-        if not tokens:
+    def _logprobs(self, index: int, tokens: Sequence[TokenLogprob] | None) -> JsonObject | None:
+        if tokens is None:
             return None
         offsets: list[int] = []
         for token in tokens:
@@ -141,8 +141,8 @@ def _call(call: ToolCall) -> JsonObject:
     }
 
 
-def _chat_logprobs(tokens: Sequence[TokenLogprob]) -> JsonObject | None:
-    if not tokens:
+def _chat_logprobs(tokens: Sequence[TokenLogprob] | None) -> JsonObject | None:
+    if tokens is None:
         return None
     return {
         "content": [

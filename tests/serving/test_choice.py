@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from envkit.engine.running import Drawn
+from envkit.engine.running import Drawn, Likely
 from envkit.serving.choice import Choice
+from envkit.serving.replies import ChatReply, CompletionReply
 from envkit.serving.text import TextStream, ToolCallStream
 
 CALLS = "".join(
@@ -28,3 +29,13 @@ def test_a_request_without_parallel_calls_gets_the_first_only(one_call: bool, si
     assert choice.calls == sent
     assert choice.finish == "tool_calls"
     assert not choice.text
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_an_answer_without_text_has_logprobs_without_tokens_if_they_were_asked_for(asked: bool) -> None:
+    choice = Choice(None, TextStream(lambda ids: ""), stop_id=7, logprobs=[] if asked else None)
+    choice.push(Drawn(0, 7, 0.0, "stop", Likely(0.0, ()) if asked else None))
+    [chat] = ChatReply("tiny").whole([choice], {})["choices"]
+    [plain] = CompletionReply("tiny").whole([choice], {})["choices"]
+    assert chat["logprobs"] == ({"content": [], "refusal": None} if asked else None)
+    assert (plain["logprobs"] or {}).get("tokens") == ([] if asked else None)
