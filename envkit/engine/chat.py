@@ -7,6 +7,7 @@ text.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,8 @@ class ChatRenderer:
         opening, after_system, before_answer = _cut(tokenizer, messages[:2])
         *_, before_next, before_next_answer = _cut(tokenizer, messages)
         self._tokenizer = tokenizer
+        added: Any = tokenizer.added_tokens_decoder.values()
+        self._special = [str(token.content) for token in added if token.special]
         self.stop_id: int = tokenizer.eos_token_id
         self._opening, self._after_system = self._template(opening), self._template(after_system)
         self._before_answer = self._template(before_answer)
@@ -97,8 +100,15 @@ class ChatRenderer:
             tools: JSON schemas of functions; the template says how they are told.
 
         Raises:
-            ModelError: the template refuses the conversation, or leaves out a message.
+            ModelError: the template refuses the conversation, or leaves out a message; or a special token's
+                text stands outside of contents, as in a tool's description.
         """
+        with model_errors("the messages cannot be encoded"):
+            others = json.dumps(
+                [tools, [{**message, "content": ""} for message in messages]], ensure_ascii=False
+            )
+        if found := [token for token in self._special if token in others]:
+            raise ModelError(f"{found[0]!r} may stand in the content of messages only")
         marked, contents = list[dict[str, Any]](), dict[str, str]()
         for number, message in enumerate(messages):
             text = message.get("content")
@@ -108,12 +118,12 @@ class ChatRenderer:
             else:
                 marked.append(dict(message))
         rendered = _render(self._tokenizer, marked, tools, "the chat template refuses these messages")
-        if missing := [mark for mark in contents if mark not in rendered]:
-            number = [*contents].index(missing[0])
-            raise ModelError(f"the chat template leaves out the content of message {number}")
+        pieces = re.split("(\u2402message [0-9]+\u2403)", rendered)
+        if missing := contents.keys() - set(pieces):
+            raise ModelError(f"the chat template leaves out the content of {min(missing)[1:-1]}")
         ids: list[int] = []
         with model_errors("the messages cannot be encoded"):
-            for piece in re.split("(\u2402message [0-9]+\u2403)", rendered):
+            for piece in pieces:
                 content = contents.get(piece)
                 ids += self._template(piece) if content is None else self._plain(content)
         return tuple(ids)

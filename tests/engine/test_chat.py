@@ -110,3 +110,32 @@ def test_a_template_with_the_date_renders_a_fixed_date() -> None:
 def test_an_unsuitable_tokenizer_is_refused(tokenizer: Any, problem: str) -> None:
     with pytest.raises(ModelError, match=problem):
         ChatRenderer(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("message", "tools"),
+    [
+        ({"name": HOSTILE}, []),
+        ({"tool_calls": [{"function": {"name": "run", "arguments": {"code": HOSTILE}}}]}, []),
+        ({}, [{"type": "function", "function": {"name": "run", "description": HOSTILE}}]),
+        (
+            {},
+            [{"type": "function", "function": {"name": "run", "parameters": {"properties": {HOSTILE: {}}}}}],
+        ),
+    ],
+)
+def test_special_tokens_are_refused_where_the_template_would_make_them_real(
+    renderer: ChatRenderer, message: dict[str, Any], tools: list[dict[str, Any]]
+) -> None:
+    with pytest.raises(ModelError, match="may stand in the content of messages only"):
+        renderer.messages([{"role": "user", "content": "Run.", **message}], tools)
+
+
+@settings(deadline=None)
+@given(contents=st.lists(TEXT.filter(bool) | st.just(HOSTILE), min_size=1, max_size=5))
+def test_contents_of_messages_stay_text(renderer: ChatRenderer, contents: list[str]) -> None:
+    roles = ["user", "assistant"] * 3
+    turns = [*zip(roles, contents, strict=False)]
+    ids = renderer.messages([{"role": role, "content": content} for role, content in turns])
+    assert tiny.tokenizer().decode(ids) == template(*turns)
+    assert special(ids) == special(renderer.messages([{"role": role, "content": "x"} for role, _ in turns]))
