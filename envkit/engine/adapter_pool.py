@@ -63,7 +63,7 @@ class AdapterPool:
 
     @property
     def used_bytes(self) -> int:
-        """Memory of the adapters that are loaded."""
+        """Memory of the adapters that are loaded, and of the room that is kept for more."""
         return self._linears.adapter_bytes
 
     def register(self, name: str, read: Reader) -> None:
@@ -128,23 +128,24 @@ class AdapterPool:
     def _load(self, name: str) -> _Loaded | None:
         if self._read is None or self._read[0] != name:
             self._read = (name, self._readers[name]())
-        updates = self._read[1]
-        self._linears.require_fit(updates)  # before others are evicted for it
-        while (need := self._linears.cost_bytes(self._free_number(), updates)) > self._budget_bytes:
+        updates, linears = self._read[1], self._linears
+        linears.require_fit(updates)  # before others are evicted for it
+        while (each := linears.bytes_each(updates)) * (count := len(self._loaded) + 1) > self._budget_bytes:
             idle = next((other for other, loaded in self._loaded.items() if not loaded.users), None)
             if idle is None and self._loaded:
                 return None
             if idle is None:
                 self._read = None
                 raise ModelError(
-                    f"adapter {name!r} takes {need:,} bytes and the budget for adapters is "
+                    f"adapter {name!r} takes {each:,} bytes and the budget for adapters is "
                     f"{self._budget_bytes:,}; raise the budget"
                 )
             self._remove(idle)
             self.evictions += 1
         self._read = None
         number = self._free_number()
-        self._linears.put(number, updates)
+        # With room for a quarter more, a thousand loads copy each adapter a few times, not hundreds of times.
+        linears.add(number, updates, min(count + count // 4, self._budget_bytes // each))
         self.loads += 1
         return _Loaded(number)
 
@@ -153,9 +154,7 @@ class AdapterPool:
         return next(number for number in range(len(taken) + 1) if number not in taken)
 
     def _remove(self, name: str) -> None:
-        number = self._loaded.pop(name).number
-        self._linears.put(number, {})
-        self._linears.keep(1 + max((loaded.number for loaded in self._loaded.values()), default=-1))
+        self._linears.drop(self._loaded.pop(name).number)
 
 
 def read_adapter(folder: Path) -> dict[str, Update]:

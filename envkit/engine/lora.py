@@ -10,8 +10,8 @@ Shapes: B rows, S tokens, M adapters, N of them in the batch, R their largest ra
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, cast, final
 
@@ -77,14 +77,12 @@ class Chosen:
     """The adapters of the rows of a forward pass.
 
     Args:
-        adapters: their numbers. None: all rows are the base's.
-        subset: the same as an index: a slice if they are consecutive.
+        positions: theirs in the stacks, where they stand together. Empty: all rows are the base's.
         rows: the rows that have an adapter; ``None`` for all.
         rectangle: those rows by adapter; ``None`` if there is one adapter, or none, for all rows.
     """
 
-    adapters: frozenset[int]
-    subset: slice | Tensor = field(default_factory=lambda: slice(0))
+    positions: range = range(0)
     rows: Tensor | None = None
     rectangle: Rectangle | None = None
 
@@ -103,9 +101,12 @@ class Linears:
         self.model: Any = copy_without_weights(model)
         self._products: list[tuple[_Product, list[str]]] = []
         self._device = model.device
-        #: Which adapters change nothing: rows of the base cost no product.
-        self._empty: list[bool] = []
-        self.chosen: Chosen = Chosen(frozenset())
+        #: Where each adapter stands in the stacks, without a gap. One that changes nothing has no place: its
+        #: rows are the base's, and cost no product.
+        self._positions: dict[int, int] = {}
+        #: Adapters that the stacks have room for.
+        self._room = 0
+        self.chosen: Chosen = Chosen()
         originals: dict[str, Any] = dict(model.named_modules())
         head = self.model.get_output_embeddings()
         for parent, module in [*self.model.named_modules()]:
@@ -129,63 +130,102 @@ class Linears:
         """
         for adapter in adapters:
             self.require_fit(adapter)
-        self._empty = [not adapter for adapter in adapters]
+        numbers = [number for number, adapter in enumerate(adapters) if adapter]
+        self._positions = {number: position for position, number in enumerate(numbers)}
+        self._room = len(numbers)
         for product, paths in self._products:
-            product.load([[adapter.get(path) for path in paths] for adapter in adapters])
+            product.load([[adapters[number].get(path) for path in paths] for number in numbers])
 
-    def put(self, number: int, adapter: Mapping[str, Update]) -> None:
-        """Replace one adapter, or add one with the next number; the others stay. An empty one is the base.
+    def add(self, number: int, adapter: Mapping[str, Update], room: int) -> None:
+        """Add an adapter under a free number; the others stay. An empty one is the base.
+
+        Args:
+            number: its own.
+            adapter: its updates.
+            room: number of adapters to reserve memory for, if there is too little for this one.
 
         Raises:
             ModelError: as in `load`; nothing has changed then.
         """
         self.require_fit(adapter)
-        self._empty[number : number + 1] = [not adapter]
-        for product, paths in self._products:
-            product.put(number, len(self._empty), [adapter.get(path) for path in paths])
+        if not adapter:
+            return
+        parts = self._by_product(adapter)
+        is_full = len(self._positions) == self._room
+        if is_full or any(product.rank < _rank(updates) for product, updates in parts):
+            self._room = max(room, len(self._positions) + 1)
+            for product, updates in parts:
+                product.resize(self._room, _rank(updates))
+        for product, updates in parts:
+            product.append(updates)
+        self._positions[number] = len(self._positions)
 
-    def keep(self, count: int) -> None:
-        """Drop the adapters from number ``count`` on, and free memory that none needs."""
-        del self._empty[count:]
+    def drop(self, number: int) -> None:
+        """Drop an adapter. The last one takes its place; room for a rank that no other has is freed."""
+        position = self._positions.pop(number, None)
+        if position is None:
+            return
+        for other, last in self._positions.items():
+            if last == len(self._positions):
+                self._positions[other] = position
+        self._room = self._room if self._positions else 0
         for product, _ in self._products:
-            product.keep(count)
+            product.drop(position)
+            product.resize(self._room)
 
-    def cost_bytes(self, number: int, adapter: Mapping[str, Update]) -> int:
-        """Memory of all adapters if this one is put among them."""
-        count = max(len(self._empty), number + 1)
+    def bytes_alone(self, adapter: Mapping[str, Update]) -> int:
+        """Memory of an adapter if there is no other."""
+        return sum(product.bytes_of(_rank(updates)) for product, updates in self._by_product(adapter))
+
+    def bytes_each(self, adapter: Mapping[str, Update]) -> int:
+        """Memory of each adapter if this one is among them: every one has room for the highest rank."""
         return sum(
-            product.cost_bytes(count, [adapter.get(path) for path in paths])
-            for product, paths in self._products
+            product.bytes_of(max(product.rank, _rank(updates)))
+            for product, updates in self._by_product(adapter)
         )
 
     @property
     def adapter_bytes(self) -> int:
-        """Memory of all adapters."""
+        """Memory of all adapters, and of the room for more."""
         return sum(product.adapter_bytes for product, _ in self._products)
 
     def choose(self, adapters_B: Sequence[int]) -> None:
         """Choose the adapter of each row of the next forward pass; -1 is the base."""
-        rows = [row for row, adapter in enumerate(adapters_B) if not self._is_base(adapter)]
-        present = sorted({adapters_B[row] for row in rows})
+        rows = [row for row, adapter in enumerate(adapters_B) if adapter in self._positions]
+        present = {adapters_B[row] for row in rows}
+        positions = self._stand_together(present)
         if len(present) < 2 and len(rows) in (0, len(adapters_B)):
-            self.chosen = Chosen(frozenset(present))
+            self.chosen = Chosen(positions)
             return
-        position = {adapter: index for index, adapter in enumerate(present)}
         self.chosen = Chosen(
-            frozenset(present),
-            self._subset(present),
+            positions,
             torch.tensor(rows, device=self._device) if len(rows) < len(adapters_B) else None,
-            Rectangle([position[adapters_B[row]] for row in rows], len(present), self._device),
+            Rectangle(
+                [self._positions[adapters_B[row]] - positions.start for row in rows],
+                len(present),
+                self._device,
+            ),
         )
 
-    def _subset(self, present: Sequence[int]) -> slice | Tensor:
-        """Index of these adapters in the stacks. If they stand together, none is copied."""
-        if present[-1] - present[0] == len(present) - 1:
-            return slice(present[0], present[-1] + 1)
-        return torch.tensor(present, device=self._device)
+    def _stand_together(self, present: Collection[int]) -> range:
+        """Positions of these adapters, which change places with others until they stand together.
 
-    def _is_base(self, adapter: int) -> bool:
-        return adapter < 0 or not self._empty or self._empty[adapter]
+        So a batch needs no copy of its adapters. Batches change little, and most changes move one adapter.
+        """
+        count, places = len(present), sorted(self._positions[number] for number in present)
+        if not places or places[-1] - places[0] < count:
+            return range(places[0], places[0] + count) if places else range(0)
+        number_at = {position: number for number, position in self._positions.items()}
+        strangers = [position for position in range(count) if number_at[position] not in present]
+        outside = [position for position in places if position >= count]
+        for one, other in zip(strangers, outside, strict=True):
+            for product, _ in self._products:
+                product.swap(one, other)
+            self._positions[number_at[one]], self._positions[number_at[other]] = other, one
+        return range(count)
+
+    def _by_product(self, adapter: Mapping[str, Update]) -> list[tuple[_Product, list[Update | None]]]:
+        return [(product, [adapter.get(path) for path in paths]) for product, paths in self._products]
 
     def require_fit(self, adapter: Mapping[str, Update]) -> None:
         """Refuse an adapter of another model.
@@ -246,65 +286,75 @@ class _Product:
         self._base = PrepackedLinear(self._weight, bias, [layer.weight for layer in layers])
         self._downs_MRI: Tensor | None = None
         self._ups_MOR: Tensor | None = None
-        #: Rank of each adapter; the stacks have room for the largest.
-        self._ranks: dict[int, int] = {}
-        #: Copies of the stacks' parts for the adapters of the last batch, which often is the next one's too.
-        self._gathered: tuple[frozenset[int], Tensor, Tensor] | None = None
+        #: Rank of each adapter, by position; the stacks have room for the largest.
+        self._ranks: list[int] = []
         self._last_input: Tensor | None = None
         self._last_outputs: Sequence[Tensor] = ()
 
+    @property
+    def rank(self) -> int:
+        """The highest rank of an adapter; 0 if none changes these layers."""
+        return max(self._ranks, default=0)
+
     def load(self, adapters: Sequence[Sequence[Update | None]]) -> None:
         """Stack the updates: one per adapter and layer, or ``None``."""
-        self._downs_MRI = self._ups_MOR = self._gathered = None
-        self._ranks = {}
-        if not any(update for adapter in adapters for update in adapter):
-            return
-        stacks = self._reserve(len(adapters), max(map(_rank, adapters)))
-        for number, adapter in enumerate(adapters):
-            self._write(stacks, number, adapter)
+        self._ranks = []
+        self.resize(len(adapters), max(map(_rank, adapters), default=0))
+        for adapter in adapters:
+            self.append(adapter)
 
-    def put(self, number: int, count: int, adapter: Sequence[Update | None]) -> None:
-        """Replace the updates of one of ``count`` adapters; the others stay."""
-        self._gathered = None
-        if self._downs_MRI is not None or any(adapter):
-            self._write(self._reserve(count, _rank(adapter)), number, adapter)
-
-    def keep(self, count: int) -> None:
-        """Drop the updates of all adapters but the first ``count``, and room for a rank that none has."""
-        self._gathered = None
-        self._ranks = {number: rank for number, rank in self._ranks.items() if number < count}
-        rank = max(self._ranks.values(), default=0)
+    def resize(self, room: int, rank: int = 0) -> None:
+        """Make stacks with room for so many adapters, of this rank or the highest that is there."""
+        rank = max(rank, self.rank)
         downs, ups = self._downs_MRI, self._ups_MOR
+        if downs is not None and downs.shape[:2] == (room, rank):
+            return
+        self._downs_MRI = self._ups_MOR = None
         if not rank:
-            self._downs_MRI = self._ups_MOR = None
-        elif downs is not None and ups is not None and (len(downs) > count or downs.shape[1] > rank):
-            # Copies: a view would hold the memory of what is dropped.
-            self._downs_MRI = downs[:count, :rank].clone()
-            self._ups_MOR = self._new_ups(len(self._downs_MRI), rank).copy_(ups[:count, :, :rank])
+            return
+        self._downs_MRI = self._weight.new_zeros(room, rank, self.width)
+        self._ups_MOR = self._new_ups(room, rank)
+        if downs is not None and ups is not None:
+            count, both = len(self._ranks), min(rank, downs.shape[1])
+            self._downs_MRI[:count, :both] = downs[:count, :both]
+            self._ups_MOR[:count, :, :both] = ups[:count, :, :both]
 
-    def cost_bytes(self, count: int, adapter: Sequence[Update | None]) -> int:
-        """Memory of ``count`` adapters, if one of them has these updates."""
-        rank = max(_rank(adapter), 0 if self._downs_MRI is None else self._downs_MRI.shape[1])
-        return count * rank * (self.width + sum(self.sizes)) * self._weight.element_size()
+    def append(self, adapter: Sequence[Update | None]) -> None:
+        """Write the updates of an adapter behind those of the others, where there is room."""
+        position, used = len(self._ranks), 0
+        self._ranks.append(_rank(adapter))
+        downs, ups = self._downs_MRI, self._ups_MOR
+        if downs is None or ups is None:
+            return
+        downs[position], ups[position] = 0, 0
+        for update, (start, stop) in zip(adapter, pairwise([0, *accumulate(self.sizes)]), strict=True):
+            if update is not None:
+                ranks = slice(used, used := used + len(update.down))
+                downs[position, ranks] = update.down
+                ups[position, start:stop, ranks] = update.up
+
+    def drop(self, position: int) -> None:
+        """Drop an adapter; the last one takes its place."""
+        self.swap(position, len(self._ranks) - 1)
+        self._ranks.pop()
+
+    def swap(self, one: int, other: int) -> None:
+        """Let two adapters change places."""
+        places, swapped = [one, other], [other, one]
+        self._ranks[one], self._ranks[other] = self._ranks[other], self._ranks[one]
+        for stack in (self._downs_MRI, self._ups_MOR):
+            if stack is not None and one != other:
+                stack[places] = stack[swapped]
+
+    def bytes_of(self, rank: int) -> int:
+        """Memory of an adapter of some rank."""
+        return rank * (self.width + sum(self.sizes)) * self._weight.element_size()
 
     @property
     def adapter_bytes(self) -> int:
-        """Memory of the adapters' updates."""
+        """Memory of the stacks."""
         stacks = (self._downs_MRI, self._ups_MOR)
         return sum(stack.numel() * stack.element_size() for stack in stacks if stack is not None)
-
-    def _reserve(self, count: int, rank: int) -> tuple[Tensor, Tensor]:
-        """Make room for so many adapters of that rank beside those that are there; returns the stacks."""
-        downs, ups = self._downs_MRI, self._ups_MOR
-        if downs is None or ups is None or len(downs) < count or downs.shape[1] < rank:
-            held, held_rank = (0, 0) if downs is None else downs.shape[:2]
-            count, rank = max(count, held), max(rank, held_rank)
-            self._downs_MRI = self._weight.new_zeros(count, rank, self.width)
-            self._ups_MOR = self._new_ups(count, rank)
-            if downs is not None and ups is not None:
-                self._downs_MRI[:held, :held_rank], self._ups_MOR[:held, :, :held_rank] = downs, ups
-            return self._downs_MRI, self._ups_MOR
-        return downs, ups
 
     def _new_ups(self, count: int, rank: int) -> Tensor:
         """Zeros (M, O, R).
@@ -316,18 +366,6 @@ class _Product:
         if self._weight.dtype == torch.bfloat16:
             return self._weight.new_zeros(count, rank, outputs).transpose(1, 2)
         return self._weight.new_zeros(count, outputs, rank)
-
-    def _write(self, stacks: tuple[Tensor, Tensor], number: int, adapter: Sequence[Update | None]) -> None:
-        """Write the updates of an adapter over those that had its number."""
-        downs_MRI, ups_MOR = stacks
-        downs_MRI[number], ups_MOR[number] = 0, 0
-        self._ranks[number] = _rank(adapter)
-        used = 0
-        for update, (start, stop) in zip(adapter, pairwise([0, *accumulate(self.sizes)]), strict=True):
-            if update is not None:
-                ranks = slice(used, used := used + len(update.down))
-                downs_MRI[number, ranks] = update.down
-                ups_MOR[number, start:stop, ranks] = update.up
 
     def part(self, x_BSI: Tensor, number: int) -> Tensor:
         """The output of one layer. All are computed when the first is asked for."""
@@ -346,14 +384,14 @@ class _Product:
     def _compute(self, x_BSI: Tensor) -> Tensor:
         out_BSO = self._base(x_BSI)
         chosen = self._owner.chosen
-        if self._downs_MRI is None or self._ups_MOR is None or not chosen.adapters:
+        if self._downs_MRI is None or self._ups_MOR is None or not chosen.positions:
             return out_BSO
+        start, stop = chosen.positions.start, chosen.positions.stop
         if chosen.rectangle is None:
-            [number] = chosen.adapters
-            inner_NR = linear(x_BSI, self._downs_MRI[number]).flatten(0, -2)
-            out_BSO.flatten(0, -2).addmm_(inner_NR, self._ups_MOR[number].T)
+            inner_NR = linear(x_BSI, self._downs_MRI[start]).flatten(0, -2)
+            out_BSO.flatten(0, -2).addmm_(inner_NR, self._ups_MOR[start].T)
             return out_BSO
-        downs_NRI, ups_NOR = self._stacks_of(chosen, self._downs_MRI, self._ups_MOR)
+        downs_NRI, ups_NOR = self._downs_MRI[start:stop], self._ups_MOR[start:stop]
         by_adapter = chosen.rectangle.fold(x_BSI if chosen.rows is None else x_BSI[chosen.rows])
         inner = torch.bmm(by_adapter.flatten(1, 2), downs_NRI.transpose(1, 2))
         update = torch.bmm(inner, ups_NOR.transpose(1, 2))
@@ -363,18 +401,6 @@ class _Product:
         else:
             out_BSO.index_add_(0, chosen.rows, updates)
         return out_BSO
-
-    def _stacks_of(self, chosen: Chosen, downs_MRI: Tensor, ups_MOR: Tensor) -> tuple[Tensor, Tensor]:
-        """The stacked updates of the chosen adapters."""
-        if isinstance(chosen.subset, slice):
-            return downs_MRI[chosen.subset], ups_MOR[chosen.subset]
-        if self._gathered is None or self._gathered[0] != chosen.adapters:
-            by_rank = ups_MOR.transpose(1, 2)
-            ups = (
-                by_rank[chosen.subset] if by_rank.is_contiguous() else ups_MOR[chosen.subset].transpose(1, 2)
-            )
-            self._gathered = (chosen.adapters, downs_MRI[chosen.subset], ups.transpose(1, 2))
-        return self._gathered[1:]
 
 
 def _rank(adapter: Sequence[Update | None]) -> int:

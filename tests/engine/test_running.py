@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 from collections.abc import Sequence
@@ -304,6 +305,65 @@ def test_memory_for_a_high_rank_is_free_again_when_its_adapter_is_evicted(ref: M
             assert pool.loaded == ("b", "c", "d")  # "b" took the place of "a", and "c" that of "wide"
             assert pool.used_bytes == 3 * rank_two
     assert pool.loads == 7
+
+
+def tensor_bytes() -> int:
+    """Memory of all tensors there are."""
+    gc.collect()
+    tensors = [item for item in gc.get_objects() if type(item) is torch.Tensor and not item.is_mkldnn]
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def test_a_batch_of_adapters_that_do_not_stand_together_copies_none_of_them(ref: ModelRef, peft: Any) -> None:
+    batch = make(ref, peft)
+    kinds = dict(zip("abcdef", ("0", "2", "1", "0", "2", "1"), strict=True))
+    for name, kind in kinds.items():
+        batch._pool.register(name, lambda kind=kind: updates_of(peft, kind))
+        batch._pool.acquire(name)
+        batch._pool.release(name)
+    sizes: list[int] = []
+    for names in ([None] * 5, ["a", "c", "e", None], ["b", "c"], ["f", "b", "a", "e", "d"]):
+        asked = [row(9, number, name, max_new_tokens=3) for number, name in enumerate(names)]
+        numbers = [batch.submit(request) for request in asked]
+        drawn = run(batch)
+        for number, request in zip(numbers, asked, strict=True):
+            alone = RowRequest(request.prompt_ids, (), Sampling(), kinds.get(request.adapter or ""))
+            assert_as_alone(peft, alone, drawn[number])
+        sizes.append(tensor_bytes())
+    assert max(sizes) - sizes[0] < adapter_bytes(ref, peft, "0")
+    assert batch._pool.loads == 6
+
+
+def test_room_for_adapters_grows_in_steps_within_the_budget(ref: ModelRef, peft: Any) -> None:
+    rank_two = adapter_bytes(ref, peft, "0")
+    pool = AdapterPool(tiny.engine(ref).linears, 40 * rank_two)
+    sizes: list[int] = []
+    for number in range(50):
+        pool.register(str(number), lambda: updates_of(peft, "0"))
+        pool.acquire(str(number))
+        pool.release(str(number))
+        assert len(pool.loaded) * rank_two <= pool.used_bytes <= 40 * rank_two
+        sizes.append(pool.used_bytes)
+    assert len({*sizes}) <= 14
+    assert pool.loaded == tuple(map(str, range(10, 50)))
+    assert sizes[-1] == 40 * rank_two
+
+
+def test_no_more_adapters_leave_than_a_high_rank_needs(ref: ModelRef, peft: Any) -> None:
+    rank_two = adapter_bytes(ref, peft, "0")
+    twice = {
+        path: Update(u.down.repeat(2, 1), u.up.repeat(1, 2)) for path, u in updates_of(peft, "0").items()
+    }
+    pool = AdapterPool(tiny.engine(ref).linears, 8 * rank_two)
+    for name in "abcdef":
+        pool.register(name, lambda: updates_of(peft, "0"))
+        pool.acquire(name)
+        pool.release(name)
+    pool.register("twice", lambda: twice)
+    pool.acquire("twice")
+    assert pool.loaded == ("d", "e", "f", "twice")
+    assert pool.used_bytes == 8 * rank_two
 
 
 def test_a_row_waits_for_an_adapter_that_does_not_fit_beside_those_in_use(ref: ModelRef, peft: Any) -> None:
