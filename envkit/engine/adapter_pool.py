@@ -128,24 +128,25 @@ class AdapterPool:
     def _load(self, name: str) -> _Loaded | None:
         if self._read is None or self._read[0] != name:
             self._read = (name, self._readers[name]())
-        updates, linears = self._read[1], self._linears
-        linears.require_fit(updates)  # before others are evicted for it
-        while (each := linears.bytes_each(updates)) * (count := len(self._loaded) + 1) > self._budget_bytes:
+        (_, updates), self._read = self._read, None
+        self._linears.require_fit(updates)
+        if (alone := self._linears.bytes_alone(updates)) > self._budget_bytes:
+            raise ModelError(
+                f"adapter {name!r} takes {alone:,} bytes and the budget for adapters is "
+                f"{self._budget_bytes:,}; raise the budget"
+            )
+        count = len(self._loaded) + 1
+        while (each := self._linears.bytes_each(updates)) * count > self._budget_bytes:
             idle = next((other for other, loaded in self._loaded.items() if not loaded.users), None)
-            if idle is None and self._loaded:
-                return None
             if idle is None:
-                self._read = None
-                raise ModelError(
-                    f"adapter {name!r} takes {each:,} bytes and the budget for adapters is "
-                    f"{self._budget_bytes:,}; raise the budget"
-                )
+                self._read = (name, updates)
+                return None
             self._remove(idle)
             self.evictions += 1
-        self._read = None
+            count -= 1
         number = self._free_number()
         # With room for a quarter more, a thousand loads copy each adapter a few times, not hundreds of times.
-        linears.add(number, updates, min(count + count // 4, self._budget_bytes // each))
+        self._linears.add(number, updates, min(count + count // 4, self._budget_bytes // each))
         self.loads += 1
         return _Loaded(number)
 

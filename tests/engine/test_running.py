@@ -456,6 +456,21 @@ def test_an_adapter_that_cannot_be_loaded_fails_its_rows_only(ref: ModelRef, pef
     assert {event.row for event in events if isinstance(event, Drawn)} == {good, after}
 
 
+def test_an_adapter_larger_than_the_budget_fails_at_once_and_evicts_none(ref: ModelRef, peft: Any) -> None:
+    batch = make(ref, peft, budget_bytes=2 * adapter_bytes(ref, peft, "0"))
+    wide = {path: Update(u.down.repeat(9, 1), u.up.repeat(1, 9)) for path, u in updates_of(peft, "0").items()}
+    batch._pool.register("large", lambda: wide)
+    batch._pool.acquire("0")
+    batch._pool.release("0")
+    batch.submit(row(9, 1, "2", max_new_tokens=30))
+    bad = batch.submit(row(9, 2, "large"))
+    behind = batch.submit(row(9, 3, "2", max_new_tokens=2))
+    events = batch.tick()
+    assert [event.row for event in events if isinstance(event, Failed)] == [bad]
+    assert behind in {event.row for event in events if isinstance(event, Drawn)}
+    assert batch._pool.loaded == ("0", "2")
+
+
 def test_a_row_may_have_all_memory_for_keys_and_values(ref: ModelRef, peft: Any) -> None:
     batch, request = make(ref, peft, cache_tokens=100), row(61, max_new_tokens=40)
     batch.submit(request)
