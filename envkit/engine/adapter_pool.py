@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast, final
@@ -45,8 +46,9 @@ class AdapterPool:
         self._loaded: dict[str, _Loaded] = {}
         #: Adapters that were unregistered while rows used them.
         self._leaving: set[str] = set()
-        #: The last one that was read and did not fit yet.
-        self._read: tuple[str, Mapping[str, Update]] | None = None
+        #: The adapter to be loaded next; it is being read, or does not fit yet.
+        self._next: tuple[str, Future[Mapping[str, Update]]] | None = None
+        self._reading = ThreadPoolExecutor(1, "envkit-adapters")
         #: How often an adapter was read into memory, and how often one was evicted for another.
         self.loads = self.evictions = 0
         linears.load([])
@@ -84,22 +86,24 @@ class AdapterPool:
         """
         if self._readers.pop(name, None) is None:
             raise ContractError(f"no adapter {name!r}")
-        if self._read is not None and self._read[0] == name:
-            self._read = None
+        if self._next is not None and self._next[0] == name:
+            self._drop_next()
         loaded = self._loaded.get(name)
         if loaded is not None and loaded.users:
             self._leaving.add(name)
         elif loaded is not None:
             self._remove(name)
 
-    def acquire(self, name: str | None) -> int | None:
-        """Load an adapter if it is not, and count a user.
+    def acquire(self, name: str | None, *, wait: bool = True) -> int | None:
+        """Load an adapter if it is not, and count a user. Another thread reads it.
 
         Args:
             name: ``None`` is the base.
+            wait: until it is read.
 
         Returns:
-            Its number; ``None`` if the adapters that rows use now leave no memory for it.
+            Its number; ``None`` if the adapters that rows use now leave no memory for it, or if it is not
+            read yet.
 
         Raises:
             ModelError: it cannot be read, does not fit the model, or is larger than the budget.
@@ -110,7 +114,7 @@ class AdapterPool:
         if name not in self._readers:
             raise ContractError(f"no adapter {name!r}")
         loaded = self._loaded.pop(name, None)
-        if loaded is None and (loaded := self._load(name)) is None:
+        if loaded is None and (loaded := self._load(name, wait)) is None:
             return None
         self._loaded[name] = loaded  # the most recently used one is last
         loaded.users += 1
@@ -125,10 +129,15 @@ class AdapterPool:
             self._leaving.remove(name)
             self._remove(name)
 
-    def _load(self, name: str) -> _Loaded | None:
-        if self._read is None or self._read[0] != name:
-            self._read = (name, self._readers[name]())
-        (_, updates), self._read = self._read, None
+    def _load(self, name: str, wait: bool) -> _Loaded | None:
+        if self._next is None or self._next[0] != name:
+            self._drop_next()
+            self._next = (name, self._reading.submit(self._readers[name]))
+        reading = self._next[1]
+        if not (wait or reading.done()):
+            return None
+        self._next = None
+        updates = reading.result()
         self._linears.require_fit(updates)
         if (alone := self._linears.bytes_alone(updates)) > self._budget_bytes:
             raise ModelError(
@@ -139,7 +148,7 @@ class AdapterPool:
         while (each := self._linears.bytes_each(updates)) * count > self._budget_bytes:
             idle = next((other for other, loaded in self._loaded.items() if not loaded.users), None)
             if idle is None:
-                self._read = (name, updates)
+                self._next = (name, reading)
                 return None
             self._remove(idle)
             self.evictions += 1
@@ -153,6 +162,11 @@ class AdapterPool:
     def _free_number(self) -> int:
         taken = {loaded.number for loaded in self._loaded.values()}
         return next(number for number in range(len(taken) + 1) if number not in taken)
+
+    def _drop_next(self) -> None:
+        if self._next is not None:
+            self._next[1].cancel()
+            self._next = None
 
     def _remove(self, name: str) -> None:
         self._linears.drop(self._loaded.pop(name).number)

@@ -127,8 +127,8 @@ class _Row:
 class RunningBatch:
     """Decodes rows that come and go. Not thread-safe.
 
-    Rows are admitted in the order they came: a row that has to wait for memory, or for an adapter's, holds up
-    those behind it, so that none waits for ever.
+    Rows are admitted in the order they came: a row that has to wait for memory, or for its adapter to be read
+    or to find memory, holds up those behind it, so that none waits for ever. Rows that run go on meanwhile.
 
     Args:
         engine: samples the tokens; the batch replaces its adapters.
@@ -227,7 +227,7 @@ class RunningBatch:
         while self._waiting and len(self._running) < self._max_rows:
             row = self._waiting[0]
             try:
-                adapter = self._pool.acquire(row.request.adapter)
+                adapter = self._pool.acquire(row.request.adapter, wait=not self._running)
             except EnvkitError as error:
                 self._waiting.popleft()
                 yield Failed(row.number, error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import random
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -380,6 +381,51 @@ def test_a_row_waits_for_an_adapter_that_does_not_fit_beside_those_in_use(ref: M
     assert batch._pool.loaded == ("2",)
 
 
+def test_rows_go_on_while_an_adapter_is_read(ref: ModelRef, peft: Any) -> None:
+    batch, go_on = make(ref, peft), threading.Event()
+
+    def slow() -> dict[str, Update]:
+        assert go_on.wait(60)
+        return updates_of(peft, "0")
+
+    batch._pool.register("slow", slow)
+    first = batch.submit(row(9, 1, max_new_tokens=30))
+    batch.tick()
+    gone, behind = batch.submit(row(9, 2, "slow")), batch.submit(row(9, 3, max_new_tokens=30))
+    for _ in range(5):
+        assert [event.row for event in batch.tick()] == [first]
+    batch.cancel(gone)
+    assert [event.row for event in batch.tick()] == [first, behind]
+    late = batch.submit(row(9, 4, "slow"))
+    assert [event.row for event in batch.tick()] == [first, behind]
+    go_on.set()
+    drawn = run(batch)[late]
+    assert_as_alone(peft, row(9, 4, "0"), drawn)
+    assert batch._pool.loads == 1
+
+
+def test_an_adapter_that_is_unregistered_while_it_is_read_fails_its_rows(ref: ModelRef, peft: Any) -> None:
+    batch, go_on = make(ref, peft), threading.Event()
+
+    def slow() -> dict[str, Update]:
+        go_on.wait(60)
+        return {}
+
+    batch._pool.register("slow", slow)
+    first = batch.submit(row(9, 1, max_new_tokens=10))
+    batch.tick()
+    late = batch.submit(row(9, 2, "slow"))
+    batch.tick()
+    batch._pool.unregister("slow")
+    batch._pool.register("1 again", lambda: updates_of(peft, "1"))
+    last = batch.submit(row(9, 3, "1 again"))
+    failed, drawn = batch.tick()
+    assert isinstance(failed, Failed)
+    assert (failed.row, drawn.row, batch.waiting) == (late, first, 1)
+    go_on.set()
+    assert_as_alone(peft, row(9, 3, "1"), run(batch)[last])
+
+
 def test_an_unregistered_adapter_leaves_with_its_last_row(ref: ModelRef, peft: Any) -> None:
     batch, request = make(ref, peft), row(9, 1, "0", max_new_tokens=4)
     batch.submit(request)
@@ -457,18 +503,15 @@ def test_an_adapter_that_cannot_be_loaded_fails_its_rows_only(ref: ModelRef, pef
 
 
 def test_an_adapter_larger_than_the_budget_fails_at_once_and_evicts_none(ref: ModelRef, peft: Any) -> None:
-    batch = make(ref, peft, budget_bytes=2 * adapter_bytes(ref, peft, "0"))
+    pool = make(ref, peft, budget_bytes=2 * adapter_bytes(ref, peft, "0"))._pool
     wide = {path: Update(u.down.repeat(9, 1), u.up.repeat(1, 9)) for path, u in updates_of(peft, "0").items()}
-    batch._pool.register("large", lambda: wide)
-    batch._pool.acquire("0")
-    batch._pool.release("0")
-    batch.submit(row(9, 1, "2", max_new_tokens=30))
-    bad = batch.submit(row(9, 2, "large"))
-    behind = batch.submit(row(9, 3, "2", max_new_tokens=2))
-    events = batch.tick()
-    assert [event.row for event in events if isinstance(event, Failed)] == [bad]
-    assert behind in {event.row for event in events if isinstance(event, Drawn)}
-    assert batch._pool.loaded == ("0", "2")
+    pool.register("large", lambda: wide)
+    pool.acquire("0")
+    pool.release("0")
+    pool.acquire("2")
+    with pytest.raises(ModelError, match="raise the budget"):
+        pool.acquire("large")
+    assert pool.loaded == ("0", "2")
 
 
 def test_a_row_may_have_all_memory_for_keys_and_values(ref: ModelRef, peft: Any) -> None:
