@@ -9,6 +9,8 @@ from typing import Any, cast, final
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+#: A character has at most four bytes in UTF-8, and a token at least one.
+_CHARACTER_TOKENS = 4
 
 
 @final
@@ -23,25 +25,27 @@ class TextStream:
     def __init__(self, decode: Callable[[Sequence[int]], str], stop_strings: Sequence[str] = ()) -> None:
         self._decode, self._stops = decode, stop_strings
         self._ids: list[int] = []
-        #: Ids before ``_start`` have no influence on what comes; those before ``_read`` were given out.
-        self._start = self._read = 0
+        #: Ids before ``_start`` have no influence on what comes; those before ``_read`` were given out. Text
+        #: from ``_start`` on has ``_given`` characters that were given out.
+        self._start = self._read = self._given = 0
         self._held = ""
         self._stopped = False
 
     def push(self, token: int) -> str:
         """Add a token; returns the text that is certain now."""
         self._ids.append(token)
-        before = self._decode(self._ids[self._start : self._read])
         text = self._decode(self._ids[self._start :])
-        if text.endswith(_UNFINISHED):
-            return ""  # a part of a character
+        is_unfinished = text.endswith(_UNFINISHED)
+        if is_unfinished and len(self._ids) - self._read < _CHARACTER_TOKENS:
+            return ""
+        new = text[self._given : len(text) - is_unfinished]
         self._start, self._read = self._read, len(self._ids)
-        return self._release(text[len(before) :])
+        self._given = len(self._decode(self._ids[self._start :])) - is_unfinished
+        return self._release(new)
 
     def end(self) -> str:
         """Return the text that was held back."""
-        before = self._decode(self._ids[self._start : self._read])
-        text = self._release(self._decode(self._ids[self._start :])[len(before) :])
+        text = self._release(self._decode(self._ids[self._start :])[self._given :])
         if not self._stopped:
             text, self._held = text + self._held, ""
         return text

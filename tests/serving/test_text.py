@@ -26,6 +26,29 @@ def test_pieces_join_to_the_text(text: str) -> None:
     assert "".join(pieces) + stream.end() == decode(ids)
 
 
+#: Bytes that begin, continue and break characters.
+BYTES = st.sampled_from(b"a\x80\xbf\xc3\xe2\xac\xed\xf0\x9f\xff")
+
+
+@given(st.lists(st.one_of(st.binary(min_size=1, max_size=3), st.lists(BYTES, min_size=1).map(bytes))))
+def test_bytes_that_are_no_characters_are_not_waited_for(tokens: list[bytes]) -> None:
+    def read(ids: Sequence[int]) -> str:
+        return b"".join(tokens[token] for token in ids).decode(errors="replace")
+
+    lengths: list[int] = []
+
+    def decode(ids: Sequence[int]) -> str:
+        lengths.append(len(ids))
+        return read(ids)
+
+    stream, found = TextStream(decode), ""
+    for token in range(len(tokens)):
+        found += stream.push(token)
+        assert len(found) >= len(read(range(token - 3))) - 1
+    assert found + stream.end() == read(range(len(tokens)))
+    assert max(lengths) <= 8
+
+
 @given(st.text("ab", min_size=1, max_size=20), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
 def test_a_stream_ends_before_the_first_stop_string(text: str, stops: list[str]) -> None:
     stream = TextStream(lambda ids: "".join(map(chr, ids)), stops)
