@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -113,11 +114,17 @@ def bill(
     ledger: Annotated[Path, typer.Argument(metavar="LEDGER", help="File of `envkit serve --ledger`.")],
     prices: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help='TOML of prices: [models."ID"] with input and output.'),
+        typer.Option(metavar="FILE", help=r'TOML of prices: \[models."ID"] with input and output.'),
     ] = None,
+    since: Annotated[
+        str, typer.Option(metavar="DATE", help="First day to bill, in UTC: YYYY-MM-DD. Default: all days.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
-    """Print what each key used of each served model, and what that costs."""
+    """Print what each key used of each served model, and what that costs.
+
+    Requests that failed are free.
+    """
     from rich.table import Table
 
     from envkit.prices import load_prices
@@ -125,8 +132,12 @@ def bill(
 
     if not ledger.is_file():
         raise UsageError(f"{ledger}: no such file; expected the ledger of `envkit serve --ledger`")
+    try:
+        first = date.fromisoformat(since) if since else None
+    except ValueError as error:
+        raise UsageError(f"--since {since}: expected a date, such as 2026-11-29") from error
     book = Ledger(ledger)
-    lines = book.bill(load_prices(prices))
+    lines = book.bill(load_prices(prices), first)
     book.close()
     if as_json:
         emit([asdict(line) for line in lines])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import final
 
@@ -96,12 +96,19 @@ class Ledger:
         except sqlite3.Error as error:
             raise StoreError(f"{self._path}: cannot be written ({error})") from error
 
-    def bill(self, prices: PriceTable) -> list[BillLine]:
-        """Sum up by client and model."""
+    def bill(self, prices: PriceTable, since: date | None = None) -> list[BillLine]:
+        """Sum up by client and model. Requests that failed are free.
+
+        Args:
+            prices: of the models.
+            since: the first day, in UTC; ``None`` for all.
+        """
+        first = "" if since is None else since.isoformat()
         with self._lock:
             rows: list[tuple[str, str, int, int, int]] = self._connection.execute(
                 "SELECT client, model, count(*), sum(prompt_tokens), sum(completion_tokens) FROM requests "
-                "GROUP BY client, model ORDER BY client, model"
+                "WHERE outcome != 'failed' AND at >= ? GROUP BY client, model ORDER BY client, model",
+                (first,),
             ).fetchall()
         return [BillLine(*row, _usd(prices, row[1], row[3], row[4])) for row in rows]
 

@@ -1,0 +1,59 @@
+"""The ledger's bill."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from envkit.cli.main import run as command
+from envkit.serving.ledger import Entry, Ledger
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    """Requests of three days; each has its own number of tokens."""
+    path = tmp_path / "ledger.db"
+    ledger = Ledger(path)
+    for number, outcome in enumerate(("done", "failed", "cancelled", "done")):
+        ledger.add(Entry("ann", "red", 10**number, 2 * 10**number, 0.1, outcome))
+    ledger.close()
+    days = ("2026-11-27T23:59:59+00:00", *["2026-11-28T00:00:00+00:00"] * 2, "2026-11-29T12:00:00+00:00")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for row, at in enumerate(days, 1):
+            connection.execute("UPDATE requests SET at = ? WHERE rowid = ?", (at, row))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "requests", "tokens"),
+    [
+        ([], 3, 1101),
+        (["--since", "2026-11-27"], 3, 1101),
+        (["--since", "2026-11-28"], 2, 1100),
+        (["--since", "2026-11-29"], 1, 1000),
+    ],
+)
+def test_a_bill_has_what_did_not_fail_since_a_day(
+    book: Path, options: list[str], requests: int, tokens: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(["bill", str(book), "--json", *options]) == 0
+    [line] = json.loads(capsys.readouterr().out)
+    assert (line["requests"], line["prompt_tokens"], line["completion_tokens"]) == (
+        requests,
+        tokens,
+        2 * tokens,
+    )
+
+
+def test_a_bill_since_a_day_to_come_is_empty(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(["bill", str(book), "--json", "--since", "2030-01-01"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_a_day_that_is_none_is_refused(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(["bill", str(book), "--since", "yesterday"]) == 2
+    assert "expected a date" in capsys.readouterr().err
