@@ -124,7 +124,7 @@ def serve(config: ServeConfig, display: Display) -> None:
     server = Server(
         Worker(RunningBatch(engine, pool, config.max_rows)),
         pool,
-        Models(base_name, named, config.adapter_folder, lambda folder: require_fit(folder, ref)),
+        Models(base_name, ref.path, named, config.adapter_folder, lambda folder: require_fit(folder, ref)),
         tokenizer,
         limits,
         access,

@@ -9,9 +9,9 @@ import math
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
@@ -153,16 +153,12 @@ def make_app(server: Server) -> FastAPI:
     @app.get("/v1/models", responses=errors)
     async def list_models(request: Request) -> Response:
         client = _client(server, request)
-        ids = await asyncio.to_thread(server.models.ids)
-        return JSONResponse(
-            {"object": "list", "data": [_model(server, client, name) for name in ids if client.may_use(name)]}
-        )
+        found = await asyncio.to_thread(lambda: [*_models(server, client)])
+        return JSONResponse({"object": "list", "data": found})
 
     @app.get("/v1/models/{model:path}", responses=errors)
     async def get_model(model: str, request: Request) -> Response:
-        client = _client(server, request)
-        _version(server, client, model)
-        return JSONResponse(_model(server, client, model))
+        return JSONResponse(_model(server, _client(server, request), model))
 
     # A dependency is called before the body is validated. So a request that is not valid counts, too.
     async def enter(request: Request) -> Client:
@@ -220,7 +216,7 @@ class _Play:
         with_tools: bool,
     ) -> None:
         self.server, self.client, self.body, self.prompts = server, client, body, prompts
-        self.version = _version(server, client, body.model)
+        self.version = _find(client, body.model, server.models.version)
         self.started_s, self.first_s = time.monotonic(), 0.0
         count = body.n or 1
         seed = secrets.randbits(62) if body.seed is None else body.seed
@@ -449,24 +445,38 @@ def _require_few(client: Client, prompts: int, count: int) -> None:
         )
 
 
-def _version(server: Server, client: Client, model: str) -> str | None:
-    """Name of the adapter's files; a model that a key may not use does not exist for it.
+def _find(client: Client, model: str, read: Callable[[str], _T]) -> _T:
+    """Read something of a model; one that a key may not use does not exist for it.
 
     Raises:
         ApiError: there is no such model.
     """
     try:
         if client.may_use(model):
-            return server.models.version(model)
+            return read(model)
     except LookupError:
         pass
     raise ApiError(404, f"the model {model!r} does not exist", "model_not_found", param="model")
 
 
 def _model(server: Server, client: Client, name: str) -> dict[str, Any]:
-    base = server.models.base
+    created, base = _find(client, name, server.models.created), server.models.base
     parent = {"parent": base} if name != base and client.may_use(base) else {}
-    return {"id": name, "object": "model", "created": 0, "owned_by": "envkit", **parent}
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "envkit",
+        "max_model_len": server.limits.context,
+        **parent,
+    }
+
+
+def _models(server: Server, client: Client) -> Iterator[dict[str, Any]]:
+    """All models that a key may use."""
+    for name in server.models.ids():
+        with suppress(ApiError):
+            yield _model(server, client, name)
 
 
 def _message(message: Message) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ class Models:
 
     Args:
         base: id of the base model.
+        base_folder: with its files.
         named: adapters by model id.
         folder: of more adapters.
         require_fit: raises if a folder's adapter is not for this base.
@@ -33,11 +35,12 @@ class Models:
     def __init__(
         self,
         base: str,
+        base_folder: Path,
         named: Mapping[str, Path],
         folder: Path | None,
         require_fit: Callable[[Path], None],
     ) -> None:
-        self.base = base
+        self.base, self._base_folder = base, base_folder
         self._named, self._folder = named, folder
         self._require_fit = require_fit
         #: Names in the pool of the versions of each model that rows may still use, the newest last.
@@ -62,14 +65,15 @@ class Models:
         """
         if model == self.base:
             return None
-        folder = self.path(model)
-        if folder is None:
-            raise LookupError(model)
-        try:
-            found = [(folder / name).stat() for name in (_CONFIG, _WEIGHTS)]
-        except OSError as error:
-            raise LookupError(model) from error
-        return "@".join([model, *(f"{file.st_mtime_ns}-{file.st_size}" for file in found)])
+        return "@".join([model, *(f"{file.st_mtime_ns}-{file.st_size}" for file in self._files(model))])
+
+    def created(self, model: str) -> int:
+        """Time of the model's files, in seconds since 1970.
+
+        Raises:
+            LookupError: there is no such model.
+        """
+        return int(max(file.st_mtime for file in self._files(model)))
 
     def register(self, model: str, version: str, pool: AdapterPool, is_used: Callable[[str], bool]) -> None:
         """Offer a version in the pool. Only the decoding thread may call it.
@@ -95,6 +99,16 @@ class Models:
 
         pool.register(version, read)
         versions.append(version)
+
+    def _files(self, model: str) -> list[os.stat_result]:
+        names = ("config.json",) if model == self.base else (_CONFIG, _WEIGHTS)
+        folder = self._base_folder if model == self.base else self.path(model)
+        if folder is None:
+            raise LookupError(model)
+        try:
+            return [(folder / name).stat() for name in names]
+        except OSError as error:
+            raise LookupError(model) from error
 
     def _child(self, name: str) -> Path | None:
         """An adapter's folder directly in ``folder``; a link that leads out of it is none."""

@@ -40,7 +40,7 @@ def make(model: Path, adapters: Path | None = None, **parts: Any) -> Server:
     engine = TorchEngine(tiny.plain(ModelRef("tiny", model, "")), (), kv_cache_bytes=2**24, decode=decode)
     pool = AdapterPool(engine.linears, parts.pop("budget_bytes", 2**30))
     batch = RunningBatch(engine, pool, parts.pop("max_rows", 64))
-    models = Models("tiny", {}, adapters, lambda folder: None)
+    models = Models("tiny", model, {}, adapters, lambda folder: None)
     limits = Limits(2**20, parts.pop("max_waiting", 64), 8, 1024, len(tiny.tokenizer()))
     return Server(
         Worker(batch), pool, models, tiny.tokenizer(), limits, parts.pop("access", Access()), **parts

@@ -83,10 +83,14 @@ def greedy(folder: Path, adapter: Path | None, count: int) -> str:
     return str(tiny.tokenizer().decode(ids[start:], skip_special_tokens=True))
 
 
-def test_models_are_the_base_and_its_adapters(server: Process) -> None:
-    found = {model.id for model in client(server).models.list()}
-    assert found == {"tiny", "red", "blue"}
-    assert client(server).models.retrieve("red").id == "red"
+def test_models_are_the_base_and_its_adapters(server: Process, model: Path, adapters: Path) -> None:
+    found = {model.id: model for model in client(server).models.list()}
+    assert found.keys() == {"tiny", "red", "blue"}
+    assert client(server).models.retrieve("red") == found["red"]
+    assert found["tiny"].created == int((model / "config.json").stat().st_mtime)
+    files = [adapters / "red" / f"adapter_{name}" for name in ("config.json", "model.safetensors")]
+    assert found["red"].created == int(max(file.stat().st_mtime for file in files))
+    assert {model.to_dict()["max_model_len"] for model in found.values()} == {1024}
     with pytest.raises(openai.NotFoundError):
         client(server).models.retrieve("green")
 
