@@ -10,6 +10,7 @@ of an answer needs no step of its own. Rows of one owner and adapter share the K
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ class Drawn:
         logprob: natural log of its probability under the distribution it was drawn from, as in `Completion`.
         stop: why the row has ended, as in `Completion.stop`; ``None`` if it goes on.
         likely: what the model itself said, if the request asked for it.
+        waited_s: seconds until the row was admitted.
     """
 
     row: int
@@ -84,6 +86,7 @@ class Drawn:
     logprob: float
     stop: str | None
     likely: Likely | None = None
+    waited_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,8 @@ class _Row:
     draws: list[float] = field(default_factory=list[float])
     adapter: int = BASE
     slot: Slot | None = None
+    came_s: float = field(default_factory=time.monotonic)
+    waited_s: float = 0.0
 
     @property
     def place(self) -> Slot:
@@ -238,7 +243,7 @@ class RunningBatch:
             if row.slot is None:
                 self._pool.release(row.request.adapter)
                 return
-            row.adapter = adapter
+            row.adapter, row.waited_s = adapter, time.monotonic() - row.came_s
             row.draws = uniforms(row.request.rng_key, row.request.sampling.max_new_tokens).tolist()
             self._running.append(self._waiting.popleft())
 
@@ -325,7 +330,7 @@ class RunningBatch:
                 if plain_RV is not None and (count := row.request.top_logprobs) is not None:
                     likely = _likely(plain_RV[index], tokens[index], count)
                 events[row.number] = Drawn(
-                    row.number, tokens[index], logprobs[index], self._stop_reason(row), likely
+                    row.number, tokens[index], logprobs[index], self._stop_reason(row), likely, row.waited_s
                 )
         return events
 

@@ -29,7 +29,7 @@ from envkit.serving.access import Access, Client, RateLimits
 from envkit.serving.body_limit import BodyLimit
 from envkit.serving.choice import Choice, Piece
 from envkit.serving.ledger import Entry, Ledger
-from envkit.serving.metrics import Metrics
+from envkit.serving.metrics import ErrorCount, Metrics
 from envkit.serving.models import Models
 from envkit.serving.replies import ChatReply, CompletionReply, Reply
 from envkit.serving.schemas import ChatBody, CompletionBody, Message
@@ -132,6 +132,7 @@ def make_app(server: Server) -> FastAPI:
         limit_bytes=server.limits.max_body_bytes,
         is_known=lambda authorization: server.access.client(authorization) is not None,
     )
+    app.add_middleware(ErrorCount, count=server.metrics.count_error)
     _handle_errors(app)
     errors: dict[int | str, dict[str, Any]] = {
         status: {"description": "OpenAI's error object"}
@@ -217,7 +218,7 @@ class _Play:
     ) -> None:
         self.server, self.client, self.body, self.prompts = server, client, body, prompts
         self.version = _find(client, body.model, server.models.version)
-        self.started_s, self.first_s = time.monotonic(), 0.0
+        self.started_s, self.first_s, self.waited_s = time.monotonic(), 0.0, 0.0
         count = body.n or 1
         seed = secrets.randbits(62) if body.seed is None else body.seed
         self.rows: list[RowRequest] = []
@@ -352,7 +353,8 @@ class _Play:
                     if isinstance(event, Failed):
                         outcome = "failed"
                         raise _failure(event.error)
-                    self.first_s = self.first_s or time.monotonic()
+                    if not self.first_s:
+                        self.first_s, self.waited_s = time.monotonic(), event.waited_s
                     yield index, self.choices[index].push(event)
             outcome = "done"
         except EnvkitError as error:
@@ -377,7 +379,8 @@ class _Play:
         )
         used = usage["total_tokens"] if outcome == "cancelled" else read + usage["completion_tokens"]
         server.rates.give_back(self.client, reserved - used)
-        server.metrics.count(entry, self.first_s - self.started_s if self.first_s else None)
+        first_s = self.first_s - self.started_s if self.first_s else None
+        server.metrics.count(entry, first_s, self.waited_s)
         if server.ledger is not None:
             try:
                 server.ledger.add(entry)

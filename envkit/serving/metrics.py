@@ -1,7 +1,8 @@
-"""Prometheus metrics of the server. Labels are model ids, never keys."""
+"""Prometheus metrics of the server. Labels are ids of models that exist, and statuses; never keys."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import final
 
 from prometheus_client import (
@@ -12,6 +13,9 @@ from prometheus_client import (
     Histogram,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from envkit.engine.adapter_pool import AdapterPool
 from envkit.serving.ledger import Entry
@@ -30,8 +34,18 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         self._requests = Counter("envkit_requests", "Requests.", ("model", "outcome"), registry=registry)
         self._tokens = Counter("envkit_tokens", "Tokens.", ("model", "kind"), registry=registry)
+        self._errors = Counter(
+            "envkit_errors", "Responses with an error status.", ("status",), registry=registry
+        )
         self._first = Histogram(
-            "envkit_first_token_seconds", "Time to the first token.", registry=registry, buckets=_SECONDS
+            "envkit_first_token_seconds",
+            "Time to the first token.",
+            ("model",),
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self._queue = Histogram(
+            "envkit_queue_seconds", "Time until a row was admitted.", registry=registry, buckets=_SECONDS
         )
         self._whole = Histogram(
             "envkit_request_seconds", "Time of a request.", registry=registry, buckets=_SECONDS
@@ -42,20 +56,68 @@ class Metrics:
             ("envkit_cache_tokens", "Tokens of allocated KV cache.", lambda: worker.cache_tokens),
             ("envkit_adapters_loaded", "Adapters in memory.", lambda: len(pool.loaded)),
             ("envkit_adapter_bytes", "Memory of adapters.", lambda: pool.used_bytes),
-            ("envkit_adapter_loads", "Adapters read so far.", lambda: pool.loads),
-            ("envkit_adapter_evictions", "Adapters evicted so far.", lambda: pool.evictions),
         ):
             Gauge(name, text, registry=registry).set_function(read)
+        registry.register(_AdapterCounts(pool))
 
-    def count(self, entry: Entry, first_s: float | None) -> None:
-        """Count a request that has ended; ``first_s`` is the time to its first token."""
+    def count(self, entry: Entry, first_s: float | None, waited_s: float) -> None:
+        """Count a request that has ended.
+
+        Args:
+            entry: its row of the ledger.
+            first_s: seconds to its first token; ``None`` if it has none.
+            waited_s: seconds of these in the queue.
+        """
         self._requests.labels(entry.model, entry.outcome).inc()
         self._tokens.labels(entry.model, "prompt").inc(entry.prompt_tokens)
         self._tokens.labels(entry.model, "completion").inc(entry.completion_tokens)
         self._whole.observe(entry.seconds)
         if first_s is not None:
-            self._first.observe(first_s)
+            self._first.labels(entry.model).observe(first_s)
+            self._queue.observe(waited_s)
+
+    def count_error(self, status: int) -> None:
+        """Count a response with an error status."""
+        self._errors.labels(status).inc()
 
     def render(self) -> bytes:
         """All metrics in Prometheus's text format."""
         return generate_latest(self._registry)
+
+
+@final
+class _AdapterCounts(Collector):
+    """Reads the counts of a pool."""
+
+    def __init__(self, pool: AdapterPool) -> None:
+        self._pool = pool
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """The counts as they are now."""
+        yield CounterMetricFamily("envkit_adapter_loads", "Adapters read.", self._pool.loads)
+        yield CounterMetricFamily("envkit_adapter_evictions", "Adapters evicted.", self._pool.evictions)
+
+
+@final
+class ErrorCount:
+    """Counts responses with an error status, also those that other middleware sends.
+
+    Args:
+        app: the application.
+        count: gets each status.
+    """
+
+    def __init__(self, app: ASGIApp, count: Callable[[int], None]) -> None:
+        self._app, self._count = app, count
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def count_and_send(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                self._count(message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, count_and_send)
+        except Exception:  # answered with 500 outside of all middleware
+            self._count(500)
+            raise

@@ -51,7 +51,7 @@ def make(model: Path, adapters: Path | None = None, **parts: Any) -> Server:
 async def asking(server: Server) -> AsyncGenerator[httpx.AsyncClient]:
     """Start a server; gives a client of it."""
     app = make_app(server)
-    transport = httpx.ASGITransport(app)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://server") as client,
@@ -101,6 +101,63 @@ def test_more_prompts_than_a_key_allows_are_refused_before_one_is_encoded(
     assert reply.status_code == 400
     assert "17 prompts" in reply.text
     assert not encoded
+
+
+def value(text: str, name: str) -> float:
+    """A value in Prometheus's text; 0 if it is not there."""
+    found = [line.rpartition(" ")[2] for line in text.splitlines() if line.startswith(name + " ")]
+    return float(found[0]) if found else 0.0
+
+
+def test_metrics_count_errors_by_status_waits_and_adapters(model: Path, adapters: Path) -> None:
+    access = Access({digest("key"): Client("ann", requests_per_minute=5, admin=True)})
+    server = make(model, adapters, access=access, max_rows=1)
+
+    async def run() -> str:
+        async with asking(server) as client:
+            headers = {"Authorization": "Bearer key"}
+
+            async def ask(**changes: Any) -> int:
+                body = {"model": "red", "prompt": "Once", "max_tokens": 2, **changes}
+                return (await client.post("/v1/completions", json=body, headers=headers)).status_code
+
+            found = [await ask(), *await asyncio.gather(ask(max_tokens=90), ask(model="blue"))]
+            assert [*found, await ask(model="x"), await ask(prompt="y" * 2**21)] == [200, 200, 200, 404, 413]
+            assert [await ask(top_p=9), await ask()] == [400, 429]
+            assert (await client.post("/v1/completions", json={})).status_code == 401
+            assert (await client.get("/a/path/that/a/client/made")).status_code == 404
+            return (await client.get("/metrics", headers=headers)).text
+
+    text = asyncio.run(run())
+    for status, count in ((400, 1), (401, 1), (404, 2), (413, 1), (429, 1), (503, 0)):
+        assert value(text, f'envkit_errors_total{{status="{status}"}}') == count
+    assert value(text, 'envkit_first_token_seconds_count{model="red"}') == 2
+    assert value(text, 'envkit_first_token_seconds_count{model="blue"}') == 1
+    assert value(text, "envkit_queue_seconds_count") == 3
+    assert value(text, "envkit_queue_seconds_sum") > 0
+    assert value(text, "envkit_adapter_loads_total") == 2
+    assert value(text, "envkit_adapter_evictions_total") == 0
+    assert "# TYPE envkit_adapter_loads_total counter" in text
+    assert "made" not in text
+    assert '"x"' not in text
+
+
+def test_a_fault_of_the_server_is_counted(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = make(model)
+
+    def broken() -> list[str]:
+        raise ValueError("an unknown fault")
+
+    monkeypatch.setattr(server.models, "ids", broken)
+
+    async def run() -> tuple[int, str]:
+        async with asking(server) as client:
+            status = (await client.get("/v1/models")).status_code
+            return status, (await client.get("/metrics")).text
+
+    status, text = asyncio.run(run())
+    assert status == 500
+    assert value(text, 'envkit_errors_total{status="500"}') == 1
 
 
 async def until(condition: Callable[[], bool]) -> None:
