@@ -14,6 +14,9 @@ from envkit.errors import MissingExtraError, UsageError
 if TYPE_CHECKING:
     from envkit.display import Display
 
+#: Names of this machine that no other machine can reach.
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
@@ -91,7 +94,7 @@ def serve(config: ServeConfig, display: Display) -> None:
     from envkit.training.base_model import load_base
     from envkit.training.config import TrainConfig
 
-    if config.host not in ("127.0.0.1", "localhost", "::1") and config.keys is None:
+    if config.host not in _LOOPBACK and config.keys is None:
         raise UsageError(f"--host {config.host} is reachable from other machines; that needs --keys FILE")
     access = Access() if config.keys is None else read_access(config.keys)
     ref = resolve(config.model or DEFAULT_MODEL, display)
@@ -130,6 +133,7 @@ def serve(config: ServeConfig, display: Display) -> None:
         access,
         None if config.ledger is None else Ledger(config.ledger),
         config.log_prompts,
+        _LOOPBACK if config.keys is None else None,
     )
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("envkit.serving").setLevel(logging.INFO)

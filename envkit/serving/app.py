@@ -9,7 +9,7 @@ import math
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ from envkit.errors import EnvkitError, StoreError, UsageError
 from envkit.serving.access import Access, Client, RateLimits
 from envkit.serving.body_limit import BodyLimit
 from envkit.serving.choice import Choice, Piece
+from envkit.serving.host_check import HostCheck
 from envkit.serving.ledger import Entry, Ledger
 from envkit.serving.metrics import ErrorCount, Metrics
 from envkit.serving.models import Models
@@ -77,6 +78,8 @@ class Server:
     access: Access = field(default_factory=Access)
     ledger: Ledger | None = None
     log_prompts: bool = False
+    #: Names that requests may be sent to; ``None`` for any.
+    hosts: Set[str] | None = None
     renderer: ChatRenderer = field(init=False)
     #: Renders and encodes prompts beside the event loop. One thread, as encoding switches the tokenizer.
     encoder: ThreadPoolExecutor = field(init=False)
@@ -132,6 +135,8 @@ def make_app(server: Server) -> FastAPI:
         limit_bytes=server.limits.max_body_bytes,
         is_known=lambda authorization: server.access.client(authorization) is not None,
     )
+    if server.hosts is not None:
+        app.add_middleware(HostCheck, names=server.hosts)
     app.add_middleware(ErrorCount, count=server.metrics.count_error)
     _handle_errors(app)
     errors: dict[int | str, dict[str, Any]] = {

@@ -274,6 +274,28 @@ def test_errors_have_openais_form(server: Process, change: Any, status: int, cod
 
 
 @pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:1234", 200),
+        ("127.0.0.1:80", 200),
+        ("[::1]:80", 200),
+        ("evil.example", 400),
+        ("evil.example:80", 400),
+        ("localhost.evil.example", 400),
+        ("[", 400),
+    ],
+)
+def test_a_server_without_keys_is_asked_by_this_machines_names(
+    server: Process, host: str, status: int
+) -> None:
+    reply = httpx.get(server.url + "/v1/models", headers={"Host": host})
+    assert reply.status_code == status
+    if status != 200:
+        assert reply.json()["error"]["code"] == "invalid_host"
+
+
+@pytest.mark.parametrize(
     "body", [b"", b"[]", b"{", b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}']
 )
 def test_bad_bodies_are_refused(server: Process, body: bytes) -> None:
@@ -456,6 +478,7 @@ def test_keys_have_their_models_rates_and_sizes(
         assert refused.status_code == 403
         assert "red" not in refused.text
         assert metric(server, "envkit_rows_running", "key-of-root") == 0
+        assert httpx.get(server.url + "/health", headers={"Host": "a.name.of.it"}).status_code == 200
         log = server.log
     assert "bob asked blue" in log
     assert "swordfish" not in log
