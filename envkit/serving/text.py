@@ -81,10 +81,14 @@ class ToolCall:
 class ToolCallStream:
     """Separates ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>`` from other text.
 
-    A call that is not such JSON, or has no end, stays text.
+    A call that is not such JSON, or has no end, stays text. White space alone before, between or behind calls
+    is no text.
     """
 
     _held: str = field(default="", init=False)
+    #: White space at the beginning or behind the last call; ``None`` once other text has followed.
+    _blank: str | None = field(default="", init=False)
+    _has_calls: bool = field(default=False, init=False)
 
     def push(self, new: str) -> tuple[str, list[ToolCall]]:
         """Add text; returns the text and the calls that are certain now."""
@@ -94,24 +98,34 @@ class ToolCallStream:
             before, opening, rest = self._held.partition(_OPEN)
             if not opening:
                 keep = overlap(self._held, _OPEN)
-                text += self._held[: len(self._held) - keep]
+                text += self._say(self._held[: len(self._held) - keep])
                 self._held = self._held[len(self._held) - keep :]
                 return text, calls
-            text += before
+            text += self._say(before)
             body, closing, after = rest.partition(_CLOSE)
             if not closing:
                 self._held = opening + rest
                 return text, calls
             call = parse_call(body)
             if call is None:
-                text += opening + body + closing
+                text += self._say(opening + body + closing)
             else:
                 calls.append(call)
+                self._blank, self._has_calls = "", True
             self._held = after
 
     def end(self) -> str:
         """Return the text that was held back."""
-        text, self._held = self._held, ""
+        text, self._held = self._say(self._held), ""
+        return text if self._has_calls else text + (self._blank or "")
+
+    def _say(self, text: str) -> str:
+        """Return text, but hold white space until other text follows."""
+        if self._blank is None:
+            return text
+        text, self._blank = self._blank + text, None
+        if not text.strip():
+            text, self._blank = "", text
         return text
 
 

@@ -9,7 +9,7 @@ from envkit.serving.choice import Choice
 from envkit.serving.replies import ChatReply, CompletionReply
 from envkit.serving.text import TextStream, ToolCallStream
 
-CALLS = "".join(
+CALLS = "\n".join(
     f'<tool_call>{{"name": "add", "arguments": {{"a": {number}}}}}</tool_call>' for number in (1, 2)
 )
 
@@ -28,7 +28,8 @@ def test_a_request_without_parallel_calls_gets_the_first_only(one_call: bool, si
     assert [call.arguments for call in sent] == ['{"a": 1}', '{"a": 2}'][: 1 if one_call else 2]
     assert choice.calls == sent
     assert choice.finish == "tool_calls"
-    assert not choice.text
+    [reply] = ChatReply("tiny").whole([choice], {})["choices"]
+    assert reply["message"]["content"] is None
 
 
 @pytest.mark.parametrize("asked", [False, True])

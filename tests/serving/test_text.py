@@ -74,6 +74,16 @@ def test_a_stream_ends_before_the_first_stop_string(text: str, stops: list[str])
     [
         ("plain <b> text", "plain <b> text", []),
         (f"I add. {GOOD} Done.", "I add.  Done.", [ToolCall("add", '{"a": 1}')]),
+        (f"{GOOD}\n{GOOD}", "", [ToolCall("add", '{"a": 1}')] * 2),
+        (f"\n\n{GOOD}\n", "", [ToolCall("add", '{"a": 1}')]),
+        (f"I add.\n{GOOD}\n\nDone.\n", "I add.\n\n\nDone.\n", [ToolCall("add", '{"a": 1}')]),
+        (
+            f"{GOOD}\n<tool_call>{{oops}}</tool_call>",
+            "\n<tool_call>{oops}</tool_call>",
+            [ToolCall("add", '{"a": 1}')],
+        ),
+        ("\n text\n", "\n text\n", []),
+        (" \n", " \n", []),
         (GOOD + GOOD, "", [ToolCall("add", '{"a": 1}')] * 2),
         ("<tool_call>{oops}</tool_call>", "<tool_call>{oops}</tool_call>", []),
         ('<tool_call>["add"]</tool_call>', '<tool_call>["add"]</tool_call>', []),
