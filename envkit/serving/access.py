@@ -141,18 +141,22 @@ class Access:
         self._clients = clients or {}
 
     def client(self, authorization: str) -> Client | None:
-        """Return the client of an ``Authorization`` header; ``None`` if its key is not known."""
+        """Return the client of an ``Authorization`` header; ``None`` if its key is not known.
+
+        Args:
+            authorization: the header's bytes, each as one character (Latin-1).
+        """
         if not self._clients:
             return ANYONE
         scheme, _, key = authorization.partition(" ")
         # A lookup by digest takes the same time for every wrong key.
-        found = self._clients.get(digest(key.strip()))
+        found = self._clients.get(digest(key.strip(" \t").encode("latin-1", "backslashreplace")))
         return found if scheme.lower() == "bearer" else None
 
 
-def digest(key: str) -> str:
+def digest(key: bytes) -> str:
     """SHA-256 of a key, as hex."""
-    return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
+    return hashlib.sha256(key).hexdigest()
 
 
 def read_access(path: Path) -> Access:

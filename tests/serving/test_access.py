@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
+from starlette.datastructures import Headers
 
 from envkit.errors import ConfigError
 from envkit.serving.access import Access, Client, RateLimits, digest, read_access
@@ -13,10 +15,21 @@ SHA = "0" * 64
 
 
 def test_a_key_is_found_by_its_digest() -> None:
-    access = Access({digest("right"): Client("ann")})
+    access = Access({digest(b"right"): Client("ann")})
     assert access.client("Bearer right") == Client("ann")
     for header in ("", "Bearer", "Bearer wrong", "Basic right", "right", "Bearer r\udcffght"):
         assert access.client(header) is None
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "à", "鍵"])
+def test_a_key_is_the_same_in_the_file_and_in_the_header(tmp_path: Path, key: str) -> None:
+    file = tmp_path / "key"
+    file.write_text(key, encoding="utf-8")
+    sha256 = subprocess.run(["sha256sum", file], capture_output=True, check=True, text=True).stdout.split()[0]
+    (tmp_path / "keys.toml").write_text(f'[keys.ann]\nsha256 = "{sha256}"\n')
+    scope = {"type": "http", "headers": [(b"authorization", f"Bearer {key}".encode())]}
+    client = read_access(tmp_path / "keys.toml").client(Headers(scope=scope)["authorization"])
+    assert client == Client("ann")
 
 
 def test_requests_refill_in_a_minute() -> None:

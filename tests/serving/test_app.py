@@ -110,7 +110,7 @@ def value(text: str, name: str) -> float:
 
 
 def test_metrics_count_errors_by_status_waits_and_adapters(model: Path, adapters: Path) -> None:
-    access = Access({digest("key"): Client("ann", requests_per_minute=5, admin=True)})
+    access = Access({digest(b"key"): Client("ann", requests_per_minute=5, admin=True)})
     server = make(model, adapters, access=access, max_rows=1)
 
     async def run() -> str:
@@ -232,21 +232,21 @@ def test_requests_that_come_together_do_not_exceed_what_may_wait(model: Path) ->
 
 
 def test_the_open_answers_of_a_key_are_limited(model: Path) -> None:
-    access = Access({digest("key"): Client("ann", max_open_rows=4)})
+    access = Access({digest(b"key"): Client("ann", max_open_rows=4)})
     server = make(model, access=access)
     assert statuses(server, 5, 3, n=2) == [200] * 2 + [429] * 3
     assert server.open_rows == {"ann": 0}
 
 
 def test_requests_that_come_together_do_not_exceed_a_rate_of_tokens(model: Path) -> None:
-    access = Access({digest("key"): Client("ann", tokens_per_minute=300)})
+    access = Access({digest(b"key"): Client("ann", tokens_per_minute=300)})
     server = make(model, access=access)
     assert statuses(server, 5, 3, max_tokens=200) == [200] * 2 + [429] * 3
 
 
 def test_the_prompt_of_a_client_that_leaves_before_the_first_token_counts_for_its_rate(model: Path) -> None:
     ann = Client("ann", tokens_per_minute=100)
-    server = make(model, access=Access({digest("key"): ann}))
+    server = make(model, access=Access({digest(b"key"): ann}))
 
     async def run() -> int:
         async with asking(server) as client:
