@@ -1,8 +1,10 @@
-"""Who may ask: API keys with their models, rates and sizes, from a TOML file."""
+"""Who may ask: API keys with their models, rates and sizes, from a TOML file that may change."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import time
 import tomllib
 from collections.abc import Callable, Mapping
@@ -12,6 +14,8 @@ from typing import Any, cast, final
 
 from envkit.errors import ConfigError
 from envkit.files import read_settings
+
+log = logging.getLogger("envkit.serving")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +90,9 @@ class RateLimits:
     """
 
     clock: Callable[[], float] = time.monotonic
-    _buckets: dict[tuple[str, str], _Bucket] = field(
-        default_factory=dict[tuple[str, str], _Bucket], init=False
+    #: By client, kind and limit: a limit that is changed starts with a whole minute's allowance.
+    _buckets: dict[tuple[str, str, int], _Bucket] = field(
+        default_factory=dict[tuple[str, str, int], _Bucket], init=False
     )
 
     def enter(self, client: Client) -> float:
@@ -124,7 +129,7 @@ class RateLimits:
             self._bucket(client, "tokens", client.tokens_per_minute).left += tokens
 
     def _bucket(self, client: Client, kind: str, limit: int) -> _Bucket:
-        bucket = self._buckets.setdefault((client.name, kind), _Bucket(limit, limit, self.clock()))
+        bucket = self._buckets.setdefault((client.name, kind, limit), _Bucket(limit, limit, self.clock()))
         bucket.fill(self.clock())
         return bucket
 
@@ -135,10 +140,18 @@ class Access:
 
     Args:
         clients: by the SHA-256 of their keys, as hex. Empty: anyone may ask for everything.
+        file: that they were read from. It is read again when it has changed.
+        state: of the file before it was read; see `_state`.
     """
 
-    def __init__(self, clients: Mapping[str, Client] | None = None) -> None:
+    def __init__(
+        self,
+        clients: Mapping[str, Client] | None = None,
+        file: Path | None = None,
+        state: tuple[int, ...] = (),
+    ) -> None:
         self._clients = clients or {}
+        self._file, self._state = file, state
 
     def client(self, authorization: str) -> Client | None:
         """Return the client of an ``Authorization`` header; ``None`` if its key is not known.
@@ -146,12 +159,34 @@ class Access:
         Args:
             authorization: the header's bytes, each as one character (Latin-1).
         """
+        if self._file is not None:
+            self._follow(self._file)
         if not self._clients:
             return ANYONE
         scheme, _, key = authorization.partition(" ")
         # A lookup by digest takes the same time for every wrong key.
         found = self._clients.get(digest(key.strip(" \t").encode("latin-1", "backslashreplace")))
         return found if scheme.lower() == "bearer" else None
+
+    def _follow(self, file: Path) -> None:
+        """Read the file again if it has changed. If it is not valid, the keys stay as they are."""
+        if (state := _state(file)) == self._state:
+            return
+        self._state = state
+        try:
+            clients = _read_clients(file)
+        except ConfigError as error:
+            log.error("the new API keys are refused, and the old ones stay in force: %s", error)
+            return
+        before, now = ({client.name for client in keys.values()} for keys in (self._clients, clients))
+        self._clients = clients
+        log.warning(
+            "%s has changed; %d API keys are in force; new: %s; gone: %s",
+            file,
+            len(clients),
+            ", ".join(sorted(now - before)) or "none",
+            ", ".join(sorted(before - now)) or "none",
+        )
 
 
 def digest(key: bytes) -> str:
@@ -165,6 +200,21 @@ def read_access(path: Path) -> Access:
     Raises:
         ConfigError: the file cannot be read, or a key or value is wrong; the message names file and key.
     """
+    state = _state(path)  # before it is read: a change in between is seen at the next request
+    return Access(_read_clients(path), path, state)
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """Numbers that change with a file; empty if there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return ()
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
+
+
+def _read_clients(path: Path) -> dict[str, Client]:
+    """Read clients by the SHA-256 of their keys; see `read_access`."""
     try:
         data = tomllib.loads(read_settings(path))
     except (OSError, ValueError, RecursionError) as error:
@@ -178,7 +228,7 @@ def read_access(path: Path) -> Access:
         if found in clients:
             raise ConfigError(f"{path}: keys.{name} and keys.{clients[found].name} are the same key")
         clients[found] = client
-    return Access(clients)
+    return clients
 
 
 def _client(where: str, name: str, found: Any) -> tuple[str, Client]:
@@ -190,8 +240,10 @@ def _client(where: str, name: str, found: Any) -> tuple[str, Client]:
         raise ConfigError(f"{where}: unknown key {min(unknown)!r}")
     sha256, models, admin = table.get("sha256"), table.get("models"), table.get("admin", False)
     if not isinstance(sha256, str) or len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef"):
+        # Its value is not told: it may be the key itself, by mistake, and errors go to the log.
+        kind = "another text" if isinstance(sha256, str) else "missing" if sha256 is None else "no text"
         raise ConfigError(
-            f"{where}: sha256 is {sha256!r}; expected 64 hex digits, from: printf %s KEY | sha256sum"
+            f"{where}: sha256 is {kind}; expected 64 hex digits, from: printf %s KEY | sha256sum"
         )
     if models is not None and not (
         isinstance(models, list) and all(isinstance(model, str) for model in cast("list[Any]", models))

@@ -69,8 +69,8 @@ def test_reserved_tokens_that_were_not_used_are_given_back() -> None:
     [
         ("", "expected tables"),
         ("[keys]", "expected tables"),
-        ("[keys.a]", "sha256 is None"),
-        ('[keys.a]\nsha256 = "secret"', "expected 64 hex digits"),
+        ("[keys.a]", "sha256 is missing"),
+        ('[keys.a]\nsha256 = "secret"', "sha256 is another text; expected 64 hex digits"),
         (f'[keys.a]\nsha256 = "{SHA}"\nrate = 1', "unknown key 'rate'"),
         (f'[keys.a]\nsha256 = "{SHA}"\nmodels = "red"', "models is 'red'"),
         (f'[keys.a]\nsha256 = "{SHA}"\nmax_tokens = -1', "max_tokens is -1"),
@@ -83,5 +83,56 @@ def test_reserved_tokens_that_were_not_used_are_given_back() -> None:
 def test_a_wrong_file_is_refused(tmp_path: Path, text: str, problem: str) -> None:
     path = tmp_path / "keys.toml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=problem):
+    with pytest.raises(ConfigError, match=problem) as caught:
         read_access(path)
+    assert "secret" not in str(caught.value)
+
+
+def table(name: str, key: str, more: str = "") -> str:
+    return f'[keys.{name}]\nsha256 = "{digest(key.encode())}"\n{more}\n'
+
+
+def test_keys_come_change_and_go_with_their_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text(table("ann", "one") + table("bob", "two"))
+    access = read_access(path)
+    path.write_text(table("ann", "one", "max_rows = 3") + table("cid", "three"))
+    assert access.client("Bearer two") is None
+    assert access.client("Bearer one") == Client("ann", max_rows=3)
+    assert access.client("Bearer three") == Client("cid")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "2 API keys are in force; new: cid; gone: bob" in caplog.text
+    new = tmp_path / "new.toml"
+    new.write_text(table("cid", "four"))
+    new.replace(path)
+    assert access.client("Bearer three") is None
+    assert access.client("Bearer four") == Client("cid")
+
+
+@pytest.mark.parametrize("text", ["", "[keys", '[keys.ann]\nsha256 = "secret"\n', None])
+def test_keys_stay_in_force_if_the_new_file_is_not_valid(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str | None
+) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text(table("ann", "one"))
+    access = read_access(path)
+    path.unlink() if text is None else path.write_text(text)
+    for _ in range(2):
+        assert access.client("Bearer one") == Client("ann")
+        assert access.client("Bearer two") is None
+    [record] = caplog.records
+    assert record.levelname == "ERROR"
+    assert "the old ones stay in force" in caplog.text
+    assert "secret" not in caplog.text
+    path.write_text(table("bob", "two"))
+    assert access.client("Bearer one") is None
+    assert access.client("Bearer two") == Client("bob")
+
+
+def test_a_changed_rate_counts_at_once() -> None:
+    rates = RateLimits(lambda: 0.0)
+    few, many = (Client("ann", requests_per_minute=count) for count in (1, 3))
+    assert rates.enter(few) == 0
+    assert rates.enter(few) > 0
+    assert [rates.enter(many) > 0 for _ in range(4)] == [False, False, False, True]
+    assert rates.enter(few) > 0

@@ -496,6 +496,40 @@ def test_keys_have_their_models_rates_and_sizes(
     assert lines[1]["usd"] is None
 
 
+def test_keys_are_revoked_and_added_without_a_restart(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+
+    def write(**keys: str) -> None:
+        tables = (
+            f'[keys.{name}]\nsha256 = "{hashlib.sha256(key.encode()).hexdigest()}"\n'
+            for name, key in keys.items()
+        )
+        file.write_text("".join(tables))
+
+    write(ann="key-of-ann", bob="key-of-bob")
+    with serving(tmp_path, ["--model", str(model), "--keys", str(file)]) as server:
+        ann, bob, cid = (client(server, f"key-of-{name}") for name in ("ann", "bob", "cid"))
+        with pytest.raises(openai.AuthenticationError):
+            cid.models.list()
+        stream = ann.completions.create(model="tiny", prompt="Once", max_tokens=900, n=8, stream=True)
+        chunks = [next(iter(stream))]
+        write(bob="key-of-bob", cid="key-of-cid")
+        for ask in (ann.models.list, lambda: ann.completions.create(model="tiny", prompt="Once")):
+            with pytest.raises(openai.AuthenticationError):
+                ask()
+        assert cid.completions.create(model="tiny", prompt="Once", max_tokens=1).choices
+        file.write_text('[keys.cid]\nsha256 = "key-of-cid"\n')
+        assert bob.models.list().data
+        assert cid.models.list().data
+        chunks += [*stream]
+        ends = [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.finish_reason]
+        assert len(ends) == 8
+        log = server.log
+    assert "new: cid; gone: ann" in log
+    assert "the new API keys are refused, and the old ones stay in force" in log
+    assert "key-of" not in log
+
+
 def test_sigterm_lets_open_requests_end(model: Path, tmp_path: Path) -> None:
     book = tmp_path / "ledger.db"
     with serving(tmp_path, ["--model", str(model), "--ledger", str(book)]) as server:
