@@ -87,6 +87,7 @@ def serve(config: ServeConfig, display: Display) -> None:
     from envkit.engine.running import RunningBatch
     from envkit.engine.torch_engine import TorchEngine
     from envkit.serving.access import Access, read_access
+    from envkit.serving.draining import DrainingServer
     from envkit.serving.ledger import Ledger
     from envkit.serving.models import Models, require_names
     from envkit.serving.worker import Worker
@@ -137,17 +138,15 @@ def serve(config: ServeConfig, display: Display) -> None:
     )
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("envkit.serving").setLevel(logging.INFO)
-    running = uvicorn.Server(
-        uvicorn.Config(
-            make_app(server),
-            host=config.host,
-            port=config.port,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=config.drain_s,
-        )
+    settings_of_uvicorn = uvicorn.Config(
+        make_app(server),
+        host=config.host,
+        port=config.port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
     )
+    running = DrainingServer(settings_of_uvicorn, server, config.drain_s)
     with _listen(config.host, config.port) as listening:
         port = listening.getsockname()[1]
         host = f"[{config.host}]" if ":" in config.host else config.host

@@ -87,11 +87,22 @@ class Server:
     open_rows: Counter[str] = field(default_factory=Counter[str], init=False)
     rates: RateLimits = field(default_factory=RateLimits, init=False)
     metrics: Metrics = field(init=False)
+    #: When the last answers are cancelled, by `time.monotonic`; ``None`` if the server does not drain.
+    _drain_until_s: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.renderer = ChatRenderer(self.tokenizer)
         self.encoder = ThreadPoolExecutor(1, "envkit-encoder")
         self.metrics = Metrics(self.worker, self.pool)
+
+    def drain(self, seconds: float) -> None:
+        """Refuse new completions from now on. Those that are open have this time to end."""
+        self._drain_until_s = time.monotonic() + seconds
+
+    @property
+    def drain_left_s(self) -> float | None:
+        """Seconds that open completions have left; ``None`` if the server does not drain."""
+        return None if self._drain_until_s is None else max(self._drain_until_s - time.monotonic(), 0)
 
     def template_reads(self, field: str) -> bool:
         """True if the chat template has a word for a field. It would leave out another one silently."""
@@ -144,10 +155,12 @@ def make_app(server: Server) -> FastAPI:
         for status in (400, 401, 403, 404, 413, 422, 429, 503)
     }
 
-    @app.get("/health", responses={503: {"description": "not able to answer"}})
+    @app.get("/health", responses={503: {"description": "draining or failed"}})
     async def health() -> Response:
         if server.worker.error is not None:
             return JSONResponse({"status": "failed"}, 503)
+        if server.drain_left_s is not None:
+            return JSONResponse({"status": "draining"}, 503)
         return JSONResponse({"status": "ok"})
 
     @app.get("/metrics", responses=errors)
@@ -423,9 +436,11 @@ def _enter(server: Server, request: Request) -> Client:
     """Find who asks, and count the request.
 
     Raises:
-        ApiError: the key is missing or wrong, or has no allowance left.
+        ApiError: the key is missing or wrong, or has no allowance left, or the server drains.
     """
     client = _client(server, request)
+    if (left_s := server.drain_left_s) is not None:
+        raise ApiError(503, "the server is shutting down; ask again later", "draining", wait_s=max(left_s, 1))
     _require_allowance(server.rates.enter(client))
     return client
 

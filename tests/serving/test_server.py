@@ -545,6 +545,60 @@ def test_sigterm_lets_open_requests_end(model: Path, tmp_path: Path) -> None:
     assert outcome == "done"
 
 
+def wait_until_draining(server: Process) -> None:
+    while (reply := httpx.get(server.url + "/health")).status_code == 200:
+        time.sleep(0.01)
+    assert (reply.status_code, reply.json()) == (503, {"status": "draining"})
+
+
+def test_a_draining_server_says_so_and_refuses_new_completions(model: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, ["--model", str(model)]) as server:
+        options: Any = {"model": "tiny", "prompt": "Once", "max_tokens": 900}
+        stream = client(server).completions.create(**options, n=16, stream=True)
+        chunks = [next(iter(stream))]
+        server.process.send_signal(signal.SIGTERM)
+        wait_until_draining(server)
+        for ask in (
+            lambda: client(server).completions.create(**options),
+            lambda: client(server).chat.completions.create(model="tiny", messages=ASK),
+        ):
+            with pytest.raises(openai.InternalServerError) as caught:
+                ask()
+            assert caught.value.status_code == 503
+            assert caught.value.code == "draining"
+            assert 1 <= int(caught.value.response.headers["retry-after"]) <= 30
+        assert client(server).models.list().data
+        assert metric(server, "envkit_rows_running") > 0
+        chunks += [*stream]
+        ends = [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.finish_reason]
+        assert len(ends) == 16
+        assert server.process.wait(60) == 128 + signal.SIGTERM
+    assert "draining: 16 answers are open" in server.log
+
+
+def test_an_idle_server_ends_at_the_first_signal(model: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, ["--model", str(model), "--drain-s", "1000"]) as server:
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 128 + signal.SIGTERM
+
+
+def test_a_second_signal_cancels_what_is_open(model: Path, tmp_path: Path) -> None:
+    book = tmp_path / "ledger.db"
+    options = ["--model", str(model), "--ledger", str(book), "--drain-s", "1000"]
+    with serving(tmp_path, options) as server:
+        stream = client(server).completions.create(
+            model="tiny", prompt="Once", max_tokens=900, n=16, stream=True
+        )
+        next(iter(stream))
+        server.process.send_signal(signal.SIGTERM)
+        wait_until_draining(server)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 128 + signal.SIGTERM
+    [(outcome, tokens)] = sqlite3.connect(book).execute("SELECT outcome, completion_tokens FROM requests")
+    assert outcome == "cancelled"
+    assert 0 < tokens < 16 * 900
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_that_outlasts_the_drain_is_in_the_ledger(
     model: Path, tmp_path: Path, stream: bool
