@@ -1,86 +1,71 @@
-"""Decoding a running batch: 64 rows of the base, of 32 adapters together, and of one adapter after another.
+"""Measure `envkit serve`: many adapters in one batch, exactness, HTTP beside vLLM, and memory.
 
-``MODEL=smollm2-135m-q4 ROWS=32 make bench SECTION=serve`` takes another model or another number of rows.
+    mixed        decode 64 rows: of the base, of 32 adapters of rank 8 together, and of one after another
+    logits       each row of 32 adapters in one batch against the same row alone, in float32
+    http         streams over HTTP in bfloat16: one client and sixteen; tokens/s, time to the first token
+    registered   peak memory of a server with 1,000 adapters of rank 8, all of them asked once
+    specialists  peak memory of a server with 8 adapters of rank 4
+
+``mixed`` times decoding only, after all prompts are read. Beside ``http``, vLLM's own server answers the same
+requests in alternating rounds: compiled, without adapters, from the environment of `make test-vllm`. The
+server that is not asked is paused. Memory is the process's peak, weights and mapped files included.
+
+``MODEL`` is the model (default: qwen2.5-coder-0.5b-q4; smollm2-135m-q4 is quick), ``ONLY`` selects parts by
+the beginnings of their names (``ONLY=mixed,http``), and ``ROUNDS`` sets the number of rounds (3). ``ROWS``,
+``TICKS``, ``NEW`` and ``ASKED`` make parts smaller. Writes ``runs/bench/serve.json`` and ``.md``, which keep
+the results of other parts. Exits 1 if a bound is missed.
 """
 
 from __future__ import annotations
 
-import os
-import statistics
-import time
-from collections.abc import Sequence
-from typing import Any
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
 
-import torch
+sys.path.append(str(Path(__file__).parents[1] / "tests"))  # for tiny.py
 
-from envkit.engine.adapter_pool import AdapterPool
-from envkit.engine.lora import Update
-from envkit.engine.protocol import Sampling
-from envkit.engine.running import Drawn, RowRequest, RunningBatch
-from envkit.engine.torch_engine import TorchEngine
-from envkit.models import DEFAULT_MODEL, resolve
-from envkit.studies.machine import cpu_dtype, use_threads
-from envkit.training.base_model import load_base
+from bounds import Bound, Part, measure
+from serve_batch import ADAPTERS, ROWS, TICKS, logits, mixed
+from serve_http import CLIENTS, NEW, http
+from serve_memory import ASKED, SPECIALISTS, registered, specialists
+from serve_shared import ROUNDS, served_model
+from train_shared import dtype, selected_operations
 
-ROWS, ADAPTERS, RANK = int(os.environ.get("ROWS", "64")), 32, 8
-PROMPT, TICKS, ROUNDS = 64, int(os.environ.get("TICKS", "16")), int(os.environ.get("ROUNDS", "3"))
+from envkit.studies.machine import use_threads
+from envkit.studies.provenance import commit
 
-
-def adapter(model: Any, seed: int) -> dict[str, Update]:
-    """A random adapter of all linear layers."""
-    generator = torch.Generator().manual_seed(seed)
-    head = model.get_output_embeddings()
-    return {
-        path: Update(
-            torch.randn(RANK, module.in_features, generator=generator) * 0.01,
-            torch.randn(module.out_features, RANK, generator=generator) * 0.01,
-        )
-        for path, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    }
-
-
-def tokens_per_second(batch: RunningBatch, names: Sequence[str | None]) -> float:
-    """Speed of decoding once all prompts are read."""
-    for number, name in enumerate(names):
-        prompt = tuple(torch.randint(100, 1000, (PROMPT,)).tolist())
-        sampling = Sampling(max_new_tokens=TICKS + len(names) + 8)
-        batch.submit(RowRequest(prompt, (1, number), sampling, name))
-    while sum(isinstance(event, Drawn) for event in batch.tick()) < len(names):
-        pass
-    started = time.perf_counter()
-    drawn = sum(len(batch.tick()) for _ in range(TICKS))
-    seconds = time.perf_counter() - started
-    for number in range(batch._count + 1):
-        batch.cancel(number)
-    batch.tick()
-    return drawn / seconds
+PARTS: Final[Mapping[str, Part]] = {
+    "mixed": mixed,
+    "logits": logits,
+    "http": http,
+    "registered": registered,
+    "specialists": specialists,
+}
+_TOGETHER: Final = f"{ADAPTERS} adapters together, tokens/s"
+_MANY: Final = f"{CLIENTS} clients"
+BOUNDS: Final = {
+    "mixed_vs_base": Bound("mixed", _TOGETHER, "base, tokens/s", least=0.75),
+    "mixed_vs_one_after_another": Bound("mixed", _TOGETHER, "one after another, tokens/s", least=6),
+    "logits_vs_alone": Bound("logits", "largest difference", most=1e-4),
+    "http_16_clients_vs_vllm": Bound(
+        "http", f"{_MANY}, envkit, tokens/s", f"{_MANY}, vLLM, tokens/s", least=0.8
+    ),
+    "http_1_client_vs_vllm": Bound("http", "1 client, envkit, tokens/s", "1 client, vLLM, tokens/s"),
+    "http_16_clients_p99_vs_vllm": Bound(
+        "http", f"{_MANY}, envkit, p99 first token, ms", f"{_MANY}, vLLM, p99 first token, ms"
+    ),
+    "registered_vs_base_and_budget": Bound("registered", "peak, MB", "base and budget, MB", most=1.0),
+    "specialists_vs_base": Bound("specialists", f"with {SPECIALISTS} specialists, MB", "base, MB", most=1.1),
+}
 
 
 def main() -> None:
-    threads = use_threads()
-    model_id, dtype = os.environ.get("MODEL", DEFAULT_MODEL), cpu_dtype()
-    model, _ = load_base(resolve(model_id), dtype)
-    engine = TorchEngine(model, [])  # no token ends a row
-    pool = AdapterPool(engine.linears, 4 * 2**30)
-    for number in range(ADAPTERS):
-        updates = adapter(model, number)
-        pool.register(f"a{number}", lambda updates=updates: updates)
-    batch = RunningBatch(engine, pool, ROWS, prefill_tokens=1024)
-    mixed = [f"a{number % ADAPTERS}" for number in range(ROWS)]
-    each = ROWS // ADAPTERS
-    speeds: dict[str, list[float]] = {"base": [], "32 adapters together": [], "one after another": []}
-    for _ in range(ROUNDS):
-        speeds["base"].append(tokens_per_second(batch, [None] * ROWS))
-        speeds["32 adapters together"].append(tokens_per_second(batch, mixed))
-        speeds["one after another"].append(tokens_per_second(batch, ["a0"] * each))
-    print(f"{model_id}, {dtype}, {threads} threads, {ROWS} rows, {ADAPTERS} adapters of rank {RANK}")
-    base = statistics.median(speeds["base"])
-    for name, found in speeds.items():
-        middle = statistics.median(found)
-        spread = f"{min(found):.1f} to {max(found):.1f}"
-        print(f"{name:22} {middle:8.1f} tokens/s ({spread}), {middle / base:.2f} of base")
-    print(f"memory of adapters: {pool.used_bytes / 2**20:.0f} MiB")
+    chosen = selected_operations(PARTS)
+    facts = {"commit": commit(), "model": served_model().id, "dtype": dtype(), "threads": use_threads()}
+    sizes = {"rounds": ROUNDS, "rows": ROWS, "ticks": TICKS, "new": NEW, "asked": ASKED}
+    measure("serve", chosen, BOUNDS, facts | sizes | {"torch": version("torch")})
 
 
 if __name__ == "__main__":

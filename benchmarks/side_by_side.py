@@ -82,7 +82,7 @@ def compare(
     """
     samples_s = _time_ways(measures, rounds)
     found = _ratios(samples_s, ratios)
-    facts = _machine(rounds) | dict(facts)
+    facts = {"rounds": rounds} | machine() | dict(facts)
     head = f"{rounds} shuffled rounds; {json.dumps(facts)}"
     table = [head, "", *_time_table(samples_s, tokens), "", *_ratio_table(found, ratios)]
     _write(section, {**facts, **found, "samples_s": _joined_names(samples_s)}, table)
@@ -117,7 +117,7 @@ def compare_each(
         gc.collect()
         release_freed_memory()
         samples_s = {name: times for name, times in samples_s.items() if name[0] != operation} | new_samples_s
-        done[operation] = start | _machine(rounds) | dict(facts)
+        done[operation] = start | {"rounds": rounds} | machine() | dict(facts)
         found = _ratios(samples_s, _timed_both(samples_s, ratios))
         table = [*_date_table(done), "", *_time_table(samples_s, tokens), "", *_ratio_table(found, ratios)]
         _write(section, {**found, "operations": done, "samples_s": _joined_names(samples_s)}, table)
@@ -149,9 +149,9 @@ def _resumed(measure: Callable[[], object]) -> AbstractContextManager[object]:
     return measure.resumed() if isinstance(measure, Paused) else nullcontext()
 
 
-def _machine(rounds: int) -> dict[str, object]:
+def machine() -> dict[str, object]:
+    """Return facts of this machine."""
     return {
-        "rounds": rounds,
         "python": platform.python_version(),
         "kernel": platform.release(),
         "cores": os.cpu_count(),
@@ -175,13 +175,14 @@ def _timed_both(samples_s: Samples, ratios: Mapping[str, Ratio]) -> dict[str, Ra
     }
 
 
-def _file(section: str) -> Path:
+def file_of(section: str) -> Path:
+    """Return the JSON file of a benchmark's results."""
     return ROOT / "runs" / "bench" / f"{section}.json"
 
 
 def _read_earlier(section: str) -> tuple[Samples, dict[str, Mapping[str, object]]]:
     """Return samples and facts of the operations measured earlier."""
-    target = _file(section)
+    target = file_of(section)
     if not target.exists():
         return {}, {}
     try:
@@ -200,7 +201,7 @@ def _joined_names(samples_s: Samples) -> dict[str, list[float]]:
 
 
 def _write(section: str, record: Mapping[str, object], table: list[str]) -> None:
-    target = _file(section)
+    target = file_of(section)
     print("\n".join(table))
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target, (json.dumps(record, indent=2) + "\n").encode())

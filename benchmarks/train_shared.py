@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Generator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import tiny
 import torch
@@ -22,6 +22,8 @@ from envkit.models import SMALL_MODEL, ModelRef, resolve
 from envkit.studies.machine import cpu_dtype
 from envkit.training.policy import Policy
 from envkit.training.trl_backend import remove_printer
+
+_T = TypeVar("_T")
 
 ROUNDS: Final = max(int(os.environ.get("ROUNDS", "5")), 2)
 #: Tokens per answer, and answers per group.
@@ -63,8 +65,10 @@ def dtype() -> str:
     return os.environ.get("DTYPE") or cpu_dtype()
 
 
-def selected_operations(operations: Mapping[str, Operation]) -> Mapping[str, Operation]:
+def selected_operations(operations: Mapping[str, _T]) -> Mapping[str, _T]:
     """Return the operations that ``ONLY`` selects, and silence libraries' warnings.
+
+    ``ONLY`` has beginnings of names, with commas between them.
 
     Raises:
         SystemExit: ``ONLY`` selects none.
@@ -72,7 +76,7 @@ def selected_operations(operations: Mapping[str, Operation]) -> Mapping[str, Ope
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     only = os.environ.get("ONLY", "")
-    chosen = {name: opened for name, opened in operations.items() if name.startswith(only)}
+    chosen = {name: each for name, each in operations.items() if name.startswith((*only.split(","),))}
     if not chosen:
         raise SystemExit(f"ONLY is {only!r}; operations are: {', '.join(operations)}")
     return chosen
