@@ -258,6 +258,8 @@ class RunningBatch:
                 self._share(row)
             start = row.place.length
             count = min(row.unread, budget, max(_PREFILL_PAIRS // (start + budget), 1))
+            if count < row.unread and budget < self._prefill_tokens // 2:
+                return  # a small piece costs about as much as a large one: all weights are read for it
             if count:
                 ids = torch.tensor([row.ids[start : start + count]], device=self._engine.device)
                 positions = torch.arange(start, start + count, device=self._engine.device)[None]

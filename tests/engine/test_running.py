@@ -120,6 +120,28 @@ def test_rows_that_join_and_leave_decode_as_alone(ref: ModelRef, peft: Any, pref
     assert batch.cache_tokens == 0
 
 
+def test_prompts_are_not_cut_into_small_pieces(
+    ref: ModelRef, peft: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = make(ref, peft, prefill_tokens=128)
+    batch.submit(row(5, 0, max_new_tokens=30))
+    batch.tick()
+    pieces: list[int] = []
+    forward = batch._engine.forward
+
+    def counting(ids_BS: torch.Tensor, *others: Any) -> torch.Tensor:
+        if ids_BS.shape[1] > 1:
+            pieces.append(ids_BS.shape[1])
+        return forward(ids_BS, *others)
+
+    monkeypatch.setattr(batch._engine, "forward", counting)
+    # The last token of each prompt is decoded, not prefilled.
+    for length in (101, 102, 31, 91):
+        batch.submit(row(length, length))
+    run(batch)
+    assert pieces == [100, 101, 30, 90]
+
+
 def test_a_row_draws_what_the_engine_generates(ref: ModelRef, peft: Any) -> None:
     batch = make(ref, peft, STOPS)
     made = [row(length, number) for number, length in enumerate((1, 9, 33, 60))]
