@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TypeAlias, final
 
 from envkit.engine.running import Drawn, Failed, RowRequest, RunningBatch
@@ -17,6 +18,21 @@ Event: TypeAlias = tuple[int, Drawn | Failed]
 
 class WorkerStopped(EnvkitError):
     """The decoding thread has ended, by an error or because the server shuts down."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Listener:
+    """Where the events of a row go.
+
+    Args:
+        loop: the event loop that waits for them.
+        queue: of the request.
+        index: the row's position in the request.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    queue: asyncio.Queue[Event]
+    index: int
 
 
 @final
@@ -38,8 +54,7 @@ class Worker:
         self.running = self.cache_tokens = 0
         #: Rows that wait as of the last tick, and those that came since.
         self._waiting = self._arriving = 0
-        #: Where the events of each row go.
-        self._rows: dict[int, Callable[[Drawn | Failed], None]] = {}
+        self._rows: dict[int, _Listener] = {}
         self._thread = threading.Thread(target=self._run, name="envkit-decoder", daemon=True)
 
     def start(self) -> None:
@@ -97,16 +112,17 @@ class Worker:
 
         def submit() -> None:
             for index, request in enumerate(requests):
+                listener = _Listener(loop, queue, index)
                 try:
                     prepare()
                     number = self._batch.submit(request)
                 except Exception as error:  # nothing was submitted, so that the other rows can go on
                     fault = ContractError(f"a row could not be submitted: {error!r}")
                     known = error if isinstance(error, EnvkitError) else fault
-                    _send(loop, queue, (index, Failed(-1, known)))
+                    _send([(listener, Failed(-1, known))])
                     continue
                 numbers.append(number)
-                self._rows[number] = lambda event, index=index: _send(loop, queue, (index, event))
+                self._rows[number] = listener
             with self._wake:
                 self._arriving -= len(requests)
                 self._count()
@@ -131,11 +147,13 @@ class Worker:
     def _run(self) -> None:
         try:
             while self._take():
+                sent: list[tuple[_Listener, Drawn | Failed]] = []
                 for event in self._batch.tick():
                     is_over = isinstance(event, Failed) or event.stop
-                    send = self._rows.pop(event.row, None) if is_over else self._rows.get(event.row)
-                    if send is not None:
-                        send(event)
+                    listener = self._rows.pop(event.row, None) if is_over else self._rows.get(event.row)
+                    if listener is not None:
+                        sent.append((listener, event))
+                _send(sent)
                 self._count()
             raise WorkerStopped("the server is shutting down")
         except Exception as error:  # reported by every open request, and by /health
@@ -145,8 +163,7 @@ class Worker:
             for action in inbox:
                 action()  # they get the error too
             failed = error if isinstance(error, EnvkitError) else WorkerStopped("the decoder has failed")
-            for number, send in [*self._rows.items()]:
-                send(Failed(number, failed))
+            _send([(listener, Failed(number, failed)) for number, listener in self._rows.items()])
             self._rows.clear()
             if not self._stopping:
                 raise
@@ -169,7 +186,16 @@ class Worker:
         self.cache_tokens = self._batch.cache_tokens
 
 
-def _send(loop: asyncio.AbstractEventLoop, queue: asyncio.Queue[Event], event: Event) -> None:
-    """Hand an event over to the loop's thread; a loop that is closed wants none."""
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(queue.put_nowait, event)
+def _send(events: Sequence[tuple[_Listener, Drawn | Failed]]) -> None:
+    """Hand events over to the threads of their loops; a loop that is closed wants none."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Listener, Drawn | Failed]]] = {}
+    for listener, event in events:
+        by_loop.setdefault(listener.loop, []).append((listener, event))
+    for loop, mine in by_loop.items():
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_put, mine)  # once a tick: each call wakes up the other thread
+
+
+def _put(events: Sequence[tuple[_Listener, Drawn | Failed]]) -> None:
+    for listener, event in events:
+        listener.queue.put_nowait((listener.index, event))
