@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import final
 
 from envkit.agent import Session
-from envkit.engine.chat import ChatRenderer, Conversation
+from envkit.engine.chat import ChatRenderer, Chats, Conversation
 from envkit.engine.protocol import Engine, Request, Sampling
-from envkit.errors import ContractError
+from envkit.errors import ConfigError, ContractError
 from envkit.stop import ShouldStop, never
 from envkit.types import EpisodeKey, Tokens, Turn, Usage
 
@@ -25,7 +25,7 @@ class _Session:
     """
 
     key: EpisodeKey
-    talk: Conversation
+    talk: Conversation | Chats
     is_alone: bool = False
 
 
@@ -70,6 +70,11 @@ class LocalAgent:
 
     def start(self, key: EpisodeKey, system: str) -> _Session:
         return _Session(key, Conversation(self._renderer, system, self._max_context_length, self._shots))
+
+    def start_chats(self, key: EpisodeKey) -> _Session:
+        if self._shots:
+            raise ConfigError(f"agent {self.name}: shots cannot stand before the chats of a harness")
+        return _Session(key, Chats(self._renderer, self._max_context_length))
 
     def submit(self, session: Session, observation: str) -> None:
         if not isinstance(session, _Session):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from envkit.errors import AgentError
 from envkit.types import EpisodeKey, Turn
@@ -45,4 +45,13 @@ class Agent(Protocol):
         More turns may finish while the caller iterates. The caller submits nothing before the iteration ends.
         An `AgentError` instead of a turn means that no turn will come; the episode is then void.
         """
+        ...
+
+
+@runtime_checkable
+class ChatAgent(Agent, Protocol):
+    """An agent that also answers whole chats, as a harness asks for them."""
+
+    def start_chats(self, key: EpisodeKey) -> Session:
+        """Begin an episode whose observations are chats, see `envkit.Env.chats`; as `start`."""
         ...

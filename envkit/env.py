@@ -142,6 +142,9 @@ class Env(gymnasium.Env[str, str], ABC):
     #: Taken from the reward of every turn, so that fewer turns are better; at least 0. Without a lowest sum
     #: below 0, it only lowers what is earned otherwise.
     turn_cost: ClassVar[float] = 0.0
+    #: True if an observation is a whole chat, a JSON object with ``messages`` and perhaps ``tools`` as in
+    #: OpenAI's API, to which the action is the answer; see `envkit.harness`.
+    chats: ClassVar[bool] = False
     _validated_tasks: ClassVar[Sequence[Task] | None] = None
 
     def __init_subclass__(cls) -> None:
@@ -300,6 +303,14 @@ class Env(gymnasium.Env[str, str], ABC):
             SandboxUnavailable: code cannot be isolated on this machine.
         """
         return cls.make_tasks(split, sandbox=cls.equip(sandbox), display=Silent())
+
+    @classmethod
+    def brief(cls, task: Task) -> str:
+        """What a harness is asked to do with the files of the workspace; by default the task's prompt.
+
+        See `envkit.harness`. An agent without a harness sees what `setup` returns.
+        """
+        return task.prompt
 
     @classmethod
     def validate_task(cls, task: Task) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeVar, final
 
-from envkit.agent import Agent, Session
+from envkit.agent import Agent, ChatAgent, Session
 from envkit.env import LIMIT, Env
 from envkit.errors import (
     SETUP_ERRORS,
@@ -171,7 +171,7 @@ class Rollouts:
                     done[index] = _void(env, agent, key, (), first)
                     on_done(done[index])
                     continue
-                episode = _Episode(index, key, env, first, agent.start(key, env.system), held_out)
+                episode = _Episode(index, key, env, first, _session(agent, env, key), held_out)
                 waiting[id(episode.session)] = episode
                 agent.submit(episode.session, first)
             while waiting:
@@ -216,6 +216,19 @@ def _reset(env: Env, key: EpisodeKey, held_out: bool) -> str:
         raise
     except Exception:
         return env.reset(seed=seed, options=options)[0]
+
+
+def _session(agent: Agent, env: Env, key: EpisodeKey) -> Session:
+    """Begin an agent's episode.
+
+    Raises:
+        UsageError: a harness plays, and the agent answers no chats.
+    """
+    if not env.chats:
+        return agent.start(key, env.system)
+    if not isinstance(agent, ChatAgent):
+        raise UsageError(f"agent {agent.name} cannot answer the chats of a harness; use a model")
+    return agent.start_chats(key)
 
 
 def _start(env: Env, key: EpisodeKey, held_out: bool) -> str | Exception:

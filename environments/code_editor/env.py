@@ -98,6 +98,14 @@ class CodeEditorEnv(Env):
         hidden_of(task)
 
     @classmethod
+    def brief(cls, task: Task) -> str:
+        """The first observation of an episode of one turn, and where the code is."""
+        path = grader_for(task).path
+        code = text_file(task, path, "the file to edit")
+        seen = first_observation(task, code, 1, runs_examples=False)
+        return f"{seen}\nThis is the file {path}. Change it there, so that the examples hold."
+
+    @classmethod
     def oracle(cls, task: Task) -> Sequence[str]:
         """Restore the original and submit in one message. The second is for examples that do not hold."""
         return [f"{oracle_action(task)}\nsubmit", "submit"]

@@ -7,6 +7,7 @@ text.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -91,13 +92,18 @@ class ChatRenderer:
         return (*self._plain(text), self.stop_id)
 
     def messages(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        sampled: Mapping[str, tuple[int, ...]] | None = None,
     ) -> tuple[int, ...]:
         """Ids of any conversation that the chat template can render, up to where the answer begins.
 
         Args:
             messages: with ``role``, ``content`` and what else the template reads, such as ``tool_calls``.
             tools: JSON schemas of functions; the template says how they are told.
+            sampled: text of an earlier answer -> its sampled ids, which then stand in place of those that
+                the text would be encoded to.
 
         Raises:
             ModelError: the template refuses the conversation, or leaves out a message; or a special token's
@@ -109,11 +115,13 @@ class ChatRenderer:
             )
         if found := [token for token in self._special if token in others]:
             raise ModelError(f"{found[0]!r} may stand in the content of messages only")
-        marked, contents = list[dict[str, Any]](), dict[str, str]()
+        marked, contents, known = list[dict[str, Any]](), dict[str, str](), dict[str, tuple[int, ...]]()
         for number, message in enumerate(messages):
             text = message.get("content")
             if text:  # templates test for empty ones
                 contents[mark := f"\u2402message {number}\u2403"] = str(text)
+                if message["role"] == "assistant" and text in (sampled or {}):
+                    known[mark] = (sampled or {})[text]
                 marked.append({**message, "content": mark})
             else:
                 marked.append(dict(message))
@@ -125,7 +133,8 @@ class ChatRenderer:
         with model_errors("the messages cannot be encoded"):
             for piece in pieces:
                 content = contents.get(piece)
-                ids += self._template(piece) if content is None else self._plain(content)
+                encoded = self._template(piece) if content is None else self._plain(content)
+                ids += known.get(piece, encoded)
         return tuple(ids)
 
     def plain(self, text: str) -> tuple[int, ...]:
@@ -188,6 +197,55 @@ class Conversation:
         self.ids = (*self.ids, *ids)
         self._closed = ids[-1] == self._renderer.stop_id
         self.turns += 1
+
+
+@final
+class Chats:
+    """The token ids of the chats that a program asks for, one after the other.
+
+    An observation is a whole chat, see `envkit.Env.chats`. Where it goes on from the one before, only what is
+    new is appended. Otherwise the ids branch where the two begin to differ. An earlier answer that comes back
+    unchanged keeps its sampled ids.
+
+    Args:
+        renderer: turns messages into ids.
+        max_context_length: longest context of a turn, in tokens. Of a longer one, ids behind the first chat
+            are left out.
+    """
+
+    def __init__(self, renderer: ChatRenderer, max_context_length: int = sys.maxsize) -> None:
+        self._renderer, self._max_context_length = renderer, max_context_length
+        self._sampled: dict[str, tuple[int, ...]] = {}
+        #: As in `Conversation`.
+        self.ids: tuple[int, ...] = ()
+        self.new_ids: tuple[int, ...] = ()
+        self.kept: int | None = None
+        self.first_prompt = self.turns = 0
+
+    def observe(self, observation: str) -> None:
+        """Read a chat.
+
+        Raises:
+            ModelError: the chat template refuses it.
+        """
+        chat = json.loads(observation)
+        ids = self._renderer.messages(chat["messages"], chat.get("tools", ()), self._sampled)
+        if self.turns and len(ids) > self._max_context_length:
+            latest = max(self._max_context_length - self.first_prompt, 1)
+            ids = ids[: self.first_prompt] + ids[-latest:]
+        pairs = zip(self.ids, ids, strict=False)
+        same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        kept = min(same, len(ids) - 1)  # one id at least is new, because the next token is drawn behind it
+        self.kept = kept if kept < len(self.ids) else None
+        self.ids, self.new_ids = ids, ids[kept:]
+        self.first_prompt = self.first_prompt or len(ids)
+
+    def answer(self, ids: Sequence[int]) -> None:
+        """Append an answer."""
+        self.ids = (*self.ids, *ids)
+        self.turns += 1
+        sampled = tuple(ids[:-1] if ids[-1] == self._renderer.stop_id else ids)
+        self._sampled[self._renderer.text(sampled)] = sampled
 
 
 def _cut(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[str]:

@@ -30,10 +30,11 @@ from envkit.serving.body_limit import BodyLimit
 from envkit.serving.choice import Choice, Piece
 from envkit.serving.host_check import HostCheck
 from envkit.serving.ledger import Entry, Ledger
+from envkit.serving.messages import template_message
 from envkit.serving.metrics import ErrorCount, Metrics
 from envkit.serving.models import Models
 from envkit.serving.replies import ChatReply, CompletionReply, Reply
-from envkit.serving.schemas import ChatBody, CompletionBody, Message
+from envkit.serving.schemas import ChatBody, CompletionBody
 from envkit.serving.text import TextStream, ToolCallStream
 from envkit.serving.worker import Worker
 
@@ -200,7 +201,10 @@ def make_app(server: Server) -> FastAPI:
         if any(message.tool_calls for message in body.messages) and not server.template_reads("tool_calls"):
             raise ApiError(400, "the chat template of this model knows no tool calls", param="messages")
         tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()] if with_tools else []
-        messages = [_message(message) for message in body.messages]
+        try:
+            messages = [template_message(message) for message in body.messages]
+        except UsageError as error:
+            raise ApiError(400, str(error), param="messages") from error
         prompt = await _ids(server, lambda: server.renderer.messages(messages, tools), "messages")
         top = (body.top_logprobs or 0) if body.logprobs else None
         play = _Play(
@@ -500,30 +504,6 @@ def _models(server: Server, client: Client) -> Iterator[dict[str, Any]]:
     for name in server.models.ids():
         with suppress(ApiError):
             yield _model(server, client, name)
-
-
-def _message(message: Message) -> dict[str, Any]:
-    """A message as chat templates read it: content as text, arguments of calls as objects."""
-    content = message.content
-    text = content if isinstance(content, str) else "".join(part.text for part in content or ())
-    found: dict[str, Any] = {
-        "role": "system" if message.role == "developer" else message.role,
-        "content": text,
-    }
-    if message.tool_calls:
-        calls: list[dict[str, Any]] = []
-        for call in message.tool_calls:
-            try:
-                arguments = json.loads(call.function.arguments or "{}")
-            except (ValueError, RecursionError) as error:
-                raise ApiError(400, "arguments of a tool call are not JSON", param="messages") from error
-            calls.append(
-                {"type": "function", "function": {"name": call.function.name, "arguments": arguments}}
-            )
-        found["tool_calls"] = calls
-    return found | {
-        key: value for key, value in (("name", message.name), ("tool_call_id", message.tool_call_id)) if value
-    }
 
 
 def _prompts(body: CompletionBody) -> Sequence[str | list[int]]:

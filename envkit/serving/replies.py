@@ -7,16 +7,29 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, final
 
-from envkit.serving.choice import Choice, Piece, TokenLogprob
+from envkit.serving.choice import Piece, TokenLogprob
 from envkit.serving.text import ToolCall
 
 JsonObject = dict[str, Any]
 
 
+class Answer(Protocol):
+    """A whole answer."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def calls(self) -> Sequence[ToolCall]: ...
+    @property
+    def finish(self) -> str | None: ...
+    @property
+    def logprobs(self) -> Sequence[TokenLogprob] | None: ...
+
+
 class Reply(Protocol):
     """The form of one endpoint."""
 
-    def whole(self, choices: Sequence[Choice], usage: JsonObject) -> JsonObject:
+    def whole(self, choices: Sequence[Answer], usage: JsonObject) -> JsonObject:
         """The reply to a request without a stream."""
         ...
 
@@ -42,7 +55,7 @@ class ChatReply(Reply):
         #: Calls sent so far, by choice.
         self._calls: dict[int, int] = {}
 
-    def whole(self, choices: Sequence[Choice], usage: JsonObject) -> JsonObject:
+    def whole(self, choices: Sequence[Answer], usage: JsonObject) -> JsonObject:
         made: list[JsonObject] = []
         for index, choice in enumerate(choices):
             calls = [_call(call) for call in choice.calls]
@@ -94,7 +107,7 @@ class CompletionReply(Reply):
         #: Characters of the tokens sent so far, by choice.
         self._offsets: dict[int, int] = {}
 
-    def whole(self, choices: Sequence[Choice], usage: JsonObject) -> JsonObject:
+    def whole(self, choices: Sequence[Answer], usage: JsonObject) -> JsonObject:
         made = [
             {
                 "index": index,

@@ -29,6 +29,11 @@ _FOR_WHEELS = (
     *("libgcc_s.so.1", "libstdc++.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1", "libutil.so.1"),
     *("libresolv.so.2", "libanl.so.1", "libnsl.so.1"),
 )
+#: Programs that commands of agents expect behind a shell. A machine that lacks one has sandboxes without it.
+_FOR_SHELLS = (
+    *("bash", "cat", "cp", "cut", "diff", "env", "find", "grep", "head", "ls", "mkdir", "mv", "nl", "rm"),
+    *("sed", "sort", "tail", "touch", "tr", "uniq", "wc"),
+)
 #: Python runs this when it starts, unless its option -S is given.
 _SITECUSTOMIZE = f"""import os, sys
 if os.listdir({PACKAGES!r}): sys.path.append({PACKAGES!r})
@@ -37,7 +42,7 @@ _ZONES = Path("/usr/share/zoneinfo")  # the data behind the standard library's `
 
 
 def build(root: Path) -> None:
-    """Copy the running interpreter, its standard library, a shell and ``prlimit``.
+    """Copy the running interpreter, its standard library, ``prlimit``, and a shell with usual programs.
 
     Args:
         root: the folder to create.
@@ -56,8 +61,9 @@ def build(root: Path) -> None:
     shutil.copy2(binary, python)
     for alias in ("python", f"python3.{sys.version_info[1]}"):
         python.with_name(alias).symlink_to(python.name)
-    tools = [_tool("sh"), _tool("prlimit")]
-    for tool, name in zip(tools, ("sh", "prlimit"), strict=True):
+    tools = {name: _tool(name) for name in ("sh", "prlimit")}
+    tools |= {name: _tool(name) for name in _FOR_SHELLS if shutil.which(name)}
+    for name, tool in tools.items():
         shutil.copy2(tool, root / "usr/bin" / name)
     standard = root / "usr/lib" / library.name
     shutil.copytree(library, standard, ignore=_LEFT_OUT, ignore_dangling_symlinks=True)
@@ -66,7 +72,7 @@ def build(root: Path) -> None:
     compileall.compile_dir(
         standard, quiet=2, stripdir=str(root), invalidation_mode=PycInvalidationMode.TIMESTAMP
     )
-    libraries = _shared_libraries([binary, *tools, *standard.glob("lib-dynload/*.so")])
+    libraries = _shared_libraries([binary, *tools.values(), *standard.glob("lib-dynload/*.so")])
     homes = {path.parent for path in libraries if path.name.startswith("libc.so")}
     homes |= {Path("/usr", *home.parts[1:]) for home in homes}  # where /lib is not a link to /usr/lib
     expected = (home / name for home in sorted(homes) for name in _FOR_WHEELS)

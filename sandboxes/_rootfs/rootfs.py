@@ -1,8 +1,9 @@
-"""The root folder that sandboxed code sees: Python, its standard library, a shell and ``prlimit``.
+"""The root folder that sandboxed code sees: Python, its standard library, and a shell with its usual programs.
 
 It is copied once per interpreter into a cache folder, and not bound from the host piece by piece. So nothing
 else of the host can show through, an interpreter in a private home works as well as one in ``/usr``, and
-starting a sandbox takes a single mount. The shell and ``prlimit`` start the commands.
+starting a sandbox takes a single mount. The shell and ``prlimit`` start the commands;
+``sed``, ``grep`` and the like are for agents that work in a shell.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ ENVIRONMENT: Final = {
 }
 
 #: Part of the folder's name. Raise it when the copied files change.
-_BUILD = "6"
+_BUILD = "7"
 
 
 def root_folder(uid: int) -> Path:

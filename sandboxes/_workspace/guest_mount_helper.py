@@ -157,11 +157,16 @@ def lay(name: str, source: str) -> None:
     try:
         shutil.copytree(source, name, symlinks=True, dirs_exist_ok=True)
         mount("none", name, "none", REMOUNT | READ_ONLY | NOSUID | NODEV | NOATIME)
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         for folder, _, files in os.walk(name):
             for path in (folder, *(os.path.join(folder, file) for file in files)):
                 if not os.path.islink(path):
                     held.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
                     occupy(held[-1])
+                    if len(held) > most // 2:  # more files than one process may have open
+                        hold_on(held)
+                        while held:
+                            os.close(held.pop())
         hold_on(held)
     except OSError:
         unmount(name)

@@ -1,0 +1,102 @@
+"""Requests of OpenAI's API as observations, and texts of a model as answers to them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, final
+
+from pydantic import ValidationError
+
+from envkit.errors import UsageError
+from envkit.harness.relay import HttpAnswer, HttpRequest
+from envkit.harness.spec import MODEL
+from envkit.serving.choice import Piece, TokenLogprob
+from envkit.serving.messages import template_message
+from envkit.serving.replies import ChatReply
+from envkit.serving.schemas import ChatBody
+from envkit.serving.text import ToolCall, ToolCallStream
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """A model's whole answer, as `ChatReply` reads it."""
+
+    text: str
+    calls: list[ToolCall]
+    finish: str
+    logprobs: list[TokenLogprob] | None = None
+
+
+@final
+class Chat:
+    """A request for a chat completion that waits for a model's answer.
+
+    Args:
+        body: the request.
+    """
+
+    def __init__(self, body: ChatBody) -> None:
+        self._body = body
+        self._with_tools = bool(body.tools) and body.tool_choice != "none"
+
+    @property
+    def observation(self) -> str:
+        """A JSON object with ``messages`` and ``tools``, as chat templates read them."""
+        tools = [tool.model_dump(exclude_none=True) for tool in self._body.tools or ()]
+        messages = [template_message(message) for message in self._body.messages]
+        seen: dict[str, Any] = {"messages": messages}
+        if self._with_tools:
+            seen["tools"] = tools
+        return json.dumps(seen, ensure_ascii=False)
+
+    def answer(self, text: str) -> HttpAnswer:
+        """What the harness gets for a model's text."""
+        for stop in self._body.stop_strings:
+            text = text.partition(stop)[0]
+        calls: list[ToolCall] = []
+        if self._with_tools:
+            stream = ToolCallStream()
+            text, calls = stream.push(text)
+            text += stream.end()
+            if self._body.parallel_tool_calls is False:
+                calls = calls[:1]
+        said = _Said(text, calls, "tool_calls" if calls else "stop")
+        reply = ChatReply(self._body.model)
+        usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+        if not self._body.stream:
+            return HttpAnswer(json.dumps(reply.whole([said], usage)))
+        piece = Piece(said.text, (*said.calls,), None, said.finish)
+        chunks = [*reply.opening(0), *reply.chunks(0, piece)]
+        options = self._body.stream_options
+        if options is not None and options.include_usage:
+            chunks.append(reply.usage(usage))
+        events = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
+        return HttpAnswer(f"{events}data: [DONE]\n\n", type="text/event-stream")
+
+
+def read_request(request: HttpRequest) -> Chat | HttpAnswer:
+    """Read a request of a harness: a chat for the model, or what else is answered at once."""
+    path = request.path.partition("?")[0].rstrip("/")
+    if path.endswith("/models") and request.method == "GET":
+        models = [{"id": MODEL, "object": "model", "created": 0, "owned_by": "envkit"}]
+        return HttpAnswer(json.dumps({"object": "list", "data": models}))
+    if not (path.endswith("/chat/completions") and request.method == "POST"):
+        return _refusal(404, f"there is no {request.method} {path}; there is POST /v1/chat/completions")
+    try:
+        body = ChatBody.model_validate_json(request.body)
+        if (body.n or 1) > 1 or body.logprobs:
+            return _refusal(400, "a harness is answered once a request, without log-probabilities")
+        chat = Chat(body)
+        _ = chat.observation  # arguments of earlier tool calls may be no JSON
+    except ValidationError as error:
+        first = error.errors()[0]
+        return _refusal(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+    except UsageError as error:
+        return _refusal(400, str(error))
+    return chat
+
+
+def _refusal(status: int, message: str) -> HttpAnswer:
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
+    return HttpAnswer(json.dumps({"error": error}), status)

@@ -1,0 +1,84 @@
+"""Environments that a harness plays: the model answers the harness, and the environment's checks grade."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from envkit.authored import ActionResult
+from envkit.env import Env
+from envkit.errors import ConfigError, ContractError
+from envkit.harness.chats import Chat, read_request
+from envkit.harness.relay import Ended, Relay
+from envkit.harness.spec import Harness
+from envkit.types import Task
+
+#: Longest request of a harness, in bytes: its whole history.
+_MAX_REQUEST_BYTES = 4 * 2**20
+#: Characters of a harness's output in an error.
+_SHOWN = 500
+
+
+def harnessed(kind: type[Env], harness: Harness) -> type[Env]:
+    """An environment with the tasks and checks of another one, in which a harness does the work.
+
+    The harness runs in the episode's sandbox and works on the files of the workspace. An observation is one
+    of its requests, ``{"messages": [...], "tools": [...]}`` in JSON. The action is the model's answer. The
+    episode ends with the harness, or after `Harness.max_calls` requests.
+
+    Args:
+        kind: the environment. Its checks must read the workspace, because a harness calls no tools.
+        harness: the program.
+
+    Raises:
+        ConfigError: the environment is played by tools.
+    """
+    if kind.tools or kind.tools_in_setup:
+        raise ConfigError(
+            f"environment {kind.id} is played by tools; harness {harness.name} works on the files of a "
+            "workspace only"
+        )
+
+    class Harnessed(kind):
+        chats = True
+        system = ""
+        max_turns = harness.max_calls
+        packages: ClassVar = (*kind.packages, *harness.packages)
+        toolchains: ClassVar = (*kind.toolchains, *harness.toolchains)
+        _relay: Relay
+        _chat: Chat
+
+        def __init__(self, **options: Any) -> None:
+            sizes = dict.fromkeys(("max_observation_bytes", "max_action_bytes"), _MAX_REQUEST_BYTES)
+            super().__init__(**{**sizes, **options})
+
+        def setup(self, task: Task) -> str:
+            super().setup(task)
+            self._relay = Relay(self.sandbox, harness, kind.brief(task))
+            if (ended := self._next()) is not None:
+                raise ContractError(
+                    f"harness {harness.name} asked no model: {ended.reason}; its last output: "
+                    f"{' '.join(ended.output.split())[-_SHOWN:] or '-'}"
+                )
+            return self._chat.observation
+
+        def apply(self, action: str) -> ActionResult:
+            self._relay.answer(self._chat.answer(action))
+            ended = self._next()
+            if ended is None and self.turns_left:
+                return ActionResult(self._chat.observation)
+            self._relay.close()  # nothing may change the files while they are graded
+            return ActionResult("" if ended is None else ended.reason, done=ended is not None)
+
+        def _next(self) -> Ended | None:
+            """Go on to the harness's next request for a chat; or return how it has ended."""
+            while not isinstance(event := self._relay.event, Ended):
+                found = read_request(event)
+                if isinstance(found, Chat):
+                    self._chat = found
+                    return None
+                self._relay.answer(found)
+            return event
+
+    Harnessed.__name__ = Harnessed.__qualname__ = f"{kind.__name__}By{harness.name.title().replace('-', '')}"
+    Harnessed.__module__ = kind.__module__
+    return Harnessed

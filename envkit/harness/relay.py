@@ -1,0 +1,100 @@
+"""A harness that runs in a sandbox, and the host's way to answer its requests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Final, final
+
+from envkit.harness.spec import Harness
+from envkit.plain import decode
+from envkit.sandbox import PYTHON_OPTIONS, PeerGone, Sandbox
+
+#: Where the relay listens. Each sandbox has a loopback device of its own, so any port is free.
+_PORT: Final = 8000
+BASE_URL: Final = f"http://127.0.0.1:{_PORT}/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """A request of the harness."""
+
+    method: str
+    path: str
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAnswer:
+    """An answer to it.
+
+    Args:
+        body: the body.
+        status: of HTTP.
+        type: the body's media type.
+    """
+
+    body: str
+    status: int = 200
+    type: str = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The harness has ended.
+
+    Args:
+        reason: why, for people: its status, a limit that it exceeded, or that it was silent for too long.
+        output: the end of what it printed.
+    """
+
+    reason: str
+    output: str
+
+
+@final
+class Relay:
+    """A running harness. It ends with the sandbox, or by `close`.
+
+    Args:
+        sandbox: belongs to the caller.
+        harness: the program.
+        prompt: of the task.
+    """
+
+    def __init__(self, sandbox: Sandbox, harness: Harness, prompt: str) -> None:
+        self._timeout_s = harness.timeout_s
+        program = (resources.files("envkit.harness") / "guest_relay.py").read_text()
+        self._peer = sandbox.open([sandbox.python, *PYTHON_OPTIONS, "-c", program], limits=harness.limits)
+        address = {"OPENAI_BASE_URL": BASE_URL, "OPENAI_API_BASE": BASE_URL, "OPENAI_API_KEY": "none"}
+        start = {
+            "argv": harness.argv(prompt, BASE_URL),
+            "environment": {**address, **harness.environment},
+            "port": _PORT,
+        }
+        self._event = self._ask(start)
+
+    @property
+    def event(self) -> HttpRequest | Ended:
+        """What the harness waits for, or its end."""
+        return self._event
+
+    def answer(self, answer: HttpAnswer) -> None:
+        """Answer the request, and wait for what follows."""
+        self._event = self._ask({"status": answer.status, "type": answer.type, "body": answer.body})
+
+    def close(self) -> None:
+        """Kill the harness and all that it has started. Idempotent."""
+        self._peer.close()
+
+    def _ask(self, message: Mapping[str, object]) -> HttpRequest | Ended:
+        try:
+            found = json.loads(self._peer.ask(json.dumps(message).encode(), self._timeout_s))
+            if "ended" in found:
+                return Ended(f"it ended with status {found['ended']}", str(found["output"]))
+            return decode(HttpRequest, found, "the request")
+        except (PeerGone, ValueError, KeyError, TypeError) as error:  # a harness may write to its relay
+            self._peer.close()
+            return Ended(str(error), "")

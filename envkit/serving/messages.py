@@ -1,0 +1,37 @@
+"""Messages of OpenAI's API as chat templates read them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from envkit.errors import UsageError
+from envkit.serving.schemas import Message
+
+
+def template_message(message: Message) -> dict[str, Any]:
+    """A message as chat templates read it: content as text, arguments of calls as objects.
+
+    Raises:
+        UsageError: the arguments of an earlier tool call are not JSON.
+    """
+    content = message.content
+    text = content if isinstance(content, str) else "".join(part.text for part in content or ())
+    found: dict[str, Any] = {
+        "role": "system" if message.role == "developer" else message.role,
+        "content": text,
+    }
+    if message.tool_calls:
+        calls: list[dict[str, Any]] = []
+        for call in message.tool_calls:
+            try:
+                arguments = json.loads(call.function.arguments or "{}")
+            except (ValueError, RecursionError) as error:
+                raise UsageError("arguments of a tool call are not JSON") from error
+            calls.append(
+                {"type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+            )
+        found["tool_calls"] = calls
+    return found | {
+        key: value for key, value in (("name", message.name), ("tool_call_id", message.tool_call_id)) if value
+    }
