@@ -53,5 +53,5 @@ class ChatAgent(Agent, Protocol):
     """An agent that also answers whole chats, as a harness asks for them."""
 
     def start_chats(self, key: EpisodeKey) -> Session:
-        """Begin an episode whose observations are chats, see `envkit.Env.chats`; as `start`."""
+        """Begin an episode whose observations are chats, see `envkit.Env.harness`; as `start`."""
         ...

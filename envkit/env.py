@@ -95,6 +95,9 @@ class Env(gymnasium.Env[str, str], ABC):
     #: Python packages that programs in the sandbox can import, as lines of a pip requirements file, such as
     #: ``pandas==2.3.3``. Installed once per machine, from wheels only.
     packages: ClassVar[Sequence[str]] = ()
+    #: Modules of these packages that a sandbox imports ahead, if it can, so that programs start faster. Only
+    #: programs of the form ``[sandbox.python, *PYTHON_OPTIONS, "-c", ...]`` have them.
+    preload: ClassVar[Sequence[str]] = ()
     #: Other languages of the sandbox, such as ``node`` or ``node==22.*``.
     toolchains: ClassVar[Sequence[str]] = ()
     #: Files or folders beside the class's module. The sandbox holds each read-only, in ``/data`` under its
@@ -142,9 +145,10 @@ class Env(gymnasium.Env[str, str], ABC):
     #: Taken from the reward of every turn, so that fewer turns are better; at least 0. Without a lowest sum
     #: below 0, it only lowers what is earned otherwise.
     turn_cost: ClassVar[float] = 0.0
-    #: True if an observation is a whole chat, a JSON object with ``messages`` and perhaps ``tools`` as in
-    #: OpenAI's API, to which the action is the answer; see `envkit.harness`.
-    chats: ClassVar[bool] = False
+    #: The agent program that stands between a model and this environment, see `envkit.harness`; ``None`` for
+    #: none. With one, an observation is a whole chat: a JSON object with ``messages`` and perhaps ``tools`` as
+    #: in OpenAI's API. The action is the answer to it.
+    harness: ClassVar[object] = None
     _validated_tasks: ClassVar[Sequence[Task] | None] = None
 
     def __init_subclass__(cls) -> None:
@@ -232,6 +236,11 @@ class Env(gymnasium.Env[str, str], ABC):
     def dispose(self) -> None:
         """Release what is kept between episodes. Called by every `close`; further episodes may follow."""
 
+    @classmethod
+    def graded_as(cls) -> type[Env]:
+        """The class whose audit says what the rewards of this one prove: another one if a harness plays."""
+        return cls
+
     @final
     @classmethod
     def equip(cls, sandbox: SandboxBackend | None = None) -> SandboxBackend:
@@ -252,7 +261,7 @@ class Env(gymnasium.Env[str, str], ABC):
         if declared == Contents():
             return sandbox
         wanted = sandbox.contents | declared
-        return sandbox if wanted == sandbox.contents else sandbox.with_contents(wanted)
+        return sandbox if wanted == sandbox.contents else sandbox.with_contents(wanted, cls.preload)
 
     @classmethod
     def make_tasks(cls, split: str, *, sandbox: SandboxBackend, display: Display) -> Sequence[Task]:

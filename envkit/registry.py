@@ -27,9 +27,19 @@ _VERSIONS = {"code-editor": 0, "service-desk": 0, "sql-desk": 3, "sql-desk-postg
 def environment(name: str) -> type[Env]:
     """Load the environment class that is registered under a name.
 
+    Args:
+        name: the environment's. ``NAME@HARNESS`` is the environment played by a harness: the name of one that
+            envkit ships, or the path of a TOML file; see `envkit.harness`.
+
     Raises:
         RegistryError: no such name, or the object is not an environment of that id.
+        ConfigError: there is no such harness, its file is wrong, or the environment is played by tools.
     """
+    name, at, harness = name.partition("@")
+    if at:
+        from envkit.harness import harnessed, load_harness
+
+        return harnessed(environment(name), load_harness(harness))
     found = load("environment", name)
     if not (isinstance(found, type) and issubclass(found, Env)):
         raise RegistryError(f"environment {name!r} is {found!r}; expected a subclass of envkit.Env")

@@ -224,7 +224,7 @@ def _session(agent: Agent, env: Env, key: EpisodeKey) -> Session:
     Raises:
         UsageError: a harness plays, and the agent answers no chats.
     """
-    if not env.chats:
+    if env.harness is None:
         return agent.start(key, env.system)
     if not isinstance(agent, ChatAgent):
         raise UsageError(f"agent {agent.name} cannot answer the chats of a harness; use a model")

@@ -19,13 +19,16 @@ SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setup
 LAYERS = (
     ("errors",),
     (
-        *("cache", "display", "files", "lease", "plain", "repositories", "secret_values", "spaces", "stop"),
-        *("syntax", "types"),
+        *("cache", "display", "files", "lease", "openai_api", "plain", "repositories", "secret_values"),
+        *("spaces", "stop", "syntax", "types"),
     ),
     ("agent", "sandbox", "sandbox_check"),
     ("inputs", "plugins"),
     ("authored", "checks", "contents", "grading", "hidden", "judging"),
-    ("command", "env", "external", "mcp", "random_calls", "service", "tool_runner", "tools", "wrapped"),
+    (
+        *("command", "env", "external", "harness", "mcp", "random_calls", "service", "tool_runner", "tools"),
+        "wrapped",
+    ),
     ("audit", "mining", "models", "prices", "registry", "rollout", "scaffold", "store", "taskfile"),
     ("envkit",),
     ("engine",),

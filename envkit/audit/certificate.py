@@ -242,7 +242,12 @@ def valid(kind: type[Env], lock: Lock | None = None, max_turns: int = 0) -> Cert
         kind: the environment.
         lock: what the sandboxes of a run hold, which must be what was audited; ``None`` for any.
         max_turns: actions per episode of a run, at most as many as were audited.
+
+    If a harness plays, the environment itself is what was audited: its checks grade. The harness's packages
+    and the number of its requests are no part of that.
     """
+    if (audited := kind.graded_as()) is not kind:
+        return valid(audited)
     problem = "it was never audited"
     paths = [path for path in (shipped(kind), cached(kind)) if path.exists()]
     code = (content_digest(kind), SCHEME) if paths else None

@@ -97,7 +97,7 @@ def run_audit(audited: AuditedEnv, display: Display, only: str = "") -> list[Fin
             finding = Finding(name, False, f"a bug: {type(error).__name__}: {error}")
         findings.append(finding)
         if finding.ok is False:  # the others may take minutes
-            display.say(f"FAIL {name}")
+            display.say(f"FAIL {name}: {escape(finding.detail)}")
         display.advance(number, name)
     return findings
 

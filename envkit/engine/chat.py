@@ -203,7 +203,7 @@ class Conversation:
 class Chats:
     """The token ids of the chats that a program asks for, one after the other.
 
-    An observation is a whole chat, see `envkit.Env.chats`. Where it goes on from the one before, only what is
+    An observation is a whole chat, see `envkit.Env.harness`. Where it goes on from the one before, only what is
     new is appended. Otherwise the ids branch where the two begin to differ. An earlier answer that comes back
     unchanged keeps its sampled ids.
 

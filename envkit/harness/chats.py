@@ -11,11 +11,10 @@ from pydantic import ValidationError
 from envkit.errors import UsageError
 from envkit.harness.relay import HttpAnswer, HttpRequest
 from envkit.harness.spec import MODEL
-from envkit.serving.choice import Piece, TokenLogprob
-from envkit.serving.messages import template_message
-from envkit.serving.replies import ChatReply
-from envkit.serving.schemas import ChatBody
-from envkit.serving.text import ToolCall, ToolCallStream
+from envkit.openai_api.messages import template_message
+from envkit.openai_api.replies import ChatReply, Piece, TokenLogprob
+from envkit.openai_api.schemas import ChatBody
+from envkit.openai_api.text import ToolCall, ToolCallStream
 
 
 @dataclass(frozen=True, slots=True)

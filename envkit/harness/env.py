@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from envkit.authored import ActionResult
@@ -38,12 +39,17 @@ def harnessed(kind: type[Env], harness: Harness) -> type[Env]:
             "workspace only"
         )
 
+    program = harness  # the class body gives its own meaning to the other name
+
     class Harnessed(kind):
-        chats = True
+        id = f"{kind.id}@{program.name}"
+        harness = program
         system = ""
-        max_turns = harness.max_calls
-        packages: ClassVar = (*kind.packages, *harness.packages)
-        toolchains: ClassVar = (*kind.toolchains, *harness.toolchains)
+        baselines = ()
+        max_turns = program.max_calls
+        packages: ClassVar = (*kind.packages, *program.packages)
+        preload: ClassVar = (*kind.preload, *program.preload)
+        toolchains: ClassVar = (*kind.toolchains, *program.toolchains)
         _relay: Relay
         _chat: Chat
 
@@ -51,12 +57,20 @@ def harnessed(kind: type[Env], harness: Harness) -> type[Env]:
             sizes = dict.fromkeys(("max_observation_bytes", "max_action_bytes"), _MAX_REQUEST_BYTES)
             super().__init__(**{**sizes, **options})
 
+        @classmethod
+        def graded_as(cls) -> type[Env]:
+            return kind.graded_as()
+
+        @classmethod
+        def oracle(cls, task: Task) -> Sequence[str]:
+            raise ContractError(f"environment {cls.id} has no oracle: nobody knows what {program.name} asks")
+
         def setup(self, task: Task) -> str:
             super().setup(task)
-            self._relay = Relay(self.sandbox, harness, kind.brief(task))
+            self._relay = Relay(self.sandbox, program, kind.brief(task))
             if (ended := self._next()) is not None:
                 raise ContractError(
-                    f"harness {harness.name} asked no model: {ended.reason}; its last output: "
+                    f"harness {program.name} asked no model: {ended.reason}; its last output: "
                     f"{' '.join(ended.output.split())[-_SHOWN:] or '-'}"
                 )
             return self._chat.observation
@@ -79,6 +93,5 @@ def harnessed(kind: type[Env], harness: Harness) -> type[Env]:
                 self._relay.answer(found)
             return event
 
-    Harnessed.__name__ = Harnessed.__qualname__ = f"{kind.__name__}By{harness.name.title().replace('-', '')}"
     Harnessed.__module__ = kind.__module__
     return Harnessed

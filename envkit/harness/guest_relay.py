@@ -15,13 +15,15 @@ Requests that come together wait for each other.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
-import subprocess
+import runpy
 import sys
 import tempfile
 import threading
+import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 TYPE_CHECKING = False
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 #: Bytes of the harness's last output that are passed on.
 SHOWN = 4_000
 MAX_BODY = 16 * 2**20
+PACKAGES = "/usr/lib/packages"  # as in `envkit.sandbox`
 
 #: What the host is told next: a request with the queue of its answer, or the end.
 events: queue.Queue[tuple[dict[str, Any], queue.Queue[dict[str, Any]] | None]] = queue.Queue()
@@ -67,25 +70,65 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def run(argv: list[str], environment: dict[str, str]) -> None:
-    """Run the harness to its end, and report that."""
-    with tempfile.TemporaryFile() as output:
-        try:
-            started = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
-            status = subprocess.run(argv, env={**os.environ, **environment}, **started).returncode
-        except OSError as error:
-            events.put(({"ended": 127, "output": f"{argv[0]} cannot be started: {error}"}, None))
-            return
-        output.seek(max(0, output.seek(0, os.SEEK_END) - SHOWN))
-        events.put(({"ended": status, "output": output.read().decode(errors="replace")}, None))
+def start(argv: list[str], environment: dict[str, str], output: int) -> int:
+    """Start the harness; returns its process id.
+
+    ``python3 -m MODULE`` runs in a fork of this interpreter, which may have imported what the module needs.
+    """
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.environ.update(environment)
+        for descriptor, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
+            os.dup2(source, descriptor)
+        if argv[:2] != ["python3", "-m"]:
+            os.execvp(argv[0], argv)
+        os._exit(run_module(argv[2], argv[3:]))
+    except OSError as error:
+        os.write(2, f"{argv[0]} cannot be started: {error}\n".encode())
+    os._exit(127)
+
+
+def run_module(name: str, arguments: list[str]) -> int:
+    """Run a module as a new interpreter would; returns the exit status."""
+    sys.argv = [name, *arguments]
+    sys.path[:0] = [] if PACKAGES in sys.path else [PACKAGES]
+    # The relay's own streams may have buffered something.
+    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(n, mode) for n, mode in ((0, "r"), (1, "w"), (2, "w")))
+    try:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+        return 0
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+
+
+def wait(pid: int, output: Any) -> None:
+    """Report the end of the harness."""
+    _, ended = os.waitpid(pid, 0)
+    output.seek(max(0, output.seek(0, os.SEEK_END) - SHOWN))
+    text = output.read().decode(errors="replace")
+    events.put(({"ended": os.waitstatus_to_exitcode(ended), "output": text}, None))
 
 
 def main() -> None:
     """Answer every line with the next event, until the harness has ended."""
-    start = json.loads(sys.stdin.readline())
-    server = ThreadingHTTPServer(("127.0.0.1", start["port"]), Handler)
+    order = json.loads(sys.stdin.readline())
+    server = ThreadingHTTPServer(("127.0.0.1", order["port"]), Handler)  # listens from now on
+    output = tempfile.TemporaryFile()
+    pid = start(order["argv"], order["environment"], output.fileno())  # before there are threads
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    threading.Thread(target=run, args=(start["argv"], start["environment"]), daemon=True).start()
+    threading.Thread(target=wait, args=(pid, output), daemon=True).start()
     while True:
         event, answered = events.get()
         print(json.dumps(event), flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,7 @@ from envkit.sandbox import Limits
 
 #: Model id that a harness asks for; whoever plays answers.
 MODEL: Final = "policy"
+_SHIPPED: Final = "envkit.harness"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +28,11 @@ class Harness:
     ``{model}`` for the model's id. Words are passed as they are: no shell reads them.
 
     Args:
-        name: name in reports.
+        name: name of a shipped one, or path of the file.
         command: the program and its arguments.
         packages: lines of a pip requirements file, as in `envkit.Env.packages`.
+        preload: modules of these packages that sandboxes import ahead, so that ``python3 -m MODULE`` starts
+            faster.
         toolchains: as in `envkit.Env.toolchains`.
         environment: its environment variables, beside those of every command in a sandbox.
         max_calls: requests to the model in an episode, at least 1; the episode then ends.
@@ -41,6 +45,7 @@ class Harness:
     name: str
     command: tuple[str, ...]
     packages: tuple[str, ...] = ()
+    preload: tuple[str, ...] = ()
     toolchains: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     max_calls: int = 10
@@ -87,19 +92,42 @@ def _filled(word: str, words: Mapping[str, str]) -> str:
     return word
 
 
-def load_harness(path: Path) -> Harness:
-    """Read a TOML file with the fields of `Harness`. Without a ``name``, it is the file's.
+def load_harness(name_or_path: str) -> Harness:
+    """Load a harness that envkit ships, by name, or a TOML file with the fields of `Harness`, by path.
 
     Raises:
-        ConfigError: it cannot be read, or a key or value is wrong; the message names file and key.
+        ConfigError: no harness has that name, or the file cannot be read, or a key or value in it is wrong;
+            the message names file and key.
     """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        if name_or_path not in shipped_harnesses():
+            raise ConfigError(
+                f"no harness is named {name_or_path!r}; choose one of: {', '.join(shipped_harnesses())}, or "
+                "give the path of a .toml file"
+            )
+        return _parse(resources.files(_SHIPPED).joinpath(f"{name_or_path}.toml").read_text(), name_or_path)
     try:
-        values = tomllib.loads(read_settings(path))
+        text = read_settings(path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: not TOML ({error})") from error
+    return _parse(text, name_or_path)
+
+
+def shipped_harnesses() -> list[str]:
+    """Names of the harnesses that envkit ships, sorted."""
+    files = resources.files(_SHIPPED).iterdir()
+    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
+def _parse(text: str, name: str) -> Harness:
     try:
-        return decode(Harness, {"name": path.name.removesuffix(".toml"), **values}, "the harness")
+        values = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{name}: not TOML ({error})") from error
+    try:
+        return decode(Harness, {**values, "name": name}, "the harness")
     except (ValueError, ConfigError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{name}: {error}") from None

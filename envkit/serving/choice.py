@@ -6,37 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from envkit.engine.running import Drawn
-from envkit.serving.text import TextStream, ToolCall, ToolCallStream
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """A token of the text with the model's log-probabilities.
-
-    Args:
-        token: its text.
-        logprob: natural log of its probability.
-        top: texts and log-probabilities of the most likely tokens there.
-    """
-
-    token: str
-    logprob: float
-    top: tuple[tuple[str, float], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What a token has added to an answer."""
-
-    text: str = ""
-    calls: tuple[ToolCall, ...] = ()
-    logprob: TokenLogprob | None = None
-    finish: str | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        """True if there is nothing to send."""
-        return self == Piece()
+from envkit.openai_api.replies import Piece, TokenLogprob
+from envkit.openai_api.text import TextStream, ToolCall, ToolCallStream
 
 
 @dataclass(slots=True)

@@ -28,7 +28,8 @@ def environment_facts(kind: type[Env], lock: Lock) -> dict[str, str]:
 def code_digest(kind: type[Env]) -> str:
     """SHA-256 of the code that an environment's certificate is bound to, and of ``rollout.py``."""
     rollout = Path(envkit.__file__).with_name("rollout.py").read_bytes()
-    return hashlib.sha256(content_digest(kind).encode() + rollout).hexdigest()
+    harness = b"" if kind.harness is None else repr(kind.harness).encode()
+    return hashlib.sha256(content_digest(kind).encode() + rollout + harness).hexdigest()
 
 
 def training_code_digest() -> str:

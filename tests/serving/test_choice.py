@@ -6,8 +6,8 @@ import pytest
 
 from envkit.engine.running import Drawn, Likely
 from envkit.serving.choice import Choice
-from envkit.serving.replies import ChatReply, CompletionReply
-from envkit.serving.text import TextStream, ToolCallStream
+from envkit.openai_api.replies import ChatReply, CompletionReply
+from envkit.openai_api.text import TextStream, ToolCallStream
 
 CALLS = "\n".join(
     f'<tool_call>{{"name": "add", "arguments": {{"a": {number}}}}}</tool_call>' for number in (1, 2)

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from envkit.errors import UsageError
-from envkit.serving.schemas import Message
+from envkit.openai_api.schemas import Message
 
 
 def template_message(message: Message) -> dict[str, Any]:

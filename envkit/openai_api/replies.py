@@ -5,12 +5,42 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, final
 
-from envkit.serving.choice import Piece, TokenLogprob
-from envkit.serving.text import ToolCall
+from envkit.openai_api.text import ToolCall
 
 JsonObject = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of the text with the model's log-probabilities.
+
+    Args:
+        token: its text.
+        logprob: natural log of its probability.
+        top: texts and log-probabilities of the most likely tokens there.
+    """
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a token has added to an answer."""
+
+    text: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    logprob: TokenLogprob | None = None
+    finish: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """True if there is nothing to send."""
+        return self == Piece()
 
 
 class Answer(Protocol):

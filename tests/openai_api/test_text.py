@@ -9,7 +9,7 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envkit.serving.text import TextStream, ToolCall, ToolCallStream
+from envkit.openai_api.text import TextStream, ToolCall, ToolCallStream
 
 GOOD = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
 

@@ -1,0 +1,1 @@
+"""Forms of OpenAI's API: bodies of requests, messages for chat templates, replies, and texts with tool calls."""
