@@ -146,8 +146,8 @@ class Env(gymnasium.Env[str, str], ABC):
     #: below 0, it only lowers what is earned otherwise.
     turn_cost: ClassVar[float] = 0.0
     #: The agent program that stands between a model and this environment, see `envkit.harness`; ``None`` for
-    #: none. With one, an observation is a whole chat: a JSON object with ``messages`` and perhaps ``tools`` as
-    #: in OpenAI's API. The action is the answer to it.
+    #: none. With one, an observation is a whole chat: a JSON object with ``messages`` and perhaps ``tools``
+    #: as in OpenAI's API. The action is the answer to it.
     harness: ClassVar[object] = None
     _validated_tasks: ClassVar[Sequence[Task] | None] = None
 

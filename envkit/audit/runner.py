@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
+from rich.markup import escape
+
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable, PlayedEpisode
 from envkit.audit.cases import replay_cases
 from envkit.audit.checks import faults, interface, sameness, shown, tasksets, unearned, verdicts

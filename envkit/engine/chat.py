@@ -203,9 +203,9 @@ class Conversation:
 class Chats:
     """The token ids of the chats that a program asks for, one after the other.
 
-    An observation is a whole chat, see `envkit.Env.harness`. Where it goes on from the one before, only what is
-    new is appended. Otherwise the ids branch where the two begin to differ. An earlier answer that comes back
-    unchanged keeps its sampled ids.
+    An observation is a whole chat, see `envkit.Env.harness`. Where it goes on from the one before, only what
+    is new is appended. Otherwise the ids branch where the two begin to differ. An earlier answer that comes
+    back unchanged keeps its sampled ids.
 
     Args:
         renderer: turns messages into ids.

@@ -125,7 +125,7 @@ def main() -> None:
     """Answer every line with the next event, until the harness has ended."""
     order = json.loads(sys.stdin.readline())
     server = ThreadingHTTPServer(("127.0.0.1", order["port"]), Handler)  # listens from now on
-    output = tempfile.TemporaryFile()
+    output = tempfile.TemporaryFile()  # noqa: SIM115  (closed by the end of the process)
     pid = start(order["argv"], order["environment"], output.fileno())  # before there are threads
     threading.Thread(target=server.serve_forever, daemon=True).start()
     threading.Thread(target=wait, args=(pid, output), daemon=True).start()

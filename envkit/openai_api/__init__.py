@@ -1,1 +1,1 @@
-"""Forms of OpenAI's API: bodies of requests, messages for chat templates, replies, and texts with tool calls."""
+"""Forms of OpenAI's API: requests, messages for chat templates, replies, and texts with tool calls."""

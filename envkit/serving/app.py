@@ -25,17 +25,17 @@ from envkit.engine.chat import ChatRenderer
 from envkit.engine.protocol import Sampling
 from envkit.engine.running import Failed, RowRequest
 from envkit.errors import EnvkitError, StoreError, UsageError
+from envkit.openai_api.messages import template_message
+from envkit.openai_api.replies import ChatReply, CompletionReply, Reply
+from envkit.openai_api.schemas import ChatBody, CompletionBody
+from envkit.openai_api.text import TextStream, ToolCallStream
 from envkit.serving.access import Access, Client, RateLimits
 from envkit.serving.body_limit import BodyLimit
 from envkit.serving.choice import Choice, Piece
 from envkit.serving.host_check import HostCheck
 from envkit.serving.ledger import Entry, Ledger
-from envkit.openai_api.messages import template_message
 from envkit.serving.metrics import ErrorCount, Metrics
 from envkit.serving.models import Models
-from envkit.openai_api.replies import ChatReply, CompletionReply, Reply
-from envkit.openai_api.schemas import ChatBody, CompletionBody
-from envkit.openai_api.text import TextStream, ToolCallStream
 from envkit.serving.worker import Worker
 
 _T = TypeVar("_T")

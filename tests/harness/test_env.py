@@ -1,0 +1,223 @@
+"""Harnesses: programs that ask a model in a sandbox, whose files the environment's own checks grade."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from envkit import Env, Task, check
+from envkit.agents.scripted import ScriptedAgent
+from envkit.authored import ActionResult
+from envkit.environments.sql_desk.env import SqlDeskEnv
+from envkit.errors import ConfigError, ContractError, UsageError
+from envkit.harness import Harness, harnessed
+from envkit.plugins import sandbox_backend
+from envkit.rollout import Rollouts
+from envkit.sandbox import SandboxBackend
+from envkit.types import EpisodeKey
+
+#: Asks a model, with the standard library alone.
+ASK = """
+import json, os, sys, urllib.request, urllib.error
+def ask(path="/chat/completions", **body):
+    data = json.dumps({"model": "policy", **body}).encode() if body else None
+    url, headers = os.environ["OPENAI_BASE_URL"] + path, {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, data, headers)
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return str(error.code) + error.read().decode()
+def chat(*texts, **options):
+    roles = ("user", "assistant") * len(texts)
+    messages = [{"role": role, "content": text} for role, text in zip(roles, texts)]
+    return json.loads(ask(messages=messages, **options))["choices"][0]["message"]
+"""
+#: Runs what the model says, turn after turn.
+OBEY = f"""{ASK}
+said = [sys.argv[1]]
+while True:
+    said.append(chat(*said)["content"])
+    exec(said[-1])
+    said.append("done")
+"""
+
+
+class Words(Env):
+    """Write a word into a file."""
+
+    id = "words"
+
+    @classmethod
+    def make_task(cls, split: str, number: int, draw: Any) -> Task:
+        word = f"word{number}"
+        return Task(f"{split}/{number}", split, f"Write {word} into word.txt.", {}, hidden={"word": word})
+
+    def setup(self, task: Task) -> str:
+        return f"{task.prompt} Answer with the word."
+
+    def apply(self, action: str) -> ActionResult:
+        self.sandbox.write("word.txt", action.encode())
+        return ActionResult("Written.", done=True)
+
+    @check()
+    def is_written(self) -> bool:
+        return self.sandbox.read("word.txt", 100).decode() == self.task.hidden["word"]
+
+
+@pytest.fixture(scope="module")
+def backend() -> SandboxBackend:
+    return sandbox_backend()
+
+
+@pytest.fixture
+def play(backend: SandboxBackend) -> Iterator[Callable[..., Any]]:
+    """Make an environment that a program plays, and begin an episode."""
+    made: list[Env] = []
+
+    def begin(program: str, **options: Any) -> tuple[Env, dict[str, Any]]:
+        kind = harnessed(Words, Harness("test", ("python3", "-c", program, "{prompt}"), **options))
+        env = kind(tasks=kind.tasks_of("train", backend), sandbox=backend)
+        made.append(env)
+        seen, _ = env.reset(seed=0, options={"task": "train/3"})
+        return env, json.loads(seen)
+
+    yield begin
+    for env in made:
+        env.close()
+
+
+def test_a_program_asks_works_and_is_graded_by_its_files(play: Callable[..., Any]) -> None:
+    env, seen = play(OBEY)
+    assert seen == {"messages": [{"role": "user", "content": "Write word3 into word.txt."}]}
+    seen, reward, ended, truncated, _ = env.step("open('word.txt', 'w').write('other')")
+    assert (reward, ended, truncated) == (0.0, False, False)
+    assert [message["role"] for message in json.loads(seen)["messages"]] == ["user", "assistant", "user"]
+    seen, reward, ended, _, info = env.step("open('word.txt', 'w').write('word3'); sys.exit()")
+    assert (seen, reward, ended, info["solved"]) == ("it ended with status 0", 1.0, True, True)
+
+
+def test_an_episode_ends_after_the_last_request_and_the_last_answer_counts(play: Callable[..., Any]) -> None:
+    env, _ = play(OBEY, max_calls=2)
+    env.step("pass")
+    _, reward, ended, truncated, _ = env.step("open('word.txt', 'w').write('word3')")
+    assert (reward, ended, truncated) == (1.0, False, True)
+
+
+@pytest.mark.parametrize(
+    "end", ["sys.exit(3)", "1/0", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"]
+)
+def test_a_program_that_fails_is_graded_as_it_leaves_the_files(play: Callable[..., Any], end: str) -> None:
+    env, _ = play(OBEY)
+    _, reward, ended, _, _ = env.step(f"open('word.txt', 'w').write('word3'); {end}")
+    assert (reward, ended) == (1.0, True)
+
+
+def test_nothing_of_the_program_runs_while_files_are_graded(play: Callable[..., Any]) -> None:
+    behind = "import subprocess; subprocess.Popen(['sh', '-c', 'sleep 0.2; echo -n word3 > word.txt'])"
+    env, _ = play(OBEY)
+    env.step(behind)
+    _, reward, ended, _, _ = env.step("sys.exit()")
+    assert (reward, ended) == (0.0, True)
+
+
+def test_a_silent_program_ends_the_episode(play: Callable[..., Any]) -> None:
+    env, _ = play(OBEY, timeout_s=1.0)
+    seen, reward, ended, _, _ = env.step("import time; time.sleep(60)")
+    assert (reward, ended) == (0.0, True)
+    assert "1" in seen
+
+
+def test_a_program_may_write_to_its_relay_and_gains_nothing(play: Callable[..., Any]) -> None:
+    env, _ = play(OBEY)
+    to_relay = "open(f'/proc/{os.getppid()}/fd/1', 'w').write('{\"ended\": 0, \"output\": \"\"}\\n')"
+    _, reward, *_ = env.step(f"try: {to_relay}\nexcept OSError: pass")
+    assert reward == 0.0
+
+
+def test_a_program_that_asks_nothing_is_a_fault_of_the_setup(play: Callable[..., Any]) -> None:
+    with pytest.raises(
+        ContractError, match=r"harness test asked no model: it ended with status 1; .*No module"
+    ):
+        play("import nothing_of_the_kind")
+    kind = harnessed(Words, Harness("absent", ("no-such-program",)))
+    env = kind(tasks=kind.tasks_of("train"), sandbox=sandbox_backend())
+    with closing(env), pytest.raises(ContractError, match="no-such-program cannot be started"):
+        env.reset(seed=0)
+
+
+def test_streams_stops_and_tools_are_answered_in_openais_form(play: Callable[..., Any]) -> None:
+    program = f"""{ASK}
+tool = {{"type": "function", "function": {{"name": "add", "parameters": {{"type": "object"}}}}}}
+messages, options = [{{"role": "user", "content": "a"}}], {{"include_usage": True}}
+open("0", "w").write(ask(messages=messages, stream=True, stream_options=options))
+open("1", "w").write(json.dumps(chat("b", stop=["<end>"])))
+open("2", "w").write(json.dumps(chat("c", tools=[tool])))
+chat("last")
+"""
+    env, seen = play(program)
+    assert "tools" not in seen
+    env.step("x y")
+    events = env.sandbox.read("0", 10_000).decode().split("\n\n")
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+    assert events[-2:] == ["data: [DONE]", ""]
+    assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks if c["choices"]) == "x y"
+    assert "usage" in chunks[-1]
+    seen, *_ = env.step("said <end> more")
+    assert json.loads(env.sandbox.read("1", 1000))["content"] == "said "
+    assert json.loads(seen)["tools"][0]["function"]["name"] == "add"
+    env.step('<tool_call>\n{"name": "add", "arguments": {"n": 1}}\n</tool_call>')
+    [call] = json.loads(env.sandbox.read("2", 1000))["tool_calls"]
+    assert call["function"] == {"name": "add", "arguments": '{"n": 1}'}
+
+
+def test_requests_that_no_model_answers_are_answered_at_once(play: Callable[..., Any]) -> None:
+    program = f"""{ASK}
+open("0", "w").write(ask("/models"))
+open("1", "w").write(ask("/embeddings", input="x"))
+open("2", "w").write(ask(messages=[]))
+open("3", "w").write(ask(messages=[{{"role": "user", "content": "a"}}], n=2))
+open("4", "w").write(ask(messages=[{{"role": "user", "content": "a"}}], temperature="hot"))
+chat("last")
+"""
+    env, seen = play(program)
+    assert seen["messages"][-1]["content"] == "last"
+    found = [env.sandbox.read(str(number), 10_000).decode() for number in range(5)]
+    assert json.loads(found[0])["data"][0]["id"] == "policy"
+    assert [text[:3] for text in found[1:]] == ["404", "400", "400", "400"]
+    assert "temperature" in json.loads(found[4][3:])["error"]["message"]
+
+
+def test_requests_that_come_together_wait_for_each_other(play: Callable[..., Any]) -> None:
+    program = f"""{ASK}
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor() as pool:
+    found = [*pool.map(lambda n: chat(str(n))["content"], range(4))]
+open("word.txt", "w").write("word3" if found == [f"so {{n}}" for n in range(4)] else str(found))
+"""
+    env, seen = play(program)
+    reward, ended = 0.0, False
+    while not ended:
+        text, reward, ended, *_ = env.step(f"so {seen['messages'][0]['content']}")
+        seen = {} if ended else json.loads(text)
+    assert reward == 1.0
+
+
+def test_an_agent_without_chats_is_refused(backend: SandboxBackend) -> None:
+    kind = harnessed(Words, Harness("test", ("python3", "-c", OBEY, "{prompt}")))
+    tasks = kind.tasks_of("train", backend)
+    agent = ScriptedAgent("script", lambda key, turn, seen: "x")
+    with (
+        Rollouts(lambda: kind(tasks=tasks, sandbox=backend)) as rollouts,
+        pytest.raises(UsageError, match="agent script cannot answer the chats of a harness"),
+    ):
+        rollouts.play(agent, [EpisodeKey(0, 0, 0, 0, tasks[0].id)])
+
+
+def test_an_environment_with_tools_is_refused() -> None:
+    with pytest.raises(ConfigError, match="sql-desk is played by tools; harness test works on the files"):
+        harnessed(SqlDeskEnv, Harness("test", ("true",)))
