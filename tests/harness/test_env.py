@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
@@ -117,12 +118,24 @@ def test_a_program_that_fails_is_graded_as_it_leaves_the_files(play: Callable[..
     assert (reward, ended) == (1.0, True)
 
 
-def test_nothing_of_the_program_runs_while_files_are_graded(play: Callable[..., Any]) -> None:
-    behind = "import subprocess; subprocess.Popen(['sh', '-c', 'sleep 0.2; echo -n word3 > word.txt'])"
-    env, _ = play(OBEY)
-    env.step(behind)
-    _, reward, ended, _, _ = env.step("sys.exit()")
-    assert (reward, ended) == (0.0, True)
+def test_nothing_of_the_program_runs_while_files_are_graded(backend: SandboxBackend) -> None:
+    class Still(Words):
+        id = "still"
+
+        @check()
+        def is_written(self) -> bool:
+            first = self.sandbox.read("word.txt", 2**20)
+            time.sleep(0.3)
+            return self.sandbox.read("word.txt", 2**20) == first != b""
+
+    writes = "import subprocess, time; subprocess.Popen(['sh', '-c', 'while :; do echo >> word.txt; done'])"
+    writes += "; time.sleep(0.2)"
+    for calls, end in ((9, "; sys.exit()"), (1, "")):  # the program ends, or has asked often enough
+        kind = harnessed(Still, Harness("test", ("python3", "-c", OBEY, "{prompt}"), max_calls=calls))
+        with closing(kind(tasks=kind.tasks_of("train", backend), sandbox=backend)) as env:
+            env.reset(seed=0)
+            _, reward, *_ = env.step(writes + end)
+            assert reward == 1.0
 
 
 def test_a_silent_program_ends_the_episode(play: Callable[..., Any]) -> None:
