@@ -29,7 +29,7 @@ from envkit.store import trajectory_from_json, trajectory_to_json, write_atomic
 from envkit.studies.machine import machine
 from envkit.studies.provenance import code_digest, commit
 from envkit.taskfile import digest
-from envkit.training.packing import pack, training_row
+from envkit.training.packing import pack, shared_prompt, training_row
 from envkit.training.policy import Policy
 from envkit.types import JSON, EpisodeKey, Outcome, Task, Trajectory
 
@@ -439,13 +439,10 @@ def _within_tolerance(
     for episode in claimed:
         if fault := _foreign_text(episode, policy, kind, sampling):
             return False, f"task {episode.key.task}, sample {episode.key.row}: {fault}"
-        first = episode.steps[0].turn.tokens
-        assert first is not None  # as `_foreign_text` has seen
-        row = training_row(episode, [1.0] * len(episode.steps))
+        prompt = shared_prompt([episode])
+        row = training_row(episode, [1.0] * len(episode.steps), len(prompt))
         with torch.no_grad():
-            found_N = policy.logprobs(
-                pack(first.prompt_ids, [row], policy.device), sampling.temperature or 1.0
-            )
+            found_N = policy.logprobs(pack(prompt, [row], policy.device), sampling.temperature or 1.0)
         claimed_N = torch.tensor([x for x, ok in zip(row.logprobs, row.trained, strict=True) if ok])
         total += float((found_N.cpu() - claimed_N).abs().sum())
         tokens += len(claimed_N)

@@ -9,7 +9,7 @@ from typing import cast
 from envkit.errors import ContractError
 from envkit.training.advantages import turn_advantages
 from envkit.training.config import TrainConfig
-from envkit.training.packing import TrainingRow, training_row
+from envkit.training.packing import TrainingRow, shared_prompt, training_row
 from envkit.training.rollouts import StepRollouts
 from envkit.types import Outcome, Trajectory, Verdict
 
@@ -58,9 +58,10 @@ def training_groups(rollouts: StepRollouts, config: TrainConfig) -> list[Trainin
                 f"environment {valid[0].env} began one visit of task {valid[0].key.task} with different "
                 "observations; what reset() shows must follow from task and seed"
             )
-        rows = [training_row(t, row) for t, row in zip(valid, advantages, strict=True)]
+        prompt = shared_prompt(valid) if prompts else ()
+        rows = [training_row(t, row, len(prompt)) for t, row in zip(valid, advantages, strict=True)]
         mixed = len({t.reward for t in valid}) > 1
-        groups.append(TrainingGroup(prompts.pop(), rows, mixed, any(any(row) for row in advantages)))
+        groups.append(TrainingGroup(prompt, rows, mixed, any(any(row) for row in advantages)))
     return groups
 
 

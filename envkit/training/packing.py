@@ -70,31 +70,60 @@ class PackedBatch:
     rows: int
 
 
-def training_row(trajectory: Trajectory, advantages: Sequence[float]) -> TrainingRow:
-    """Turn a trajectory with tokens into a training row, given one advantage per turn.
+def shared_prompt(trajectories: Sequence[Trajectory]) -> tuple[int, ...]:
+    """The ids that every turn of these trajectories sees: their first prompt, or its beginning.
+
+    It is the beginning only if a turn sees less, because a harness began another chat.
+
+    Args:
+        trajectories: have tokens, and the same first prompt.
 
     Raises:
-        ContractError: a turn has no tokens, or its context lacks a part of the first prompt.
+        ContractError: there is a turn that shares no id with the first one.
+    """
+    turns = [step.turn.tokens for trajectory in trajectories for step in trajectory.steps]
+    first = next(tokens.prompt_ids for tokens in turns if tokens is not None)
+    kept = [tokens.kept for tokens in turns if tokens is not None and tokens.kept is not None]
+    shared = first[: min(kept, default=len(first))]
+    if not shared:
+        raise ContractError(
+            f"a turn of agent {trajectories[0].agent} shares no id with the first one; a chat template begins "
+            "all chats alike"
+        )
+    return shared
+
+
+def training_row(
+    trajectory: Trajectory, advantages: Sequence[float], prompt: int | None = None
+) -> TrainingRow:
+    """Turn a trajectory with tokens into a training row, given one advantage per turn.
+
+    Args:
+        trajectory: the episode.
+        advantages: one per turn.
+        prompt: number of ids that stand before the row, see `shared_prompt`; by default its first prompt.
+
+    Raises:
+        ContractError: a turn has no tokens, or its context lacks a part of the prompt.
     """
     ids: list[int] = []
     trained: list[bool] = []
     logprobs: list[float] = []
     advantages_out: list[float] = []
     kept: dict[int, int] = {}
-    first_prompt = 0
     for index, (step, advantage) in enumerate(zip(trajectory.steps, advantages, strict=True)):
         tokens = step.turn.tokens
         if tokens is None:
             raise ContractError(f"agent {trajectory.agent} records no tokens; it cannot be trained")
-        seen = tokens.prompt_ids if index else ()
-        first_prompt = first_prompt or len(tokens.prompt_ids)
+        prompt = len(tokens.prompt_ids) if prompt is None else prompt
+        seen = tokens.prompt_ids if index else tokens.prompt_ids[prompt:]
         if index and tokens.kept is not None:
-            if tokens.kept < first_prompt:
+            if tokens.kept < prompt:
                 raise ContractError(
                     f"turn {index} of agent {trajectory.agent} keeps {tokens.kept} ids of its context; "
-                    f"expected those of its first prompt, {first_prompt}, at the least"
+                    f"expected those of its prompt, {prompt}, at the least"
                 )
-            kept[len(ids)] = tokens.kept - first_prompt
+            kept[len(ids)] = tokens.kept - prompt
         ids += [*seen, *tokens.completion_ids]
         trained += [False] * len(seen) + [True] * len(tokens.completion_ids)
         logprobs += [0.0] * len(seen) + list(tokens.logprobs)

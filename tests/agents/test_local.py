@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from envkit.engine.torch_engine import TorchEngine
 from envkit.errors import ContractError
 from envkit.models import SMALL_MODEL, ModelRef, resolve
 from envkit.stop import ShouldStop, never
-from envkit.training.packing import PackedBatch, pack, training_row
+from envkit.training.packing import PackedBatch, pack, shared_prompt, training_row
 from envkit.types import EpisodeKey, Outcome, StepRecord, Tokens, Trajectory, Turn
 
 
@@ -155,6 +156,38 @@ def test_long_session_is_truncated_to_first_prompt_and_latest_observation(
     assert {*row.kept.values()} <= {0}
     batch = pack(first, [row])
     # What each sampled token is predicted from is what the engine was asked with, and drew before it.
+    for number, record in enumerate(records):
+        [request] = engine.asked[number]
+        drawn = tokens_of(record.turn).completion_ids
+        for offset, token in enumerate(drawn):
+            assert (*request.prompt_ids, *drawn[:offset]) in seen_in(batch, token)
+
+
+def chat(texts: Sequence[str]) -> str:
+    roles = ("user", "assistant") * len(texts)
+    messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+    return json.dumps({"messages": messages})
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["Fix it.", "No.", "ok"]), min_size=1, max_size=3), min_size=2, max_size=4
+    )
+)
+def test_a_learner_sees_each_token_of_a_harness_where_it_was_drawn(chats: list[list[str]]) -> None:
+    """Whatever chats a harness asks for: goes on, begins anew, or rewrites what was said."""
+    engine = StubEngine()
+    agent = agent_of(engine)
+    session = agent.start_chats(key(0))
+    records: list[StepRecord] = []
+    for texts in chats:
+        agent.submit(session, chat(texts))
+        [(_, turn)] = agent.collect()
+        records.append(StepRecord("", turn, 0.0))
+    episode = Trajectory(key(0), "e", "policy", tuple(records), Outcome.FAILED)
+    prompt = shared_prompt([episode])
+    batch = pack(prompt, [training_row(episode, [1.0] * len(records), len(prompt))])
     for number, record in enumerate(records):
         [request] = engine.asked[number]
         drawn = tokens_of(record.turn).completion_ids

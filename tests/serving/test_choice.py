@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from envkit.engine.running import Drawn, Likely
-from envkit.serving.choice import Choice
 from envkit.openai_api.replies import ChatReply, CompletionReply
 from envkit.openai_api.text import TextStream, ToolCallStream
+from envkit.serving.choice import Choice
 
 CALLS = "\n".join(
     f'<tool_call>{{"name": "add", "arguments": {{"a": {number}}}}}</tool_call>' for number in (1, 2)

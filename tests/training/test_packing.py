@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envkit.errors import ContractError
-from envkit.training.packing import PackedBatch, TrainingRow, chunks, pack, training_row
+from envkit.training.packing import PackedBatch, TrainingRow, chunks, pack, shared_prompt, training_row
 from envkit.types import EpisodeKey, Outcome, StepRecord, Tokens, Trajectory, Turn
 
 KEY = EpisodeKey(seed=0, step=0, group=0, row=0, task="t")
@@ -58,6 +58,19 @@ def test_dropping_part_of_the_first_prompt_is_refused() -> None:
     turns = turn((1, 2), (3,), (-0.3,)), Turn("", Tokens((5,), (6,), (-0.6,), kept=1))
     with pytest.raises(ContractError, match="turn 1 of agent a keeps 1 ids of its context"):
         training_row(trajectory(*turns), [1.0, 1.0])
+
+
+def test_what_all_turns_see_stands_before_the_rows() -> None:
+    first = turn((1, 2, 3), (4,), (-0.4,))
+    branch = Turn("", Tokens((5,), (6,), (-0.6,), kept=2))
+    assert shared_prompt([trajectory(first)]) == (1, 2, 3)
+    assert shared_prompt([trajectory(first), trajectory(first, branch)]) == (1, 2)
+    made = training_row(trajectory(first, branch), [1.0, 1.0], 2)
+    assert made.ids == (3, 4, 5, 6)
+    assert made.trained == (False, True, False, True)
+    assert made.kept == {2: 0}
+    with pytest.raises(ContractError, match="shares no id with the first one"):
+        shared_prompt([trajectory(first, Turn("", Tokens((5,), (6,), (-0.6,), kept=0)))])
 
 
 rows_of_letters = st.lists(st.text("abc", min_size=1, max_size=9), min_size=1, max_size=12)
