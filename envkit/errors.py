@@ -27,7 +27,7 @@ Errors that only one module raises and catches:
 
 - `envkit.agents.endpoint.ProviderError`, a `UsageError`: a provider refuses all requests of a kind.
 - `envkit.agents.budget.BudgetError`, a `UsageError`: a call might have cost more than is left.
-- `envkit.serving.worker.WorkerStopped`, an `EnvkitError`: the decoding thread has ended.
+- `envkit.serving.decoder.DecoderStopped`, an `EnvkitError`: decoding has ended.
 - `envkit.environments.sql_desk.postgres.connection.ServerSilent`, a `SandboxError`: no answer in time.
 """
 

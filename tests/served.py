@@ -20,18 +20,18 @@ CALL = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>'
 _START_S = 120
 
 
-def save_adapter(model_folder: Path, folder: Path, seed: int) -> Path:
+def save_adapter(model_folder: Path, folder: Path, seed: int, rank: int = 4, size: float = 0.3) -> Path:
     """Write a random adapter with an effect."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
     base: Any = AutoModelForCausalLM.from_pretrained(model_folder)
-    model: Any = get_peft_model(base, LoraConfig(r=4, lora_alpha=16, target_modules="all-linear"))
+    model: Any = get_peft_model(base, LoraConfig(r=rank, lora_alpha=16, target_modules="all-linear"))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
-                parameter.copy_(torch.randn_like(parameter) * 0.3)
+                parameter.copy_(torch.randn_like(parameter) * size)
     model.save_pretrained(folder)
     return folder
 
@@ -94,7 +94,7 @@ class Process:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, options: Sequence[str]) -> Generator[Process]:
+def serving(folder: Path, options: Sequence[str], start_s: float = _START_S) -> Generator[Process]:
     """Run `envkit serve` until the block ends."""
     command = [sys.executable, "-m", "envkit.cli", "serve", "--port", "0", "--dtype", "float32", *options]
     lines = folder / "log.txt"
@@ -102,14 +102,14 @@ def serving(folder: Path, options: Sequence[str]) -> Generator[Process]:
         environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, env=environment)
         try:
-            yield Process(process, _wait_for_url(process, lines), lines)
+            yield Process(process, _wait_for_url(process, lines, start_s), lines)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(_START_S)
 
 
-def _wait_for_url(process: subprocess.Popen[str], lines: Path) -> str:
-    deadline = time.monotonic() + _START_S
+def _wait_for_url(process: subprocess.Popen[str], lines: Path, start_s: float) -> str:
+    deadline = time.monotonic() + start_s
     while time.monotonic() < deadline and process.poll() is None:
         for line in lines.read_text().splitlines():
             if "http://" in line:

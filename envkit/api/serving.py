@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from envkit.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from envkit.display import Display
+    from envkit.models import ModelRef
+    from envkit.serving.decoder import Adapters, Decoder
 
 #: Names of this machine that no other machine can reach.
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -33,6 +35,8 @@ class ServeConfig:
         ledger: SQLite file that gets a row for each request.
         dtype: of the base: ``"float32"``, ``"bfloat16"`` or ``"auto"``.
         device: ``"cpu"`` or ``"cuda"``.
+        engine: ``"torch"`` or ``"vllm"``.
+        max_rank: highest rank of an adapter, for vLLM, which allocates memory for it.
         kv_cache_mb: memory for keys and values, in MB.
         adapters_mb: memory for adapters, in MB.
         max_rows: answers that are decoded together.
@@ -53,6 +57,8 @@ class ServeConfig:
     ledger: Path | None = None
     dtype: str = "auto"
     device: str = "cpu"
+    engine: str = "torch"
+    max_rank: int = 16
     kv_cache_mb: int = 1024
     adapters_mb: int = 1024
     max_rows: int = 64
@@ -80,20 +86,11 @@ def serve(config: ServeConfig, display: Display) -> None:
         from envkit.serving.app import Limits, Server, make_app
     except ModuleNotFoundError as error:
         raise MissingExtraError(str(error.name), "serve") from error
-    from dataclasses import replace
-
     from envkit.api.adapter import adapter_folder
-    from envkit.engine.adapter_pool import AdapterPool
-    from envkit.engine.running import RunningBatch
-    from envkit.engine.torch_engine import TorchEngine
     from envkit.serving.access import Access, read_access
     from envkit.serving.draining import DrainingServer
     from envkit.serving.ledger import Ledger
     from envkit.serving.models import Models, require_names
-    from envkit.serving.worker import Worker
-    from envkit.studies.machine import resolve_dtype, use_threads
-    from envkit.training.base_model import load_base
-    from envkit.training.config import TrainConfig
 
     if config.host not in _LOOPBACK and config.keys is None:
         raise UsageError(f"--host {config.host} is reachable from other machines; that needs --keys FILE")
@@ -106,31 +103,19 @@ def serve(config: ServeConfig, display: Display) -> None:
         require_fit(folder, ref)
     if config.adapter_folder is not None and not config.adapter_folder.is_dir():
         raise UsageError(f"--adapters {config.adapter_folder}: no such folder")
-    settings = resolve_dtype(replace(TrainConfig(), dtype=config.dtype, device=config.device))
-    use_threads()
-    base, tokenizer = load_base(ref, settings.dtype)
-    base.to(config.device)
-
-    def decode(ids: object) -> str:
-        return str(tokenizer.decode(ids))
-
-    engine = TorchEngine(
-        base, [tokenizer.eos_token_id], kv_cache_bytes=config.kv_cache_mb * 2**20, decode=decode
-    )
-    pool = AdapterPool(engine.linears, config.adapters_mb * 2**20)
-    limits = Limits(
-        config.max_body_kb * 1024,
-        config.max_waiting,
-        config.default_max_tokens,
-        min(engine.longest, engine.cache_tokens),
-        len(tokenizer),
-    )
+    engine = (_vllm if config.engine == "vllm" else _torch)(config, ref)
     server = Server(
-        Worker(RunningBatch(engine, pool, config.max_rows)),
-        pool,
+        engine.decoder,
+        engine.adapters,
         Models(base_name, ref.path, named, config.adapter_folder, lambda folder: require_fit(folder, ref)),
-        tokenizer,
-        limits,
+        engine.tokenizer,
+        Limits(
+            config.max_body_kb * 1024,
+            config.max_waiting,
+            config.default_max_tokens,
+            engine.context,
+            len(engine.tokenizer),
+        ),
         access,
         None if config.ledger is None else Ledger(config.ledger),
         config.log_prompts,
@@ -152,6 +137,80 @@ def serve(config: ServeConfig, display: Display) -> None:
         host = f"[{config.host}]" if ":" in config.host else config.host
         display.say(f"serving {base_name} and its adapters at http://{host}:{port}/v1; Ctrl-C ends it")
         running.run(sockets=[listening])
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """What decodes.
+
+    Args:
+        decoder: of rows.
+        adapters: that rows may name.
+        tokenizer: the base model's.
+        context: tokens that the model reads at most, the answer included.
+    """
+
+    decoder: Decoder
+    adapters: Adapters
+    tokenizer: Any
+    context: int
+
+
+def _torch(config: ServeConfig, ref: ModelRef) -> _Engine:
+    """Load the base model into envkit's own engine."""
+    from envkit.engine.adapter_pool import AdapterPool
+    from envkit.engine.running import RunningBatch
+    from envkit.engine.torch_engine import TorchEngine
+    from envkit.serving.worker import Worker
+    from envkit.studies.machine import use_threads
+    from envkit.training.base_model import load_base
+
+    use_threads()
+    base, tokenizer = load_base(ref, _dtype(config))
+    base.to(config.device)
+
+    def decode(ids: object) -> str:
+        return str(tokenizer.decode(ids))
+
+    engine = TorchEngine(
+        base, [tokenizer.eos_token_id], kv_cache_bytes=config.kv_cache_mb * 2**20, decode=decode
+    )
+    pool = AdapterPool(engine.linears, config.adapters_mb * 2**20)
+    worker = Worker(RunningBatch(engine, pool, config.max_rows))
+    return _Engine(worker, pool, tokenizer, min(engine.longest, engine.cache_tokens))
+
+
+def _vllm(config: ServeConfig, ref: ModelRef) -> _Engine:
+    """Start vLLM."""
+    from envkit.engine.vllm_async import AsyncLimits, AsyncVLLM
+    from envkit.serving.vllm_worker import VLLMAdapters, VLLMWorker
+    from envkit.studies.machine import use_threads
+    from envkit.training.base_model import load_tokenizer
+
+    use_threads()
+    tokenizer, shapes = load_tokenizer(ref)
+
+    def decode(ids: object) -> str:
+        return str(tokenizer.decode(ids))
+
+    limits = AsyncLimits(
+        _dtype(config),
+        config.kv_cache_mb * 2**20,
+        config.adapters_mb * 2**20,
+        config.max_rank,
+        config.max_rows,
+    )
+    engine = AsyncVLLM(ref, [tokenizer.eos_token_id], shapes, limits)
+    adapters = VLLMAdapters(engine)
+    context = min(engine.longest, engine.cache_tokens)
+    return _Engine(VLLMWorker(engine, adapters, decode), adapters, tokenizer, context)
+
+
+def _dtype(config: ServeConfig) -> str:
+    from envkit.studies.machine import resolve_dtype
+    from envkit.training.config import TrainConfig
+
+    return resolve_dtype(replace(TrainConfig(), dtype=config.dtype, device=config.device)).dtype
 
 
 def _listen(host: str, port: int) -> socket.socket:

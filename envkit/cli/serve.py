@@ -53,6 +53,10 @@ def serve(
     ] = None,
     dtype: Annotated[str, typer.Option(metavar="TYPE", help="float32, bfloat16 or auto.")] = "auto",
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu or cuda.")] = "cpu",
+    engine: Annotated[
+        str, typer.Option(metavar="NAME", help="Engine that decodes: torch, or vllm on the device it is for.")
+    ] = "torch",
+    max_rank: Annotated[int, typer.Option(metavar="R", help="Highest rank of an adapter; for vllm.")] = 16,
     kv_cache_mb: Annotated[int, typer.Option(metavar="MB", help="Memory for keys and values.")] = 1024,
     adapters_mb: Annotated[int, typer.Option(metavar="MB", help="Memory for adapters.")] = 1024,
     max_rows: Annotated[int, typer.Option(metavar="N", help="Answers that are decoded together.")] = 64,
@@ -83,10 +87,12 @@ def serve(
         "max_body_kb": max_body_kb,
         "default_max_tokens": default_max_tokens,
     }
-    require_at_least(1, **sizes)
+    require_at_least(1, max_rank=max_rank, **sizes)
     require_at_least(0, port=port, drain_s=drain_s)
     if dtype not in ("auto", "float32", "bfloat16"):
         raise UsageError(f"--dtype {dtype}: expected auto, float32 or bfloat16")
+    if engine not in ("torch", "vllm"):
+        raise UsageError(f"--engine {engine}: expected torch or vllm")
     if device not in ("cpu", "cuda"):
         raise UsageError(f"--device {device}: expected cpu or cuda")
     with open_display("rich") as display:
@@ -102,6 +108,8 @@ def serve(
                 ledger=ledger,
                 dtype=dtype,
                 device=device,
+                engine=engine,
+                max_rank=max_rank,
                 drain_s=drain_s,
                 log_prompts=log_prompts,
                 **sizes,

@@ -63,14 +63,12 @@ class VLLMEngine(AdapterEngine):
         max_adapters: int = 1,
         max_length: int | None = None,
     ) -> None:
-        rank = next((rank for rank in _RANKS if rank >= lora_r), 0)
-        if not rank:
-            raise ContractError(f"lora_r is {lora_r}; vLLM supports ranks up to {_RANKS[-1]}")
+        rank = supported_rank(lora_r)
         threads = torch.get_num_threads()
         others = set(multiprocessing.active_children())
         try:
-            with _variables(threads):
-                self._vllm, self._request, self._died = _imported()
+            with variables(threads):
+                self._vllm, self._request, self._died = imported()
                 self._llm: Any = self._vllm.LLM(
                     model=str(ref.path),
                     skip_tokenizer_init=True,
@@ -103,7 +101,7 @@ class VLLMEngine(AdapterEngine):
     def load(self, adapters: Sequence[Mapping[str, Update]]) -> None:
         """See `envkit.engine.protocol.AdapterEngine.load`; vLLM reads an adapter when it is first used."""
         for updates in adapters:
-            _require_rank(updates, self._rank)
+            require_rank(updates, self._rank)
         self.forget()
         self._clean()
         folder = tempfile.mkdtemp(prefix="envkit-adapters-")
@@ -118,7 +116,7 @@ class VLLMEngine(AdapterEngine):
             # So the base gets a zero adapter.
             self._made += 1  # vLLM caches adapters by number
             path = Path(folder, str(self._made))
-            _write(updates or _zero_adapter(example), path)
+            write_adapter(updates or zero_adapter(example), path)
             lora_requests.append(self._request(f"adapter-{self._made}", self._made, str(path)))
         self._adapters = lora_requests
 
@@ -162,7 +160,7 @@ class VLLMEngine(AdapterEngine):
                 top_k=sampling.top_k,
                 top_p=sampling.top_p,
                 max_tokens=sampling.max_new_tokens,
-                seed=_seed(request.rng_key),
+                seed=seed_of(request.rng_key),
                 stop_token_ids=self._stop,
                 ignore_eos=True,  # only `stop_ids` end a turn
                 logprobs=0,
@@ -184,7 +182,19 @@ class VLLMEngine(AdapterEngine):
         yield from enumerate(_completion(answer.outputs[0]) for answer in answers)
 
 
-def _imported() -> tuple[Any, Any, Any]:
+def supported_rank(lora_r: int) -> int:
+    """Return the smallest ``max_lora_rank`` of vLLM's for adapters of this rank.
+
+    Raises:
+        ContractError: there is none.
+    """
+    rank = next((rank for rank in _RANKS if rank >= lora_r), 0)
+    if not rank:
+        raise ContractError(f"lora_r is {lora_r}; vLLM supports ranks up to {_RANKS[-1]}")
+    return rank
+
+
+def imported() -> tuple[Any, Any, Any]:
     """Import vLLM; returns the module, its adapter request class and its error for a dead process."""
     try:
         # By name, because vLLM is not installed where types are checked.
@@ -196,8 +206,13 @@ def _imported() -> tuple[Any, Any, Any]:
 
 
 @contextlib.contextmanager
-def _variables(threads: int) -> Generator[None]:
-    """Set environment variables that vLLM reads on import and when it starts processes."""
+def variables(threads: int, *, kv_cache: bool = True) -> Generator[None]:
+    """Set environment variables that vLLM reads on import and when it starts processes.
+
+    Args:
+        threads: of its processes.
+        kv_cache: True sets a CPU's KV cache to 2 GiB. vLLM then ignores a size among its arguments.
+    """
     defaults = {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # stdout is the program's own
@@ -207,6 +222,8 @@ def _variables(threads: int) -> Generator[None]:
         # By default vLLM takes nine tenths of the memory, and the learner needs its share.
         "VLLM_CPU_KVCACHE_SPACE": "2",
     }
+    if not kv_cache:
+        del defaults["VLLM_CPU_KVCACHE_SPACE"]
     added = {name: value for name, value in defaults.items() if name not in os.environ}
     os.environ.update(added)
     try:
@@ -226,24 +243,29 @@ def _completion(output: Any) -> Completion:
     return Completion(ids, logprobs, "stop" if output.finish_reason == "stop" else "length")
 
 
-def _seed(rng_key: Sequence[int]) -> int:
+def seed_of(rng_key: Sequence[int]) -> int:
     """Derive a seed from the key alone; 63 bits are vLLM's limit."""
     return int(seeds(rng_key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _zero_adapter(example: Mapping[str, Update]) -> dict[str, Update]:
+def zero_adapter(example: Mapping[str, Update]) -> dict[str, Update]:
     """Make a zero adapter of rank 1 for one of ``example``'s layers."""
     name, update = next(iter(example.items()))
     return {name: Update(torch.zeros_like(update.down[:1]), torch.zeros_like(update.up[:, :1]))}
 
 
-def _require_rank(updates: Mapping[str, Update], max_rank: int) -> None:
+def require_rank(updates: Mapping[str, Update], max_rank: int) -> None:
+    """Refuse an adapter of a rank that vLLM was not started for.
+
+    Raises:
+        ModelError: the rank of a layer is too large.
+    """
     for name, update in updates.items():
         if (rank := update.down.shape[0]) > max_rank:
             raise ModelError(f"an adapter has rank {rank} at {name}; this engine supports up to {max_rank}")
 
 
-def _write(updates: Mapping[str, Update], folder: Path) -> None:
+def write_adapter(updates: Mapping[str, Update], folder: Path) -> None:
     """Write an adapter as a PEFT folder. Its scale is in the weights, so alpha equals the rank."""
     from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 

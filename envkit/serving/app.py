@@ -20,7 +20,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from envkit.engine.adapter_pool import AdapterPool
 from envkit.engine.chat import ChatRenderer
 from envkit.engine.protocol import Sampling
 from envkit.engine.running import Failed, RowRequest
@@ -32,11 +31,11 @@ from envkit.openai_api.text import TextStream, ToolCallStream
 from envkit.serving.access import Access, Client, RateLimits
 from envkit.serving.body_limit import BodyLimit
 from envkit.serving.choice import Choice, Piece
+from envkit.serving.decoder import Adapters, Decoder
 from envkit.serving.host_check import HostCheck
 from envkit.serving.ledger import Entry, Ledger
 from envkit.serving.metrics import ErrorCount, Metrics
 from envkit.serving.models import Models
-from envkit.serving.worker import Worker
 
 _T = TypeVar("_T")
 #: Temperatures below count as 0: the quotients of logits would not be finite.
@@ -71,8 +70,8 @@ class Limits:
 class Server:
     """What the endpoints share."""
 
-    worker: Worker
-    pool: AdapterPool
+    worker: Decoder
+    pool: Adapters
     models: Models
     tokenizer: Any
     limits: Limits

@@ -17,9 +17,8 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from envkit.engine.adapter_pool import AdapterPool
+from envkit.serving.decoder import Adapters, Decoder
 from envkit.serving.ledger import Entry
-from envkit.serving.worker import Worker
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60)
 
@@ -30,7 +29,7 @@ class Metrics:
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self, worker: Worker, pool: AdapterPool) -> None:
+    def __init__(self, worker: Decoder, pool: Adapters) -> None:
         self._registry = registry = CollectorRegistry()
         self._requests = Counter("envkit_requests", "Requests.", ("model", "outcome"), registry=registry)
         self._tokens = Counter("envkit_tokens", "Tokens.", ("model", "kind"), registry=registry)
@@ -89,13 +88,14 @@ class Metrics:
 class _AdapterCounts(Collector):
     """Reads the counts of a pool."""
 
-    def __init__(self, pool: AdapterPool) -> None:
+    def __init__(self, pool: Adapters) -> None:
         self._pool = pool
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         """The counts as they are now."""
         yield CounterMetricFamily("envkit_adapter_loads", "Adapters read.", self._pool.loads)
-        yield CounterMetricFamily("envkit_adapter_evictions", "Adapters evicted.", self._pool.evictions)
+        if (evictions := self._pool.evictions) is not None:
+            yield CounterMetricFamily("envkit_adapter_evictions", "Adapters evicted.", evictions)
 
 
 @final

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import final
 
-from envkit.engine.adapter_pool import AdapterPool, read_adapter
+from envkit.engine.adapter_pool import read_adapter
 from envkit.engine.lora import Update
 from envkit.errors import ModelError
 from envkit.models.reference import model_errors
+from envkit.serving.decoder import Adapters
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -75,8 +76,8 @@ class Models:
         """
         return int(max(file.st_mtime for file in self._files(model)))
 
-    def register(self, model: str, version: str, pool: AdapterPool, is_used: Callable[[str], bool]) -> None:
-        """Offer a version in the pool. Only the decoding thread may call it.
+    def register(self, model: str, version: str, pool: Adapters, is_used: Callable[[str], bool]) -> None:
+        """Offer a version in the pool. Only ``prepare`` of `Decoder.stream` may call it.
 
         Args:
             model: its id.

@@ -7,17 +7,11 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeAlias, final
+from typing import final
 
 from envkit.engine.running import Drawn, Failed, RowRequest, RunningBatch
 from envkit.errors import ContractError, EnvkitError
-
-#: A token of a request's row, or the row's failure, with the row's position in the request.
-Event: TypeAlias = tuple[int, Drawn | Failed]
-
-
-class WorkerStopped(EnvkitError):
-    """The decoding thread has ended, by an error or because the server shuts down."""
+from envkit.serving.decoder import DecoderStopped, Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +33,8 @@ class _Listener:
 class Worker:
     """Owns the running batch. Other threads only leave requests here and get events back.
 
+    Implements `envkit.serving.decoder.Decoder`.
+
     Args:
         batch: decodes; used by this thread only.
     """
@@ -54,6 +50,7 @@ class Worker:
         self.running = self.cache_tokens = 0
         #: Rows that wait as of the last tick, and those that came since.
         self._waiting = self._arriving = 0
+        #: Where the events of each row go.
         self._rows: dict[int, _Listener] = {}
         self._thread = threading.Thread(target=self._run, name="envkit-decoder", daemon=True)
 
@@ -85,11 +82,11 @@ class Worker:
             rows: that it submits; they count as waiting from now on.
 
         Raises:
-            WorkerStopped: the thread has ended.
+            DecoderStopped: the thread has ended.
         """
         with self._wake:
             if self._stopping or self.error is not None:
-                raise WorkerStopped("the server is shutting down, or its decoder has failed")
+                raise DecoderStopped("the server is shutting down, or its decoder has failed")
             self._inbox.append(action)
             self._arriving += rows
             self._wake.notify()
@@ -97,15 +94,7 @@ class Worker:
     async def stream(
         self, requests: Sequence[RowRequest], prepare: Callable[[], None]
     ) -> AsyncGenerator[Event]:
-        """Yield the tokens of all rows until each has ended. Closing the generator cancels the others.
-
-        Args:
-            requests: the rows.
-            prepare: called in the decoding thread before the first row; its error fails all rows.
-
-        Raises:
-            WorkerStopped: the thread has ended.
-        """
+        """See `envkit.serving.decoder.Decoder.stream`. ``prepare`` is called in the decoding thread."""
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[Event]()
         numbers: list[int] = []  # used by the decoding thread only
         open_rows = {*range(len(requests))}
@@ -141,7 +130,7 @@ class Worker:
                 yield index, event
         finally:
             if open_rows:
-                with suppress(WorkerStopped):  # then its rows have ended, too
+                with suppress(DecoderStopped):  # then its rows have ended, too
                     self.do(cancel)
 
     def _run(self) -> None:
@@ -155,14 +144,14 @@ class Worker:
                         sent.append((listener, event))
                 _send(sent)
                 self._count()
-            raise WorkerStopped("the server is shutting down")
+            raise DecoderStopped("the server is shutting down")
         except Exception as error:  # reported by every open request, and by /health
             with self._wake:
                 self.error = error
                 inbox, self._inbox = self._inbox, []
             for action in inbox:
                 action()  # they get the error too
-            failed = error if isinstance(error, EnvkitError) else WorkerStopped("the decoder has failed")
+            failed = error if isinstance(error, EnvkitError) else DecoderStopped("the decoder has failed")
             _send([(listener, Failed(number, failed)) for number, listener in self._rows.items()])
             self._rows.clear()
             if not self._stopping:

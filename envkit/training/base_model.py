@@ -63,6 +63,32 @@ def load_base(ref: ModelRef, dtype: str) -> tuple[Any, Any]:
     return base, tokenizer
 
 
+def load_tokenizer(ref: ModelRef) -> tuple[Any, dict[str, tuple[int, int]]]:
+    """Load the tokenizer of a model, and the shapes of its linear layers without the head; not its weights.
+
+    Returns:
+        The tokenizer, and numbers of outputs and inputs by path.
+
+    Raises:
+        ModelError: the folder is damaged or incomplete.
+        MissingExtraError: transformers is not installed.
+    """
+    try:
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    except ImportError as error:
+        raise MissingExtraError(error.name or "transformers", "train") from error
+    _require_layers(ref)
+    with model_errors(f"{ref.path}: not a causal language model"), torch.device("meta"):
+        model = cast("Any", AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(ref.path)))
+        tokenizer = cast("Any", AutoTokenizer.from_pretrained(ref.path))
+    head = model.get_output_embeddings()
+    return tokenizer, {
+        path: (module.out_features, module.in_features)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
+
+
 def _require_layers(ref: ModelRef) -> None:
     """Refuse a configuration with more layers than the weights have tensors: building it would take for ever.
 

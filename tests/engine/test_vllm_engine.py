@@ -18,7 +18,7 @@ from scipy.stats import chisquare
 
 from envkit.engine.lora import Update
 from envkit.engine.protocol import Completion, Request, Sampling
-from envkit.engine.vllm_engine import VLLMEngine, _variables
+from envkit.engine.vllm_engine import VLLMEngine, variables
 from envkit.errors import ContractError, MissingExtraError, ModelError
 from envkit.models import SMALL_MODEL, ModelRef, resolve
 
@@ -44,7 +44,7 @@ def test_vllm_starts_with_envkits_threads_and_the_users_variables(monkeypatch: p
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7")
     before = dict(os.environ)
-    with _variables(3):
+    with variables(3):
         assert [os.environ[name] for name in names] == ["3", "nobind", "7", "ext://sys.stderr"]
     assert dict(os.environ) == before
 
