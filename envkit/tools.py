@@ -410,4 +410,4 @@ def _checked(tool: Tool, given: Mapping[str, Any]) -> ToolCall | str:
 
 
 def _example(tool: Tool) -> str:
-    return "" if not tool.arguments else f"({', '.join(f'{name}=...' for name in tool.arguments)})"
+    return f"({', '.join(f'{name}=...' for name in tool.arguments)})"

@@ -128,6 +128,9 @@ def train(
         engine=engine,
     )
     kinds = [registry.environment(name) for name in names]
+    harnesses = [kind for kind in kinds if kind.harness is not None]
+    if harnesses:
+        settings = replace(settings, sft_examples=0)
     before_after_setup.require_checks(settings.shaping, kinds)
     turns = turns_of(kinds, settings.max_turns)  # raises before tasks are made
     resolved = resolve_trackers(trackers)
@@ -137,6 +140,8 @@ def train(
         for kind in kinds:
             require_certified(kind, max_turns=turns)  # before anything is installed
     with open_display(display) as progress:
+        for kind in harnesses:
+            progress.say(f"{kind.id}: no warm start, because nobody knows what the program asks a model")
         sandbox_backend = isolated_backend(sandbox, progress, allow_unsafe=allow_unsafe)
         for kind in kinds:
             lock = kind.equip(sandbox_backend).lock

@@ -20,12 +20,14 @@ _MODELS: Final = ("torch", "transformers", "peft", "trl")
 
 
 def list_(as_json: Json = False) -> None:
-    """List installed environments and sandboxes, scripted agents, and cards of API models."""
+    """List installed environments and sandboxes, scripted agents, cards of API models, and harnesses."""
     from envkit.agents.cards import shipped_cards
     from envkit.benchmark.spec import SCRIPTS
+    from envkit.harness import shipped_harnesses
 
     found = {kind: plugins.names(kind) for kind in plugins.GROUPS}
     found |= {"script": sorted(SCRIPTS), "card": shipped_cards()}
+    found["harness"] = shipped_harnesses()
     if as_json:
         emit(found)
         return

@@ -172,7 +172,8 @@ def bench(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Environment: a name from `envkit list`. Default: code-editor.",
+            help="Environment: a name from `envkit list`; NAME@HARNESS lets an agent program play. Default: "
+            "code-editor.",
             autocompletion=complete_environments,
         ),
     ] = None,

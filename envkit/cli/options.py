@@ -68,7 +68,7 @@ EnvName = Annotated[
     typer.Option(
         "--env",
         metavar="NAME",
-        help="Environment: a name from `envkit list`.",
+        help="Environment: a name from `envkit list`; NAME@HARNESS lets an agent program play.",
         autocompletion=complete_environments,
     ),
 ]

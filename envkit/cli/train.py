@@ -88,8 +88,8 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Environment: a name from `envkit list`. Repeat to train one adapter on several. "
-            "Default: code-editor.",
+            help="Environment: a name from `envkit list`; NAME@HARNESS lets an agent program play. Repeat to "
+            "train one adapter on several. Default: code-editor.",
             autocompletion=complete_environments,
         ),
     ] = None,

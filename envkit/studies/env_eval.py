@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import final
 
@@ -108,8 +109,12 @@ class EnvEval:
             TrainingError: the oracle fails a task, or the no-op solves one, so results would mean nothing.
             SandboxError: an episode of a control agent is void.
         """
-        with self._rollouts() as rollouts:
-            for control in controls(self.kind, self.tasks):
+        kind = self.kind.graded_as()  # a harness has no known answers, and is not needed to try the tasks
+        make_env = self._make_env
+        if kind is not self.kind:
+            make_env = partial(kind, tasks=self.tasks, sandbox=self._backend)
+        with Rollouts(make_env, should_stop=self._should_stop) as rollouts:
+            for control in controls(kind, self.tasks):
                 name = control.agent.name
                 self._runner.play(rollouts, control.agent, name, samples=1)
                 faults = control.faults(self._runner.played(name))

@@ -87,8 +87,8 @@ def shared_prompt(trajectories: Sequence[Trajectory]) -> tuple[int, ...]:
     shared = first[: min(kept, default=len(first))]
     if not shared:
         raise ContractError(
-            f"a turn of agent {trajectories[0].agent} shares no id with the first one; a chat template begins "
-            "all chats alike"
+            f"a turn of agent {trajectories[0].agent} shares no id with the first one; expected a chat "
+            "template that begins all chats alike"
         )
     return shared
 

@@ -1,4 +1,4 @@
-"""The root folder that sandboxed code sees: Python, its standard library, and a shell with its usual programs.
+"""The root folder that sandboxed code sees: Python, its standard library, and a shell with usual programs.
 
 It is copied once per interpreter into a cache folder, and not bound from the host piece by piece. So nothing
 else of the host can show through, an interpreter in a private home works as well as one in ``/usr``, and

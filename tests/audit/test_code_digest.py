@@ -37,11 +37,13 @@ OTHER_PARTS = {
         "engine",
         "environments",
         "files",
+        "harness",
         "lease",
         "mining",
     ),
     *(
         "models",
+        "openai_api",
         "plugins",
         "trackers",
         "prices",
