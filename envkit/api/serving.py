@@ -83,7 +83,8 @@ def serve(config: ServeConfig, display: Display) -> None:
     try:
         import uvicorn
 
-        from envkit.serving.app import Limits, Server, make_app
+        from envkit.serving.app import make_app
+        from envkit.serving.server import Limits, Server
     except ModuleNotFoundError as error:
         raise MissingExtraError(str(error.name), "serve") from error
     from envkit.api.adapter import adapter_folder

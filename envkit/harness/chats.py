@@ -25,6 +25,7 @@ class _Said:
     calls: list[ToolCall]
     finish: str
     logprobs: list[TokenLogprob] | None = None
+    ids: tuple[int, ...] = ()
 
 
 @final
@@ -84,8 +85,8 @@ def read_request(request: HttpRequest) -> Chat | HttpAnswer:
         return _refusal(404, f"there is no {request.method} {path}; there is POST /v1/chat/completions")
     try:
         body = ChatBody.model_validate_json(request.body)
-        if (body.n or 1) > 1 or body.logprobs:
-            return _refusal(400, "a harness is answered once a request, without log-probabilities")
+        if (body.n or 1) > 1 or body.logprobs or body.return_token_ids:
+            return _refusal(400, "a harness is answered once a request, without log-probabilities and ids")
         chat = Chat(body)
         _ = chat.observation  # arguments of earlier tool calls may be no JSON
     except ValidationError as error:

@@ -36,11 +36,7 @@ class Piece:
     calls: tuple[ToolCall, ...] = ()
     logprob: TokenLogprob | None = None
     finish: str | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        """True if there is nothing to send."""
-        return self == Piece()
+    ids: tuple[int, ...] = ()
 
 
 class Answer(Protocol):
@@ -52,6 +48,8 @@ class Answer(Protocol):
     def calls(self) -> Sequence[ToolCall]: ...
     @property
     def finish(self) -> str | None: ...
+    @property
+    def ids(self) -> Sequence[int]: ...
     @property
     def logprobs(self) -> Sequence[TokenLogprob] | None: ...
 
@@ -78,9 +76,15 @@ class Reply(Protocol):
 
 @final
 class ChatReply(Reply):
-    """Replies of ``/v1/chat/completions``."""
+    """Replies of ``/v1/chat/completions``.
 
-    def __init__(self, model: str) -> None:
+    Args:
+        model: that answers.
+        prompt: ids of the prompt, if the reply is to tell ids.
+    """
+
+    def __init__(self, model: str, prompt: Sequence[int] | None = None) -> None:
+        self._prompt = prompt
         self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
         #: Calls sent so far, by choice.
         self._calls: dict[int, int] = {}
@@ -95,17 +99,25 @@ class ChatReply(Reply):
                 message["tool_calls"] = calls
             logprobs = _chat_logprobs(choice.logprobs)
             made.append(
-                {"index": index, "message": message, "finish_reason": choice.finish, "logprobs": logprobs}
+                {
+                    "index": index,
+                    "message": message,
+                    "finish_reason": choice.finish,
+                    "logprobs": logprobs,
+                    **self._ids(choice.ids),
+                }
             )
-        return {**self._head, "object": "chat.completion", "choices": made, "usage": usage}
+        head = {**self._head, "object": "chat.completion", **self._prompt_ids()}
+        return {**head, "choices": made, "usage": usage}
 
     def opening(self, index: int) -> Iterator[JsonObject]:
-        yield self._chunk(index, {"role": "assistant", "content": ""})
+        yield {**self._chunk(index, {"role": "assistant", "content": ""}), **self._prompt_ids()}
 
     def chunks(self, index: int, piece: Piece) -> Iterator[JsonObject]:
         logprobs = _chat_logprobs([piece.logprob] if piece.logprob else None)
-        if piece.text or logprobs:
-            yield self._chunk(index, {"content": piece.text}, logprobs=logprobs)
+        ids = self._ids(piece.ids)
+        if piece.text or logprobs or ids:
+            yield self._chunk(index, {"content": piece.text}, logprobs=logprobs, ids=ids)
         for call in piece.calls:
             number = self._calls.get(index, 0)
             self._calls[index] = number + 1
@@ -116,18 +128,35 @@ class ChatReply(Reply):
     def usage(self, usage: JsonObject) -> JsonObject:
         return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
 
+    def _prompt_ids(self) -> JsonObject:
+        return {} if self._prompt is None else {"prompt_token_ids": [*self._prompt]}
+
+    def _ids(self, ids: Sequence[int]) -> JsonObject:
+        return {} if self._prompt is None else {"token_ids": [*ids]}
+
     def _chunk(
-        self, index: int, delta: JsonObject, finish: str | None = None, logprobs: JsonObject | None = None
+        self,
+        index: int,
+        delta: JsonObject,
+        finish: str | None = None,
+        logprobs: JsonObject | None = None,
+        ids: JsonObject | None = None,
     ) -> JsonObject:
         choice = {"index": index, "delta": delta, "finish_reason": finish, "logprobs": logprobs}
-        return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+        return {**self._head, "object": "chat.completion.chunk", "choices": [choice | (ids or {})]}
 
 
 @final
 class CompletionReply(Reply):
-    """Replies of ``/v1/completions``."""
+    """Replies of ``/v1/completions``.
 
-    def __init__(self, model: str) -> None:
+    Args:
+        model: that answers.
+        prompts: ids of each choice's prompt, if the reply is to tell ids.
+    """
+
+    def __init__(self, model: str, prompts: Sequence[Sequence[int]] | None = None) -> None:
+        self._prompts = prompts
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
@@ -144,22 +173,33 @@ class CompletionReply(Reply):
                 "text": choice.text,
                 "finish_reason": choice.finish,
                 "logprobs": self._logprobs(index, choice.logprobs),
+                **self._prompt_ids(index),
+                **self._ids(choice.ids),
             }
             for index, choice in enumerate(choices)
         ]
         return {**self._head, "choices": made, "usage": usage}
 
     def opening(self, index: int) -> Iterator[JsonObject]:
-        yield from ()
+        if self._prompts is not None:
+            choice = {"index": index, "text": "", "finish_reason": None, "logprobs": None}
+            yield {**self._head, "choices": [choice | self._prompt_ids(index)]}
 
     def chunks(self, index: int, piece: Piece) -> Iterator[JsonObject]:
         logprobs = self._logprobs(index, [piece.logprob] if piece.logprob else None)
-        if piece.text or logprobs or piece.finish:
+        ids = self._ids(piece.ids)
+        if piece.text or logprobs or piece.finish or ids:
             choice = {"index": index, "text": piece.text, "finish_reason": piece.finish, "logprobs": logprobs}
-            yield {**self._head, "choices": [choice]}
+            yield {**self._head, "choices": [choice | ids]}
 
     def usage(self, usage: JsonObject) -> JsonObject:
         return {**self._head, "choices": [], "usage": usage}
+
+    def _prompt_ids(self, index: int) -> JsonObject:
+        return {} if self._prompts is None else {"prompt_token_ids": [*self._prompts[index]]}
+
+    def _ids(self, ids: Sequence[int]) -> JsonObject:
+        return {} if self._prompts is None else {"token_ids": [*ids]}
 
     def _logprobs(self, index: int, tokens: Sequence[TokenLogprob] | None) -> JsonObject | None:
         if tokens is None:

@@ -89,6 +89,8 @@ class _Sampled(_Body):
     stop: _Stop | Annotated[list[_Stop], Field(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    #: vLLM's: answer with the ids of prompt and answer, too.
+    return_token_ids: bool | None = None
     # Accepted because they change nothing here.
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None

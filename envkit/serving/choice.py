@@ -31,12 +31,18 @@ class Choice:
     logprobs: list[TokenLogprob] | None = None
     text: str = ""
     calls: list[ToolCall] = field(default_factory=list[ToolCall])
-    tokens: int = 0
+    #: Its ids with their log-probabilities under the distribution that they were drawn from.
+    drawn: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
     finish: str | None = None
+
+    @property
+    def ids(self) -> list[int]:
+        """Ids of its tokens."""
+        return [token for token, _ in self.drawn]
 
     def push(self, drawn: Drawn) -> Piece:
         """Add a token."""
-        self.tokens += 1
+        self.drawn.append((drawn.token, drawn.logprob))
         is_end = drawn.stop == "stop" and drawn.token == self.stop_id
         text = "" if is_end else self.stream.push(drawn.token)
         if drawn.stop:
@@ -57,7 +63,7 @@ class Choice:
             top = tuple((self._token(token), value) for token, value in drawn.likely.top)
             logprob = TokenLogprob(self._token(drawn.token), drawn.likely.drawn, top)
             self.logprobs.append(logprob)
-        return Piece(text, tuple(calls), logprob, self.finish)
+        return Piece(text, tuple(calls), logprob, self.finish, (drawn.token,))
 
     def _token(self, token: int) -> str:
         return str(self.tokenizer.decode([token]))

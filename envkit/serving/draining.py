@@ -9,7 +9,7 @@ from typing import final
 
 import uvicorn
 
-from envkit.serving.app import Server
+from envkit.serving.server import Server
 
 log = logging.getLogger("envkit.serving")
 

@@ -22,9 +22,10 @@ from envkit.engine.running import RunningBatch
 from envkit.engine.torch_engine import TorchEngine
 from envkit.models import ModelRef
 from envkit.serving.access import Access, Client, digest
-from envkit.serving.app import Limits, Server, make_app
+from envkit.serving.app import make_app
 from envkit.serving.ledger import Ledger
 from envkit.serving.models import Models
+from envkit.serving.server import Limits, Server
 from envkit.serving.worker import Worker
 
 #: PEFT uses what transformers warns of.

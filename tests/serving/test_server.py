@@ -634,3 +634,75 @@ def test_bad_options_are_refused(
     filled = [option.format(red=adapters / "red") for option in options]
     assert command(["serve", "--model", str(model), "--port", "0", *filled]) == 2
     assert problem in capsys.readouterr().err
+
+
+# Ids and sessions.
+
+
+def test_ids_of_prompt_and_answer_come_with_the_answer(server: Process, model: Path) -> None:
+    """By vLLM's names, whole and in a stream, for both endpoints."""
+    renderer = ChatRenderer(tiny.tokenizer())
+    prompt = [*renderer.messages(ASK)]
+    more: Any = {"return_token_ids": True}
+    asked: Any = {"model": "red", "messages": ASK, "seed": 3, "max_tokens": 9, "extra_body": more}
+    whole = client(server).chat.completions.create(**asked).model_dump()
+    [choice] = whole["choices"]
+    assert whole["prompt_token_ids"] == prompt
+    assert len(choice["token_ids"]) == whole["usage"]["completion_tokens"]
+    assert renderer.text(tuple(choice["token_ids"])) == choice["message"]["content"]
+    chunks = [chunk.model_dump() for chunk in client(server).chat.completions.create(stream=True, **asked)]
+    assert [chunk["prompt_token_ids"] for chunk in chunks if "prompt_token_ids" in chunk] == [prompt]
+    streamed = [id for chunk in chunks for each in chunk["choices"] for id in each.get("token_ids", ())]
+    assert streamed == choice["token_ids"]
+    without = client(server).chat.completions.create(**(asked | {"extra_body": {}})).model_dump()
+    assert "prompt_token_ids" not in without
+    assert "token_ids" not in without["choices"][0]
+    asked = {"model": "red", "prompt": ["a", "b c"], "n": 2, "seed": 3, "max_tokens": 5, "extra_body": more}
+    texts = client(server).completions.create(**asked).model_dump()["choices"]
+    expected = [[*renderer.plain(text)] for text in ("a", "a", "b c", "b c")]
+    assert [choice["prompt_token_ids"] for choice in texts] == expected
+    chunks = [chunk.model_dump() for chunk in client(server).completions.create(stream=True, **asked)]
+    for index, choice in enumerate(texts):
+        parts = [part for chunk in chunks for part in chunk["choices"] if part["index"] == index]
+        assert [part["prompt_token_ids"] for part in parts if "prompt_token_ids" in part] == [expected[index]]
+        assert [id for part in parts for id in part.get("token_ids", ())] == choice["token_ids"]
+
+
+def in_session(server: Process, name: str, key: str = "none") -> OpenAI:
+    CLIENTS.append(OpenAI(base_url=f"{server.url}/s/{name}/v1", api_key=key, max_retries=0))
+    return CLIENTS[-1]
+
+
+def test_a_session_records_what_was_asked_and_drawn(server: Process) -> None:
+    """Each turn's prompt, rebuilt from what is kept and what is new, is the one that the server read."""
+    asking, more = in_session(server, "talk"), {"return_token_ids": True}
+    chats: list[Any] = [ASK, [{"role": "user", "content": "Another."}], ASK]
+    seen: list[dict[str, Any]] = []
+    for chat in chats:
+        answered = asking.chat.completions.create(model="blue", messages=chat, max_tokens=6, extra_body=more)
+        seen.append(answered.model_dump())
+    going_on = [*ASK, {"role": "assistant", "content": seen[-1]["choices"][0]["message"]["content"]}]
+    going_on.append({"role": "user", "content": "And?"})
+    stream = asking.chat.completions.create(model="red", messages=going_on, max_tokens=6, stream=True)
+    assert [*stream]
+    turns = httpx.get(server.url + "/s/talk").json()["turns"]
+    assert [turn["model"] for turn in turns] == ["blue"] * 3 + ["red"]
+    ids: list[int] = []
+    for turn, answer in zip(turns, [*seen, None], strict=True):
+        ids = ids[: turn["kept"]] + turn["prompt_token_ids"]
+        if answer is not None:
+            assert ids == answer["prompt_token_ids"]
+            assert turn["token_ids"] == answer["choices"][0]["token_ids"]
+        assert len(turn["logprobs"]) == len(turn["token_ids"])
+        assert max(turn["logprobs"]) <= 0
+        ids += turn["token_ids"]
+    assert turns[0]["kept"] == 0
+    assert turns[3]["kept"] > turns[1]["kept"] > 0
+    assert httpx.delete(server.url + "/s/talk").json() == {"id": "talk", "deleted": True}
+    for call in (httpx.get, httpx.delete):
+        assert call(server.url + "/s/talk").status_code == 404
+
+
+@pytest.mark.parametrize("name", ["a%2Fb", "a%20b", "x" * 129, "%00"])
+def test_odd_names_of_sessions_are_refused(server: Process, name: str) -> None:
+    assert httpx.get(f"{server.url}/s/{name}").status_code in (400, 404)

@@ -1,0 +1,66 @@
+"""Errors in OpenAI's form."""
+
+import math
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+
+class ApiError(Exception):
+    """An error for the client, in OpenAI's form."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        *,
+        param: str | None = None,
+        wait_s: float = 0,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param, self.wait_s = status, code, param, wait_s
+
+
+def error_object(
+    status: int, message: str, code: str | None = None, param: str | None = None
+) -> dict[str, Any]:
+    """The body of an answer that tells an error."""
+    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    kind = "server_error" if status >= 500 else kinds.get(status, "invalid_request_error")
+    # Names of fields come from the client; JSON allows texts that UTF-8 has no bytes for.
+    texts = {"message": message, "type": kind, "param": param, "code": code}
+    return {
+        "error": {
+            key: text and text.encode(errors="backslashreplace").decode() for key, text in texts.items()
+        }
+    }
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Answer every error in OpenAI's form."""
+
+    @app.exception_handler(ApiError)
+    async def api_error(request: Request, error: ApiError) -> Response:
+        headers = {"Retry-After": str(math.ceil(error.wait_s))} if error.wait_s else None
+        content = error_object(error.status, str(error), error.code, error.param)
+        return JSONResponse(content, error.status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"][1:]))
+        return JSONResponse(error_object(400, f"{where}: {first['msg']}", param=where or None), 400)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        return JSONResponse(
+            error_object(error.status_code, str(error.detail)), error.status_code, error.headers
+        )
+
+    @app.exception_handler(Exception)
+    async def fault(request: Request, error: Exception) -> Response:
+        return JSONResponse(error_object(500, "a fault in the server; its log has the reason"), 500)

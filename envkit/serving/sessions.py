@@ -1,0 +1,131 @@
+"""Recorded sessions: what a program asked and got, to the token."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, final
+
+from envkit.types import JSON
+
+#: Tokens of all sessions together. Beyond, sessions whose last use is longest ago are dropped.
+MAX_TOKENS: Final = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One answer, as `envkit.types.Tokens` records it.
+
+    Args:
+        model: that answered.
+        prompt_ids: ids of the prompt, without those that are kept.
+        kept: number of ids of the session so far, that precede them. If it is fewer than all, the session
+            branches: the program has rewritten its history, or holds several conversations.
+        token_ids: ids of the answer.
+        logprobs: of these, under the distribution that they were drawn from; NaN if the engine does not tell.
+        stop: why the answer ended.
+    """
+
+    model: str
+    prompt_ids: array[int]
+    kept: int
+    token_ids: array[int]
+    logprobs: array[float]
+    stop: str
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in memory."""
+        return len(self.prompt_ids) + len(self.token_ids)
+
+    def to_json(self) -> dict[str, JSON]:
+        """Plain data, with the names of the API."""
+        return {
+            "model": self.model,
+            "prompt_token_ids": [*self.prompt_ids],
+            "kept": self.kept,
+            "token_ids": [*self.token_ids],
+            "logprobs": [None if math.isnan(logprob) else logprob for logprob in self.logprobs],
+            "finish_reason": self.stop,
+        }
+
+
+@dataclass(slots=True)
+class _Session:
+    turns: list[Turn] = field(default_factory=list[Turn])
+    #: All ids that the latest answer saw, and its own.
+    ids: array[int] = field(default_factory=lambda: array("i"))
+
+
+@final
+class Sessions:
+    """The sessions of all clients. Nobody sees another one's: a session belongs to the key that began it.
+
+    Args:
+        max_tokens: see `MAX_TOKENS`.
+    """
+
+    def __init__(self, max_tokens: int = MAX_TOKENS) -> None:
+        self._max_tokens, self._tokens = max_tokens, 0
+        self._sessions: OrderedDict[tuple[str, str], _Session] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def add(
+        self,
+        client: str,
+        name: str,
+        model: str,
+        prompt: Sequence[int],
+        drawn: Sequence[tuple[int, float]],
+        stop: str,
+    ) -> None:
+        """Record an answer.
+
+        Args:
+            client: who asked.
+            name: of the session.
+            model: that answered.
+            prompt: all ids of the prompt.
+            drawn: ids of the answer with their log-probabilities.
+            stop: why it ended.
+        """
+        with self._lock:
+            session = self._sessions.setdefault((client, name), _Session())
+            self._sessions.move_to_end((client, name))
+            pairs = zip(session.ids, prompt, strict=False)
+            same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+            kept = min(same, len(prompt) - 1)  # one id at least is new
+            answer = array("i", (token for token, _ in drawn))
+            logprobs = array("d", (logprob for _, logprob in drawn))
+            turn = Turn(model, array("i", prompt[kept:]), kept, answer, logprobs, stop)
+            session.turns.append(turn)
+            session.ids = array("i", prompt) + answer
+            self._tokens += turn.tokens
+            while self._tokens > self._max_tokens and len(self._sessions) > 1:
+                self._drop(next(iter(self._sessions)))
+
+    def turns(self, client: str, name: str) -> list[dict[str, JSON]]:
+        """The answers of a session, oldest first.
+
+        Raises:
+            LookupError: the client has no such session, or it was dropped.
+        """
+        with self._lock:
+            return [turn.to_json() for turn in self._sessions[client, name].turns]
+
+    def delete(self, client: str, name: str) -> None:
+        """Forget a session.
+
+        Raises:
+            LookupError: as for `turns`.
+        """
+        with self._lock:
+            self._drop((client, name))
+
+    def _drop(self, key: tuple[str, str]) -> None:
+        self._tokens -= sum(turn.tokens for turn in self._sessions.pop(key).turns)
