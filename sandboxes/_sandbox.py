@@ -6,6 +6,7 @@ import contextlib
 import functools
 import re
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -169,9 +170,10 @@ class FolderSandbox(ABC):
                 )
         with system_errors("start a command"):
             self._workspace.admit()
+            began = time.monotonic()
             tree = self._start(argv, limits)
             try:
-                supervisor = Supervisor(tree, limits)
+                supervisor = Supervisor(tree, limits, began)
             except BaseException:  # without a supervisor nothing would enforce the limits
                 tree.end()
                 tree.release()

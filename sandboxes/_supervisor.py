@@ -88,14 +88,16 @@ class Supervisor:
 
     Args:
         tree: just started; the supervisor ends it.
-        limits: of the command; time counts from now.
+        limits: of the command; their time counts from now, because starting may take long on a busy machine.
+        began: when the command may have begun at the earliest, by `time.monotonic`. Measured time counts
+            from then.
     """
 
-    def __init__(self, tree: Tree, limits: Limits) -> None:
-        self._tree, self._limits = tree, limits
-        self._began = time.monotonic()
-        self._deadline = self._began + limits.wall_s
-        self._check_at = min(self._began + _CHECK_S[0], self._deadline)
+    def __init__(self, tree: Tree, limits: Limits, began: float) -> None:
+        self._tree, self._limits, self._began = tree, limits, began
+        now = time.monotonic()
+        self._deadline = now + limits.wall_s
+        self._check_at = min(now + _CHECK_S[0], self._deadline)
         self._stop: StopReason | None = None
         self.closed = self._exited = self._truncated = False
         self._result: ExecResult | None = None

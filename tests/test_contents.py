@@ -18,7 +18,8 @@ from envkit.cli.play_capture import CapturingBackend
 from envkit.contents import data_paths, declared_contents
 from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv
-from envkit.sandbox import Contents
+from envkit.plugins import sandbox_backend
+from envkit.sandbox import PYTHON_OPTIONS, Contents
 from envkit.sandboxes.process import ProcessBackend
 from envkit.stop import never
 from envkit.studies.validate_tasks import validate_tasks
@@ -75,6 +76,17 @@ def test_a_class_equips_a_backend_once_and_keeps_what_it_holds(backend: SandboxB
     assert equipped.quota == backend.quota
     more = equipped.with_contents(equipped.contents | Contents(("markupsafe",)))
     assert Letters.equip(more) is more
+
+
+def test_modules_are_imported_ahead_where_the_sandbox_can() -> None:
+    kind = declaring(packages=["six==1.17.0"], preload=["six"])
+    program = "import sys; print('six' in sys.modules)"
+    for name, is_ahead in (("zygote", b"True\n"), ("bubblewrap", b"False\n")):
+        with kind.equip(sandbox_backend(name)).create() as sandbox:
+            done = sandbox.run([sandbox.python, *PYTHON_OPTIONS, "-c", program])
+            assert done.stdout == is_ahead
+            done = sandbox.run([sandbox.python, "-c", program])  # another form starts a new interpreter
+            assert done.stdout == b"False\n"
 
 
 def test_data_is_found_beside_the_class_that_names_it() -> None:

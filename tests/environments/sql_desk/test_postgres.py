@@ -20,9 +20,9 @@ from gymnasium.utils.env_checker import check_env
 
 from envkit import SandboxBackend
 from envkit.audit import certificate
-from envkit.audit.audited_env import Coverage
+from envkit.audit.audited_env import AuditedEnv, Coverage
 from envkit.audit.fuzz import MAX_STEP_CPU_S, fuzz
-from envkit.audit.runner import Finding
+from envkit.audit.runner import AUDIT_CHECKS, Finding
 from envkit.audit.suite import EnvSuite
 from envkit.benchmark.report import load_report
 from envkit.cli.main import main
@@ -821,8 +821,29 @@ def test_gymnasium_makes_and_accepts_it(backend: SandboxBackend) -> None:
     env.close()
 
 
+#: Checks that play many episodes of what `SqlDeskEnv`, whose suite plays them in every run, has in common.
+MANY_EPISODES = (
+    "a check that fails earns nothing",
+    "a fresh process plays the same",
+    "bent actions raise nothing",
+    "claims and padding earn nothing",
+    "many episodes change nothing",
+    "verdicts are right",
+)
+
+
 class TestSqlDeskPostgres(EnvSuite):
     kind = SqlDeskPostgresEnv
+
+    @pytest.mark.parametrize(
+        "check",
+        [
+            pytest.param(name, marks=pytest.mark.nightly if name in MANY_EPISODES else ())
+            for name in AUDIT_CHECKS
+        ],
+    )
+    def test_audit(self, audited: AuditedEnv, check: str) -> None:
+        super().test_audit(audited, check)
 
 
 def test_certificate_and_report_show_external_isolation(
