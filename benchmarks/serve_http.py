@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
+import httpx2
 import torch
 from bounds import Found
 from serve_shared import ROUNDS, ServerProcess, envkit_server, running, served_model
@@ -41,7 +41,7 @@ class _Asked:
     tokens: int
 
 
-async def _ask(client: httpx.AsyncClient, server: ServerProcess, start: int) -> _Asked:
+async def _ask(client: httpx2.AsyncClient, server: ServerProcess, start: int) -> _Asked:
     """Stream one answer; at most ``NEW`` tokens."""
     body = {
         "model": server.model,
@@ -66,10 +66,10 @@ async def _load(server: ServerProcess, clients: int, each: int, seed: int) -> tu
     dice = random.Random(seed)
     starts = [[dice.randrange(len(_SOURCE) - PROMPT_CHARACTERS) for _ in range(each)] for _ in range(clients)]
 
-    async def ask_all(client: httpx.AsyncClient, mine: Sequence[int]) -> list[_Asked]:
+    async def ask_all(client: httpx2.AsyncClient, mine: Sequence[int]) -> list[_Asked]:
         return [await _ask(client, server, start) for start in mine]
 
-    async with httpx.AsyncClient(timeout=600) as client:
+    async with httpx2.AsyncClient(timeout=600) as client:
         await _ask(client, server, 0)  # opens the connection and wakes up the server
         started_s = time.perf_counter()
         found = await asyncio.gather(*(ask_all(client, mine) for mine in starts))

@@ -10,7 +10,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Final
 
-import httpx
+import httpx2
 from bounds import Found
 from serve_shared import (
     ServerProcess,
@@ -33,7 +33,7 @@ def _ask(server: ServerProcess, models: Sequence[str], new: int = 8) -> None:
 
     async def ask_all() -> None:
         gate = asyncio.Semaphore(16)
-        async with httpx.AsyncClient(timeout=600) as client:
+        async with httpx2.AsyncClient(timeout=600) as client:
 
             async def ask(model: str) -> None:
                 body = {"model": model, "prompt": "def add(a, b):", "max_tokens": new, "temperature": 0}

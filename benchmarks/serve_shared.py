@@ -14,7 +14,7 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, final
 
-import httpx
+import httpx2
 import torch
 
 from envkit.engine.lora import Update
@@ -152,8 +152,8 @@ def envkit_server(
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     deadline_s = time.monotonic() + _START_S
     while time.monotonic() < deadline_s and process.poll() is None:
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(url + "/health").status_code == 200:
+        with contextlib.suppress(httpx2.TransportError):
+            if httpx2.get(url + "/health").status_code == 200:
                 return
         time.sleep(0.2)
     raise SystemExit(f"{process.args} did not start:\n{log.read_text(errors='replace')[-2000:]}")

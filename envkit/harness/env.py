@@ -54,7 +54,10 @@ def harnessed(kind: type[Env], harness: Harness) -> type[Env]:
         _chat: Chat
 
         def __init__(self, **options: Any) -> None:
-            sizes = dict.fromkeys(("max_observation_bytes", "max_action_bytes"), _MAX_REQUEST_BYTES)
+            sizes: dict[str, Any] = {
+                "max_observation_bytes": _MAX_REQUEST_BYTES,
+                "max_action_bytes": _MAX_REQUEST_BYTES,
+            }
             super().__init__(**{**sizes, **options})
 
         @classmethod

@@ -4,7 +4,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Annotated, Any
 
@@ -29,6 +29,14 @@ _CLOSE_S = 5
 SessionName = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,128}$")]
 
 
+async def _entered(request: Request) -> Client:
+    """Who asks, found before the body is validated: a request that is not valid counts, too."""
+    return _enter(request.app.state.server, request)
+
+
+Entered = Annotated[Client, Depends(_entered)]
+
+
 def make_app(server: Server) -> FastAPI:
     """Make the application; it starts the worker, and stops it after the last open request."""
 
@@ -45,6 +53,7 @@ def make_app(server: Server) -> FastAPI:
             server.ledger.close()
 
     app = FastAPI(title="envkit serve", lifespan=lifespan)
+    app.state.server = server
     app.add_middleware(
         BodyLimit,
         limit_bytes=server.limits.max_body_bytes,
@@ -82,12 +91,6 @@ def make_app(server: Server) -> FastAPI:
     @app.get("/v1/models/{model:path}", responses=errors)
     async def get_model(model: str, request: Request) -> Response:
         return JSONResponse(_model(server, _client(server, request), model))
-
-    # A dependency is called before the body is validated. So a request that is not valid counts, too.
-    async def enter(request: Request) -> Client:
-        return _enter(server, request)
-
-    Entered = Annotated[Client, Depends(enter)]
 
     @app.post("/v1/chat/completions", responses=errors)
     async def chat(body: ChatBody, request: Request, client: Entered) -> Response:
@@ -172,7 +175,7 @@ async def _complete(
 
 
 @contextmanager
-def _known(session: str) -> Iterator[None]:
+def _known(session: str) -> Generator[None]:
     """Answer for a session that does not exist, or is another key's."""
     try:
         yield

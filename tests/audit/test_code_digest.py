@@ -53,6 +53,7 @@ OTHER_PARTS = {
         "sandbox_check",
         "sandboxes",
         "scaffold",
+        "serving",
         "stop",
         "store",
         "studies",

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import tiny
 
@@ -49,13 +49,13 @@ def make(model: Path, adapters: Path | None = None, **parts: Any) -> Server:
 
 
 @contextlib.asynccontextmanager
-async def asking(server: Server) -> AsyncGenerator[httpx.AsyncClient]:
+async def asking(server: Server) -> AsyncGenerator[httpx2.AsyncClient]:
     """Start a server; gives a client of it."""
     app = make_app(server)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://server") as client,
+        httpx2.AsyncClient(transport=transport, base_url="http://server") as client,
     ):
         yield client
 
@@ -94,7 +94,7 @@ def test_more_prompts_than_a_key_allows_are_refused_before_one_is_encoded(
     encoded: list[str] = []
     monkeypatch.setattr(server.renderer, "plain", encoded.append)
 
-    async def run() -> httpx.Response:
+    async def run() -> httpx2.Response:
         async with asking(server) as client:
             return await client.post("/v1/completions", json={"model": "tiny", "prompt": ["a"] * 17})
 
@@ -179,7 +179,7 @@ def test_rows_that_wait_are_answered_while_their_adapter_changes_and_changes_bac
     async def run() -> list[int]:
         async with asking(server) as client:
 
-            def ask(name: str, tokens: int) -> asyncio.Task[httpx.Response]:
+            def ask(name: str, tokens: int) -> asyncio.Task[httpx2.Response]:
                 body = {"model": name, "prompt": "Once", "max_tokens": tokens}
                 return asyncio.create_task(client.post("/v1/completions", json=body))
 
@@ -269,7 +269,7 @@ def test_an_answer_is_sent_and_logged_although_the_ledger_cannot_be_written(
 ) -> None:
     server = make(model, ledger=Ledger(tmp_path / "ledger.db"))
 
-    async def run() -> httpx.Response:
+    async def run() -> httpx2.Response:
         async with asking(server) as client:
             with contextlib.closing(sqlite3.connect(tmp_path / "ledger.db")) as other:
                 other.execute("DROP TABLE requests")

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 import tiny
@@ -46,14 +46,14 @@ def client(server: Process, key: str = "none") -> OpenAI:
     return CLIENTS[-1]
 
 
-def post(server: Process, body: bytes) -> httpx.Response:
+def post(server: Process, body: bytes) -> httpx2.Response:
     headers = {"Content-Type": "application/json"}
-    return httpx.post(server.url + "/v1/chat/completions", content=body, headers=headers, timeout=60)
+    return httpx2.post(server.url + "/v1/chat/completions", content=body, headers=headers, timeout=60)
 
 
 def metric(server: Process, name: str, key: str = "") -> float:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    text = httpx.get(server.url + "/metrics", headers=headers).text
+    text = httpx2.get(server.url + "/metrics", headers=headers).text
     return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name + " "))
 
 
@@ -270,7 +270,7 @@ def test_errors_have_openais_form(server: Process, change: Any, status: int, cod
     assert error["code"] == code
     assert error["message"]
     assert error.keys() == {"message", "type", "param", "code"}
-    assert httpx.get(server.url + "/health").status_code == 200
+    assert httpx2.get(server.url + "/health").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_errors_have_openais_form(server: Process, change: Any, status: int, cod
 def test_a_server_without_keys_is_asked_by_this_machines_names(
     server: Process, host: str, status: int
 ) -> None:
-    reply = httpx.get(server.url + "/v1/models", headers={"Host": host})
+    reply = httpx2.get(server.url + "/v1/models", headers={"Host": host})
     assert reply.status_code == status
     if status != 200:
         assert reply.json()["error"]["code"] == "invalid_host"
@@ -309,16 +309,18 @@ def test_a_client_that_leaves_frees_its_rows(server: Process, stream: bool) -> N
     # 900 tokens of 16 answers take much longer than the client waits.
     body = {"model": "red", "messages": ASK, "max_tokens": 900, "n": 16, "seed": 11, "stream": stream}
     if stream:
-        with httpx.stream("POST", server.url + "/v1/chat/completions", json=body) as reply:
+        with httpx2.stream("POST", server.url + "/v1/chat/completions", json=body) as reply:
             lines = reply.iter_lines()  # one that is dropped closes the connection
             next(lines)
             assert metric(server, "envkit_rows_running") > 0
     else:
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(server.url + "/v1/chat/completions", json=body, timeout=httpx.Timeout(60, read=0.3))
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(server.url + "/v1/chat/completions", json=body, timeout=httpx2.Timeout(60, read=0.3))
     wait_until_idle(server)
     assert metric(server, "envkit_cache_tokens") == 0
-    assert 'envkit_requests_total{model="red",outcome="cancelled"}' in httpx.get(server.url + "/metrics").text
+    assert (
+        'envkit_requests_total{model="red",outcome="cancelled"}' in httpx2.get(server.url + "/metrics").text
+    )
 
 
 def test_adapters_come_change_and_go_without_a_restart(server: Process, model: Path, adapters: Path) -> None:
@@ -474,11 +476,11 @@ def test_keys_have_their_models_rates_and_sizes(
             client(server, "key-of-cid").completions.create(model="red", prompt="Once", temperature=-1)
         with pytest.raises(openai.RateLimitError):
             client(server, "key-of-cid").completions.create(model="red", prompt="Once")
-        refused = httpx.get(server.url + "/metrics", headers={"Authorization": "Bearer key-of-ann"})
+        refused = httpx2.get(server.url + "/metrics", headers={"Authorization": "Bearer key-of-ann"})
         assert refused.status_code == 403
         assert "red" not in refused.text
         assert metric(server, "envkit_rows_running", "key-of-root") == 0
-        assert httpx.get(server.url + "/health", headers={"Host": "a.name.of.it"}).status_code == 200
+        assert httpx2.get(server.url + "/health", headers={"Host": "a.name.of.it"}).status_code == 200
         log = server.log
     assert "bob asked blue" in log
     assert "swordfish" not in log
@@ -546,7 +548,7 @@ def test_sigterm_lets_open_requests_end(model: Path, tmp_path: Path) -> None:
 
 
 def wait_until_draining(server: Process) -> None:
-    while (reply := httpx.get(server.url + "/health")).status_code == 200:
+    while (reply := httpx2.get(server.url + "/health")).status_code == 200:
         time.sleep(0.01)
     assert (reply.status_code, reply.json()) == (503, {"status": "draining"})
 
@@ -607,7 +609,7 @@ def test_a_request_that_outlasts_the_drain_is_in_the_ledger(
     with serving(tmp_path, ["--model", str(model), "--ledger", str(book), "--drain-s", "0"]) as server:
         body = {"model": "tiny", "prompt": "Once", "max_tokens": 900, "n": 16, "seed": 11, "stream": stream}
         with ThreadPoolExecutor(1) as threads:
-            asked = threads.submit(httpx.post, server.url + "/v1/completions", json=body, timeout=60)
+            asked = threads.submit(httpx2.post, server.url + "/v1/completions", json=body, timeout=60)
             while not metric(server, "envkit_rows_running"):
                 time.sleep(0.01)
             server.process.send_signal(signal.SIGTERM)
@@ -685,7 +687,7 @@ def test_a_session_records_what_was_asked_and_drawn(server: Process) -> None:
     going_on.append({"role": "user", "content": "And?"})
     stream = asking.chat.completions.create(model="red", messages=going_on, max_tokens=6, stream=True)
     assert [*stream]
-    turns = httpx.get(server.url + "/s/talk").json()["turns"]
+    turns = httpx2.get(server.url + "/s/talk").json()["turns"]
     assert [turn["model"] for turn in turns] == ["blue"] * 3 + ["red"]
     ids: list[int] = []
     for turn, answer in zip(turns, [*seen, None], strict=True):
@@ -698,11 +700,11 @@ def test_a_session_records_what_was_asked_and_drawn(server: Process) -> None:
         ids += turn["token_ids"]
     assert turns[0]["kept"] == 0
     assert turns[3]["kept"] > turns[1]["kept"] > 0
-    assert httpx.delete(server.url + "/s/talk").json() == {"id": "talk", "deleted": True}
-    for call in (httpx.get, httpx.delete):
+    assert httpx2.delete(server.url + "/s/talk").json() == {"id": "talk", "deleted": True}
+    for call in (httpx2.get, httpx2.delete):
         assert call(server.url + "/s/talk").status_code == 404
 
 
 @pytest.mark.parametrize("name", ["a%2Fb", "a%20b", "x" * 129, "%00"])
 def test_odd_names_of_sessions_are_refused(server: Process, name: str) -> None:
-    assert httpx.get(f"{server.url}/s/{name}").status_code in (400, 404)
+    assert httpx2.get(f"{server.url}/s/{name}").status_code in (400, 404)

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 import torch
@@ -173,7 +173,7 @@ def test_adapters_that_do_not_fit_fail_their_own_requests_only(
 
 
 def metric(server: Process, name: str) -> float:
-    text = httpx.get(server.url + "/metrics").text
+    text = httpx2.get(server.url + "/metrics").text
     return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name + " "))
 
 
