@@ -15,11 +15,13 @@ from envkit.types import Task
 
 #: Longest request of a harness, in bytes: its whole history.
 _MAX_REQUEST_BYTES = 4 * 2**20
+#: Requests between two chats that no model answers, such as for the list of models. Then the episode ends.
+_MAX_OTHERS = 50
 #: Characters of a harness's output in an error.
 _SHOWN = 500
 
 
-def harnessed(kind: type[Env], harness: Harness) -> type[Env]:
+def harnessed(kind: type[Env], program: Harness) -> type[Env]:
     """An environment with the tasks and checks of another one, in which a harness does the work.
 
     The harness runs in the episode's sandbox and works on the files of the workspace. An observation is one
@@ -28,18 +30,16 @@ def harnessed(kind: type[Env], harness: Harness) -> type[Env]:
 
     Args:
         kind: the environment. Its checks must read the workspace, because a harness calls no tools.
-        harness: the program.
+        program: the harness.
 
     Raises:
         ConfigError: the environment is played by tools.
     """
     if kind.tools or kind.tools_in_setup:
         raise ConfigError(
-            f"environment {kind.id} is played by tools; harness {harness.name} works on the files of a "
+            f"environment {kind.id} is played by tools; harness {program.name} works on the files of a "
             "workspace only"
         )
-
-    program = harness  # the class body gives its own meaning to the other name
 
     class Harnessed(kind):
         id = f"{kind.id}@{program.name}"
@@ -88,13 +88,16 @@ def harnessed(kind: type[Env], harness: Harness) -> type[Env]:
 
         def _next(self) -> Ended | None:
             """Go on to the harness's next request for a chat; or return how it has ended."""
-            while not isinstance(event := self._relay.event, Ended):
+            for _ in range(_MAX_OTHERS):
+                event = self._relay.event
+                if isinstance(event, Ended):
+                    return event
                 found = read_request(event)
                 if isinstance(found, Chat):
                     self._chat = found
                     return None
                 self._relay.answer(found)
-            return event
+            return Ended(f"it sent {_MAX_OTHERS} requests that no model answers", "")
 
     Harnessed.__module__ = kind.__module__
     return Harnessed

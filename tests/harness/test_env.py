@@ -205,6 +205,12 @@ chat("last")
     assert "temperature" in json.loads(found[4][3:])["error"]["message"]
 
 
+def test_a_program_that_asks_no_model_again_ends_the_episode(play: Callable[..., Any]) -> None:
+    env, _ = play(OBEY)
+    seen, reward, ended, *_ = env.step("while True: ask('/models')")
+    assert (seen, reward, ended) == ("it sent 50 requests that no model answers", 0.0, True)
+
+
 def test_requests_that_come_together_wait_for_each_other(play: Callable[..., Any]) -> None:
     program = f"""{ASK}
 from concurrent.futures import ThreadPoolExecutor
