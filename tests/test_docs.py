@@ -18,6 +18,8 @@ import typer
 
 from envkit.benchmark.spec import from_toml as bench_spec
 from envkit.cli.main import app
+from envkit.harness import Harness
+from envkit.plain import decode
 from envkit.training.config import from_mapping as train_settings
 
 ROOT = Path(__file__).parents[1]
@@ -113,7 +115,7 @@ def test_every_block_has_a_known_language(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_every_toml_block_is_read(page: Path, tmp_path: Path) -> None:
-    """A benchmark's blocks together are one specification; other blocks are settings of training."""
+    """A benchmark's blocks are one specification; others are harnesses or settings of training."""
     found = [tomllib.loads(block.text) for block in blocks(page.read_text()) if block.language == "toml"]
     for values in found:
         if "agents" in values:
@@ -121,6 +123,8 @@ def test_every_toml_block_is_read(page: Path, tmp_path: Path) -> None:
                 next(block.text for block in blocks(page.read_text()) if "[[agents]]" in block.text)
             )
             assert bench_spec(tmp_path / "bench.toml").agents
+        elif "command" in values:
+            assert decode(Harness, {"name": "page", **values}, "the harness").command
         elif "project" not in values:
             train_settings(values, page_id(page))
 

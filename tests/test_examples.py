@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from envkit.audit.audited_env import AuditedEnv
 from envkit.audit.certificate import certify
+from envkit.audit.runner import AUDIT_CHECKS
 from envkit.audit.suite import EnvSuite
 from envkit.display import Silent
 from envkit.sandbox import SandboxBackend
@@ -136,8 +138,29 @@ def test_every_task_of_the_office_is_solved_by_its_oracle(
     assert len(sources) == len({task.id for task in tasks}) == len(tasks)
 
 
+#: Checks that play the most episodes, of ten turns each.
+MANY_TURNS = (
+    "a fresh process plays the same",
+    "breaking earns nothing",
+    "claims and padding earn nothing",
+    "near misses fail",
+    "what is shown depends on nothing hidden",
+    "words of the source earn nothing",
+)
+
+
 class TestOfficeAudit(EnvSuite):
-    """The office passes its audit of fewer episodes."""
+    """The office passes its audit of fewer episodes; some checks at night."""
+
+    @pytest.mark.parametrize(
+        "check",
+        [
+            pytest.param(name, marks=pytest.mark.nightly if name in MANY_TURNS else ())
+            for name in AUDIT_CHECKS
+        ],
+    )
+    def test_audit(self, audited: AuditedEnv, check: str) -> None:
+        super().test_audit(audited, check)
 
     @pytest.fixture(scope="class", autouse=True)
     @classmethod

@@ -135,7 +135,7 @@ def test_the_engine_allocates_all_tensors_on_the_models_device(
     def nothing(numbers: torch.Tensor) -> None:
         pass
 
-    monkeypatch.setattr(torch_engine, "_to_list", listed)
+    monkeypatch.setattr(torch_engine, "to_list", listed)
     monkeypatch.setattr(sampling, "_require_finite", nothing)
     policy = tiny.policy(ref, noise=0.1)
     engine = TorchEngine(tiny.plain(ref).to("meta"), [3], max_rows=8)
