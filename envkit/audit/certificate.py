@@ -297,6 +297,8 @@ def fewer_turns(kind: type[Env], lock: Lock, max_turns: int) -> str:
     Args:
         kind, lock, max_turns: see `valid`.
     """
+    if kind.graded_as() is not kind:  # the turns of a harness are its requests
+        return ""
     found = valid(kind, lock, max_turns)
     if isinstance(found, str) or (audited := _turns(kind, found)) <= max_turns:
         return ""

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from envkit import registry
+from envkit.audit.certificate import certificate_problem, fewer_turns
 from envkit.errors import ConfigError
 from envkit.harness import Harness, load_harness
 from envkit.harness.spec import shipped_harnesses
+from envkit.sandbox import Lock
 
 
 def test_what_a_placeholder_stands_for_is_not_looked_at_again() -> None:
@@ -56,6 +58,8 @@ def test_shipped_harnesses_play_the_code_editor() -> None:
         assert kind.id == f"code-editor@{name}"
         assert kind.graded_as() is registry.environment("code-editor")
         assert kind.max_turns == load_harness(name).max_calls
+        assert certificate_problem(kind, Lock(), 99) == ""
+        assert fewer_turns(kind, Lock(), 1) == ""
 
 
 def test_a_harness_of_a_file_has_the_files_name(tmp_path: Path) -> None:
