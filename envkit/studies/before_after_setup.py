@@ -28,6 +28,7 @@ from envkit.studies.warm_start import demonstrations, split_for_warm_start
 from envkit.taskfile import digest, read_tasks, write_tasks
 from envkit.training.checkpoint import copy_adapter, load_adapter
 from envkit.training.config import TrainConfig, from_manifest, to_mapping
+from envkit.training.demonstration import Demonstration
 from envkit.training.heap import release_freed_memory
 from envkit.training.memory import choose_cache_mb
 from envkit.training.policy import Policy
@@ -167,11 +168,12 @@ def _measure(
         if config.warm_start:
             load_adapter(policy, Path(config.warm_start))  # raises if it has other layers
         speed = probe(policy, display.say)
-        shown = [
-            demonstration
-            for kind, tasks in train.items()
-            for demonstration in demonstrations(kind, tasks[:_MEASURED_TASKS], backend, config.max_turns)
-        ]
+        shown: list[Demonstration] = []
+        for kind, tasks in train.items():
+            # Of a harness's chats nothing is known before a model plays; the environment's texts are near.
+            known = kind.graded_as()
+            turns = config.max_turns if known is kind else known.max_turns
+            shown += demonstrations(known, tasks[:_MEASURED_TASKS], backend, turns)
         examples = [encode(policy.renderer, one, config.max_context_length) for one in shown]
         return speed, lengths_of(examples, shown)
 

@@ -1,0 +1,64 @@
+"""`envkit.train` with a harness: measured before and after, recorded, and resumed by its name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+import envkit
+from envkit.environments.code_editor import starter_tasks
+
+#: Asks once, and writes the answer into the file to repair.
+WRITES = """
+import json, os, sys, urllib.request
+body = {"model": "policy", "messages": [{"role": "user", "content": sys.argv[1]}]}
+url = os.environ["OPENAI_BASE_URL"] + "/chat/completions"
+with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode())) as answer:
+    said = json.load(answer)["choices"][0]["message"]["content"]
+open("solution.py", "w").write(said)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_with_a_harness_trains_reports_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("writes.toml").write_text(
+        f'command = ["python3", "-c", {json.dumps(WRITES)}, "{{prompt}}"]\nmax_calls = 1\n'
+    )
+    tasks = starter_tasks()
+    settings: dict[str, Any] = {
+        "model": str(tiny.make(tmp_path / "model").path),
+        **{
+            "lora_r": 2,
+            "max_steps": 2,
+            "groups_per_step": 2,
+            "num_generations": 2,
+            "max_completion_length": 4,
+        },
+    }
+    found = envkit.train(
+        "code-editor@writes.toml",
+        config=settings,
+        tasks=tasks[:4],
+        heldout_tasks=[replace(task, split="heldout") for task in tasks[4:6]],
+        root=tmp_path / "runs",
+        display="quiet",
+    )
+    [report] = found.reports
+    assert report.solve_rate("oracle").estimate == 1
+    assert report.solve_rate("no-op").estimate == 0
+    assert report.solve_rate("base").estimate == report.solve_rate("RL").estimate == 0
+    episodes = (found.run / "eval-base.jsonl").read_text()
+    assert '\\"messages\\"' in episodes  # what the harness asked
+    again = envkit.resume_train(found.run, display="quiet")
+    assert again.reports[0].solve_rate("RL") == report.solve_rate("RL")
+    Path("writes.toml").write_text('command = ["python3", "-c", "pass"]\n')
+    with pytest.raises(envkit.EnvkitError, match="changed since the run began"):
+        envkit.resume_train(found.run, display="quiet")
