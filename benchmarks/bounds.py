@@ -25,7 +25,7 @@ Part: TypeAlias = Callable[[], Found]
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What is expected of a number, or of a ratio of two.
+    """A bound on a number, or on a ratio of two.
 
     Args:
         part: that finds them.

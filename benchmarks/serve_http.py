@@ -35,7 +35,7 @@ _SOURCE: Final = inspect.getsource(argparse)
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What one request has found."""
+    """The measurements of one request."""
 
     first_s: float
     tokens: int

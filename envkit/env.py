@@ -315,7 +315,9 @@ class Env(gymnasium.Env[str, str], ABC):
 
     @classmethod
     def brief(cls, task: Task) -> str:
-        """What a harness is asked to do with the files of the workspace; by default the task's prompt.
+        """Write the request that a harness gets; by default the task's prompt.
+
+        The harness works on the files of the workspace, so a request says what to do with which file.
 
         See `envkit.harness`. An agent without a harness sees what `setup` returns.
         """

@@ -142,7 +142,7 @@ def serve(config: ServeConfig, display: Display) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Engine:
-    """What decodes.
+    """An engine with its parts, as the server uses them.
 
     Args:
         decoder: of rows.

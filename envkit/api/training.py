@@ -128,7 +128,7 @@ def train(
         engine=engine,
     )
     kinds = [registry.environment(name) for name in names]
-    harnesses = [kind for kind in kinds if kind.harness is not None]
+    harnesses = [kind.id for kind in kinds if kind.harness is not None] if settings.sft_examples else []
     if harnesses:
         settings = replace(settings, sft_examples=0)
     before_after_setup.require_checks(settings.shaping, kinds)
@@ -140,8 +140,11 @@ def train(
         for kind in kinds:
             require_certified(kind, max_turns=turns)  # before anything is installed
     with open_display(display) as progress:
-        for kind in harnesses:
-            progress.say(f"{kind.id}: no warm start, because nobody knows what the program asks a model")
+        if harnesses:
+            named = ", ".join(harnesses)
+            progress.say(
+                f"no warm start: {named} has no known answers to imitate; --warm-start takes an adapter"
+            )
         sandbox_backend = isolated_backend(sandbox, progress, allow_unsafe=allow_unsafe)
         for kind in kinds:
             lock = kind.equip(sandbox_backend).lock

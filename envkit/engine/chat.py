@@ -233,9 +233,7 @@ class Chats:
         if self.turns and len(ids) > self._max_context_length:
             latest = max(self._max_context_length - self.first_prompt, 1)
             ids = ids[: self.first_prompt] + ids[-latest:]
-        pairs = zip(self.ids, ids, strict=False)
-        same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-        kept = min(same, len(ids) - 1)  # one id at least is new, because the next token is drawn behind it
+        kept = shared_length(self.ids, ids)
         self.kept = kept if kept < len(self.ids) else None
         self.ids, self.new_ids = ids, ids[kept:]
         self.first_prompt = self.first_prompt or len(ids)
@@ -246,6 +244,15 @@ class Chats:
         self.turns += 1
         sampled = tuple(ids[:-1] if ids[-1] == self._renderer.stop_id else ids)
         self._sampled[self._renderer.text(sampled)] = sampled
+
+
+def shared_length(earlier: Sequence[int], prompt: Sequence[int]) -> int:
+    """Count the first ids of a prompt that are also the first of earlier ones; at most all but its last.
+
+    One id at least counts as new, because the next token is drawn behind it.
+    """
+    pairs = zip(earlier, prompt[:-1], strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _cut(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[str]:

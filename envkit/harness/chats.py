@@ -51,7 +51,7 @@ class Chat:
         return json.dumps(seen, ensure_ascii=False)
 
     def answer(self, text: str) -> HttpAnswer:
-        """What the harness gets for a model's text."""
+        """Turn a model's text into the reply to the request, in OpenAI's form."""
         for stop in self._body.stop_strings:
             text = text.partition(stop)[0]
         calls: list[ToolCall] = []

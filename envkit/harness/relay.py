@@ -78,7 +78,7 @@ class Relay:
 
     @property
     def event(self) -> HttpRequest | Ended:
-        """What the harness waits for, or its end."""
+        """The harness's open request, or its end."""
         return self._event
 
     def answer(self, answer: HttpAnswer) -> None:

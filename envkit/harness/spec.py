@@ -1,4 +1,4 @@
-"""What a harness is: an agent program that somebody else wrote, and how to start it."""
+"""Describes a harness: an agent program that somebody else wrote, and how to start it."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What a token has added to an answer."""
+    """The part of an answer that one token adds."""
 
     text: str = ""
     calls: tuple[ToolCall, ...] = ()

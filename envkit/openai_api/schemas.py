@@ -68,7 +68,7 @@ class Tool(_Body):
 
 
 class StreamOptions(_Body):
-    """What a stream says beside tokens."""
+    """Asks a stream for more than tokens."""
 
     include_usage: bool = False
 
@@ -78,7 +78,7 @@ _Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class _Sampled(_Body):
-    """What chat and plain completions have in common."""
+    """Fields that chat and plain completions have in common."""
 
     model: str
     max_tokens: Annotated[int, Field(ge=1)] | None = None

@@ -1,4 +1,4 @@
-"""What the application needs of an engine: rows of requests in, tokens out; and its adapters."""
+"""Protocols between the application and an engine: rows of requests in, tokens out; and adapters."""
 
 from __future__ import annotations
 

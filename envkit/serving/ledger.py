@@ -22,7 +22,7 @@ CREATE TABLE IF NOT EXISTS requests (
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What one request used.
+    """The use of one request.
 
     Args:
         client: name of the key, never the key.
@@ -43,7 +43,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class BillLine:
-    """What a client used of a model.
+    """A client's use of a model.
 
     Args:
         usd: dollars; ``None`` if the table has no price for the model.

@@ -278,7 +278,7 @@ def _decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
 
 
 def _failure(error: EnvkitError) -> ApiError:
-    """What a client is told of a row that failed. Paths of this machine stay in the log."""
+    """Make the error that a client sees for a row that failed. Paths of this machine stay in the log."""
     log.error("a request failed: %s", error)
     if isinstance(error, UsageError):
         return ApiError(

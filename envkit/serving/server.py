@@ -1,4 +1,4 @@
-"""What the endpoints of a server share."""
+"""The state that all endpoints of a server share."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Limits:
 
 @dataclass(slots=True)
 class Server:
-    """What the endpoints share."""
+    """The state that all endpoints share."""
 
     worker: Decoder
     pool: Adapters

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 from array import array
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, final
 
+from envkit.engine.chat import shared_length
 from envkit.types import JSON
 
 #: Tokens of all sessions together. Beyond, sessions whose last use is longest ago are dropped.
@@ -97,9 +97,7 @@ class Sessions:
         with self._lock:
             session = self._sessions.setdefault((client, name), _Session())
             self._sessions.move_to_end((client, name))
-            pairs = zip(session.ids, prompt, strict=False)
-            same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-            kept = min(same, len(prompt) - 1)  # one id at least is new
+            kept = shared_length(session.ids, prompt)
             answer = array("i", (token for token, _ in drawn))
             logprobs = array("d", (logprob for _, logprob in drawn))
             turn = Turn(model, array("i", prompt[kept:]), kept, answer, logprobs, stop)

@@ -313,7 +313,8 @@ class MountHelper:
                     self.require()
                     raise SandboxUnavailable(
                         f"cannot copy {folder} into memory: {error}; it needs memory for the folder (see: "
-                        f"du -sh {folder}) and one open file for each file in it (see: ulimit -Hn)"
+                        f"du -sh {folder}), and the system one open file for each file in it (see: "
+                        "sysctl fs.file-max)"
                     ) from error
                 self._roots[folder] = Root(self, name)
             return self._roots[folder]

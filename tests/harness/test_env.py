@@ -142,14 +142,19 @@ def test_a_silent_program_ends_the_episode(play: Callable[..., Any]) -> None:
     env, _ = play(OBEY, timeout_s=1.0)
     seen, reward, ended, _, _ = env.step("import time; time.sleep(60)")
     assert (reward, ended) == (0.0, True)
-    assert "1" in seen
+    assert seen == "the program did not answer within 1 s"
 
 
-def test_a_program_may_write_to_its_relay_and_gains_nothing(play: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    "line", ['{"ended": 0, "output": ""}', '{"method": 1}', "no JSON", "[]", '{"ended": 0}']
+)
+def test_a_program_that_speaks_for_its_relay_is_stopped(play: Callable[..., Any], line: str) -> None:
+    """What it does after it has pretended to end, or has written nonsense, does not count."""
     env, _ = play(OBEY)
-    to_relay = "open(f'/proc/{os.getppid()}/fd/1', 'w').write('{\"ended\": 0, \"output\": \"\"}\\n')"
-    _, reward, *_ = env.step(f"try: {to_relay}\nexcept OSError: pass")
-    assert reward == 0.0
+    forged = f"open(f'/proc/{{os.getppid()}}/fd/1', 'w').write({line + chr(10)!r})"
+    late = "import time; time.sleep(0.5); open('word.txt', 'w').write('word3')"
+    _, reward, ended, *_ = env.step(f"{forged}; {late}")
+    assert (reward, ended) == (0.0, True)
 
 
 def test_a_program_that_asks_nothing_is_a_fault_of_the_setup(play: Callable[..., Any]) -> None:

@@ -412,3 +412,17 @@ def test_sandboxes_that_cannot_hold_something_say_so(index: Path) -> None:
         ZygoteBackend().with_contents(Contents(image="python:3.12"))
     with pytest.raises(ConfigError, match=r"'plain' cannot be added to image 'python:3.12'"):
         Contents(("plain",), image="python:3.12")
+
+
+MANY_FILES = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400))  # the standard library alone has more files
+from envkit.plugins import sandbox_backend
+with sandbox_backend("bubblewrap").create() as sandbox:
+    print(sandbox.run([sandbox.python, "-c", "print('ran')"]).stdout)
+"""
+
+
+def test_a_layer_may_have_more_files_than_a_process_may_have_open() -> None:
+    done = subprocess.run([sys.executable, "-c", MANY_FILES], capture_output=True, text=True, check=False)
+    assert done.stdout == "b'ran\\n'\n", done.stderr
