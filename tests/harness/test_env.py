@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
 import pytest
+import tiny
 
 from envkit import Env, Task, check
 from envkit.agents.scripted import ScriptedAgent
@@ -16,9 +17,10 @@ from envkit.authored import ActionResult
 from envkit.environments.sql_desk.env import SqlDeskEnv
 from envkit.errors import ConfigError, ContractError, UsageError
 from envkit.harness import Harness, harnessed
+from envkit.harness.relay import Ended, Relay
 from envkit.plugins import sandbox_backend
 from envkit.rollout import Rollouts
-from envkit.sandbox import SandboxBackend
+from envkit.sandbox import Limits, SandboxBackend
 from envkit.types import EpisodeKey
 
 #: Asks a model, with the standard library alone.
@@ -145,16 +147,43 @@ def test_a_silent_program_ends_the_episode(play: Callable[..., Any]) -> None:
     assert seen == "the program did not answer within 1 s"
 
 
-@pytest.mark.parametrize(
-    "line", ['{"ended": 0, "output": ""}', '{"method": 1}', "no JSON", "[]", '{"ended": 0}']
-)
-def test_a_program_that_speaks_for_its_relay_is_stopped(play: Callable[..., Any], line: str) -> None:
-    """What it does after it has pretended to end, or has written nonsense, does not count."""
-    env, _ = play(OBEY)
-    forged = f"open(f'/proc/{{os.getppid()}}/fd/1', 'w').write({line + chr(10)!r})"
-    late = "import time; time.sleep(0.5); open('word.txt', 'w').write('word3')"
-    _, reward, ended, *_ = env.step(f"{forged}; {late}")
-    assert (reward, ended) == (0.0, True)
+@pytest.mark.parametrize("name", ["zygote", "bubblewrap"])
+def test_a_program_cannot_write_in_place_of_its_relay(name: str) -> None:
+    kind = harnessed(Words, Harness("test", ("python3", "-c", OBEY, "{prompt}")))
+    isolated = sandbox_backend(name)
+    with closing(kind(tasks=kind.tasks_of("train", isolated), sandbox=isolated)) as env:
+        env.reset(seed=0)
+        seen, *_ = env.step("""
+try: found = open(f"/proc/{os.getppid()}/fd/1", "w").write("x\\n")
+except OSError as error: found = error
+chat(repr(found))
+""")
+    assert json.loads(seen)["messages"][0]["content"] == "PermissionError(13, 'Permission denied')"
+
+
+class OddSandbox(tiny.MemorySandbox):
+    """Its programs answer with one line, whatever they are asked."""
+
+    def __init__(self, line: bytes) -> None:
+        super().__init__()
+        self.line, self.closed = line, False
+
+    def open(self, argv: Sequence[str], *, limits: Limits = Limits()) -> Any:
+        return self
+
+    def ask(self, line: bytes, timeout_s: float) -> bytes:
+        return self.line
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("line", [b"no JSON", b"[]", b"7", b'{"ended": 0}', b'{"method": 1}', b"\xff"])
+def test_a_line_that_no_relay_writes_ends_the_harness(line: bytes) -> None:
+    sandbox = OddSandbox(line)
+    relay = Relay(sandbox, Harness("test", ("run",)), "prompt")  # pyright: ignore[reportArgumentType]
+    assert isinstance(relay.event, Ended)
+    assert sandbox.closed
 
 
 def test_a_program_that_asks_nothing_is_a_fault_of_the_setup(play: Callable[..., Any]) -> None:
