@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from envkit.audit.certificate import certificate_problem
+from envkit.benchmark.spec import DEFAULT_SAMPLES
 from envkit.display import Display
 from envkit.env import Env
 from envkit.errors import ConfigError, StoreError
@@ -115,19 +116,24 @@ def prepare(
         require_scale(Path(config.warm_start), config.lora_r, config.lora_alpha)
     # Fixed for the whole run, because it decides which rows are decoded together, and so the bits.
     config = replace(config, kv_cache_mb=config.kv_cache_mb or choose_cache_mb(ref, config))
-    speed, lengths = _measure(ref, config, train, backend, display)
+    # With given sizes and no evaluation, no size depends on the machine.
+    timed = evaluate or minutes is not None
+    measured = _try(ref, config, train if timed else {}, backend, display)
     gc.collect()  # the measured model, whose parts refer to each other
     release_freed_memory()  # of it, before training loads the model again
     parts = [split_for_warm_start(tasks, alone=config.is_sft_alone) for tasks in train.values()]
     sft_tasks, rl_tasks = (sum(map(len, tasks)) for tasks in zip(*parts, strict=True))
-    measured = sum(map(len, heldout.values())) if evaluate else 0
-    inputs = PlanInputs(speed, lengths, config, measured, sft_tasks, rl_tasks)
-    if minutes is None:
-        sized = replace(plan(DEFAULT_MINUTES, inputs), train=config, minutes=0.0, step_s=0.0)
+    if measured is None:
+        sized = Plan(config, heldout_tasks=0, samples=DEFAULT_SAMPLES)
     else:
-        minutes /= adapters
-        require_useful(minutes, inputs, adapters)
-        sized = plan(minutes, inputs)
+        available = sum(map(len, heldout.values())) if evaluate else 0
+        inputs = PlanInputs(*measured, config, available, sft_tasks, rl_tasks)
+        if minutes is None:
+            sized = replace(plan(DEFAULT_MINUTES, inputs), train=config, minutes=0.0, step_s=0.0)
+        else:
+            minutes /= adapters
+            require_useful(minutes, inputs, adapters)
+            sized = plan(minutes, inputs)
     sizes, tasks_per_env = sized.train, share(sized.heldout_tasks, len(train))
     played = sum(min(tasks_per_env, len(tasks)) for tasks in heldout.values())
     evaluation = f"{played} held-out tasks x {sized.samples}" if evaluate else "no evaluation"
@@ -149,24 +155,29 @@ def prepare(
         "machine": asdict(machine(threads, config.dtype, config.device)),
         "threads": threads,
         "training_code": training_code_digest(),
-        "speed": asdict(speed),
-        "lengths": asdict(lengths),
     }
+    if measured is not None:
+        facts |= {"speed": asdict(measured[0]), "lengths": asdict(measured[1])}
     return Study(sized, facts, train, heldout, {kind: kind.equip(backend).lock for kind in train})
 
 
-def _measure(
+def _try(
     ref: ModelRef,
     config: TrainConfig,
     train: Mapping[type[Env], Sequence[Task]],
     backend: SandboxBackend,
     display: Display,
-) -> tuple[Speed, Lengths]:
-    """Measure the model's speed on this machine, and the lengths of the environments' texts."""
-    display.say(f"timing the model on this machine, in {config.dtype}")
+) -> tuple[Speed, Lengths] | None:
+    """Load the model, and measure its speed on this machine and the lengths of the environments' texts.
+
+    Nothing is measured for no environments.
+    """
     with contextlib.closing(Policy.of(ref, config)) as policy:
         if config.warm_start:
             load_adapter(policy, Path(config.warm_start))  # raises if it has other layers
+        if not train:
+            return None
+        display.say(f"timing the model on this machine, in {config.dtype}")
         speed = probe(policy, display.say)
         shown: list[Demonstration] = []
         for kind, tasks in train.items():
