@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self, final
 
@@ -18,16 +19,19 @@ from envkit.agents.chat_completions import (
     Message,
     Reply,
     RequestFailure,
+    chat_text,
     context_overflow_reply,
     max_usage,
     observation_messages,
     read_reply,
     request_body,
     request_digest,
+    with_opaque,
 )
 from envkit.agents.endpoint import Backoff, Endpoint, ProviderError
 from envkit.engine.protocol import uniforms
 from envkit.errors import AgentError, ContractError, UsageError
+from envkit.openai_api.messages import request_message
 from envkit.prices import Price
 from envkit.stop import ShouldStop, never, raise_if_stopped
 from envkit.store import Journal
@@ -44,11 +48,52 @@ _MAX_REFUSALS = 16
 
 @dataclass(slots=True, eq=False)
 class _Conversation:
-    """An episode's append-only messages, with the provider's opaque fields."""
+    """An episode's append-only messages, with the provider's opaque fields.
+
+    Args:
+        tools: schemas of the tools that are offered.
+        turn: answers so far.
+    """
 
     key: EpisodeKey
     messages: list[Message]
+    tools: Sequence[Mapping[str, Any]]
     turn: int = 0
+
+    def observe(self, observation: str) -> None:
+        self.messages += observation_messages(self.messages, observation)
+
+    def answer(self, reply: Reply) -> str:
+        """Append a reply; returns the action."""
+        self.messages.append(reply.message)
+        self.turn += 1
+        return reply.text
+
+
+@dataclass(slots=True, eq=False)
+class _Chats:
+    """An episode whose observations are whole chats, with their tools; see `envkit.Env.harness`.
+
+    An answer that comes back unchanged is sent with the provider's opaque fields.
+    """
+
+    key: EpisodeKey
+    messages: list[Message] = field(default_factory=list[Message])
+    tools: Sequence[Mapping[str, Any]] = ()
+    turn: int = 0
+    _answers: dict[str, Message] = field(default_factory=dict[str, Message])
+
+    def observe(self, observation: str) -> None:
+        chat = json.loads(observation)
+        self.messages = [with_opaque(request_message(each), self._answers) for each in chat["messages"]]
+        self.tools = chat.get("tools", ())
+
+    def answer(self, reply: Reply) -> str:
+        """Remember a reply; returns its text, with tool calls as a model writes them."""
+        text = chat_text(reply.message) if reply.message.get("tool_calls") else reply.text
+        self._answers[text] = reply.message
+        self.turn += 1
+        return text
 
 
 @final
@@ -71,7 +116,7 @@ class ApiAgent:
         budget: limit in dollars; may be shared with other agents.
         journal: journal of this agent's calls alone.
         tools: schemas of the environment's tools (`envkit.tools.Tool.schema`); offered if the card has
-            ``mode = "tools"``.
+            ``mode = "tools"``. A harness's own tools are always offered.
         recorded: records of the journal from earlier runs.
         backoff: retry policy.
         on_retry: called with one line for people after the first failure that is retried, then at most every
@@ -116,7 +161,7 @@ class ApiAgent:
         self._endpoint = Endpoint(card)
         budget.count(sum(map(price.of, self._recorded.usages)), journal.path)
         self._pool = ThreadPoolExecutor(card.concurrency, thread_name_prefix="api")
-        self._waiting: dict[Future[Reply | AgentError], _Conversation] = {}
+        self._waiting: dict[Future[Reply | AgentError], _Conversation | _Chats] = {}
         self._refused: BudgetError | None = None
         #: Consecutive refusals. Until a first answer, one refusal is enough to end the run.
         self._refusals = 0 if self._recorded.replies else _MAX_REFUSALS
@@ -137,12 +182,15 @@ class ApiAgent:
         self._endpoint.close()
 
     def start(self, key: EpisodeKey, system: str) -> _Conversation:
-        return _Conversation(key, [{"role": "system", "content": system}])
+        return _Conversation(key, [{"role": "system", "content": system}], self._tools)
+
+    def start_chats(self, key: EpisodeKey) -> _Chats:
+        return _Chats(key)
 
     def submit(self, session: Session, observation: str) -> None:
-        if not isinstance(session, _Conversation):
+        if not isinstance(session, (_Conversation, _Chats)):
             raise ContractError(f"agent {self.name} was given a session of another agent")
-        session.messages += observation_messages(session.messages, observation)
+        session.observe(observation)
         self._waiting[self._pool.submit(self._answer, session)] = session
 
     def collect(self) -> Sequence[tuple[Session, Turn | AgentError]]:
@@ -174,10 +222,10 @@ class ApiAgent:
 
     # The methods below run in the threads of the pool.
 
-    def _answer(self, session: _Conversation) -> Reply | AgentError:
+    def _answer(self, session: _Conversation | _Chats) -> Reply | AgentError:
         """Return the recorded reply, or request one, with retries."""
         limits = (self._temperature, self._max_completion_tokens)
-        request = request_body(self._card, session.messages, self._tools, *limits)
+        request = request_body(self._card, session.messages, session.tools, *limits)
         place = RequestId(session.key, session.turn, request_digest(self._card, request))
         if recorded := self._recorded.replies.get(place):
             return recorded
@@ -223,7 +271,7 @@ class ApiAgent:
             found = self._endpoint.ask(request)
             seconds = time.monotonic() - started
             if not isinstance(found, RequestFailure):
-                found = read_reply(found, most, seconds, tools=bool(self._tools))
+                found = read_reply(found, most, seconds, tools="tools" in request)
             elif found.context_overflow and place.turn > 0:
                 # The conversation outgrew the model. A void here would reward long answers.
                 found = context_overflow_reply(found, seconds)
@@ -237,10 +285,8 @@ class ApiAgent:
             return found
 
 
-def _to_turn(session: _Conversation, found: Reply | AgentError) -> Turn | AgentError:
+def _to_turn(session: _Conversation | _Chats, found: Reply | AgentError) -> Turn | AgentError:
     """Append a reply to its conversation and return it as a turn."""
     if isinstance(found, AgentError):
         return found
-    session.messages.append(found.message)
-    session.turn += 1
-    return Turn(found.text, usage=found.usage, stop=found.stop)
+    return Turn(session.answer(found), usage=found.usage, stop=found.stop)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeGuard, cast
 
 from envkit.agents.cards import Card
+from envkit.openai_api.text import ToolCall, format_tool_call
 from envkit.tools import format_call
 from envkit.types import Usage
 
@@ -103,6 +104,31 @@ def observation_messages(messages: Sequence[Message], observation: str) -> list[
         {"role": "tool", "tool_call_id": call["id"], "content": text}
         for call, text in zip(calls, texts, strict=True)
     ]
+
+
+def chat_text(message: Message) -> str:
+    """Text of an assistant's message, with its tool calls as a local model writes them."""
+    calls = [
+        ToolCall(call["function"]["name"], call["function"]["arguments"])
+        for call in message.get("tool_calls") or ()
+    ]
+    return "\n".join([*filter(None, [_text(message.get("content"))]), *map(format_tool_call, calls)])
+
+
+def with_opaque(message: Message, answers: Mapping[str, Message]) -> Message:
+    """Return a message of a program as the provider wrote it, if it is one of its answers.
+
+    Args:
+        message: in the API's form.
+        answers: text of an earlier answer, as by `chat_text` -> the provider's message.
+    """
+    answer = answers.get(chat_text(message)) if message["role"] == "assistant" else None
+    if answer is None:
+        return message
+    # The program knows the calls by other ids than the provider does.
+    ids = [call.get("id") for call in message.get("tool_calls", ())]
+    calls = [{**call, "id": known} for call, known in zip(answer.get("tool_calls", ()), ids, strict=True)]
+    return {**answer, "tool_calls": calls} if calls else answer
 
 
 def context_overflow_reply(failure: RequestFailure, seconds: float) -> Reply:

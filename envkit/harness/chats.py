@@ -34,10 +34,12 @@ class Chat:
 
     Args:
         body: the request.
+        number: of the request in the episode. The ids in the answer follow from it, so that the program reads
+            the same whenever it is answered the same.
     """
 
-    def __init__(self, body: ChatBody) -> None:
-        self._body = body
+    def __init__(self, body: ChatBody, number: int) -> None:
+        self._body, self._number = body, number
         self._with_tools = bool(body.tools) and body.tool_choice != "none"
 
     @property
@@ -62,7 +64,7 @@ class Chat:
             if self._body.parallel_tool_calls is False:
                 calls = calls[:1]
         said = _Said(text, calls, "tool_calls" if calls else "stop")
-        reply = ChatReply(self._body.model)
+        reply = ChatReply(self._body.model, number=self._number)
         usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
         if not self._body.stream:
             return HttpAnswer(json.dumps(reply.whole([said], usage)))
@@ -75,8 +77,13 @@ class Chat:
         return HttpAnswer(f"{events}data: [DONE]\n\n", type="text/event-stream")
 
 
-def read_request(request: HttpRequest) -> Chat | HttpAnswer:
-    """Read a request of a harness: a chat for the model, or what else is answered at once."""
+def read_request(request: HttpRequest, number: int) -> Chat | HttpAnswer:
+    """Read a request of a harness: a chat for the model, or what else is answered at once.
+
+    Args:
+        request: the request.
+        number: of the chat in the episode, if it is one.
+    """
     path = request.path.partition("?")[0].rstrip("/")
     if path.endswith("/models") and request.method == "GET":
         models = [{"id": MODEL, "object": "model", "created": 0, "owned_by": "envkit"}]
@@ -87,7 +94,7 @@ def read_request(request: HttpRequest) -> Chat | HttpAnswer:
         body = ChatBody.model_validate_json(request.body)
         if (body.n or 1) > 1 or body.logprobs or body.return_token_ids:
             return _refusal(400, "a harness is answered once a request, without log-probabilities and ids")
-        chat = Chat(body)
+        chat = Chat(body, number)
         _ = chat.observation  # arguments of earlier tool calls may be no JSON
     except ValidationError as error:
         first = error.errors()[0]

@@ -52,6 +52,7 @@ def harnessed(kind: type[Env], program: Harness) -> type[Env]:
         toolchains: ClassVar = (*kind.toolchains, *program.toolchains)
         _relay: Relay
         _chat: Chat
+        _chats: int
 
         def __init__(self, **options: Any) -> None:
             sizes: dict[str, Any] = {
@@ -70,6 +71,7 @@ def harnessed(kind: type[Env], program: Harness) -> type[Env]:
 
         def setup(self, task: Task) -> str:
             super().setup(task)
+            self._chats = 0
             self._relay = Relay(self.sandbox, program, kind.brief(task))
             if (ended := self._next()) is not None:
                 raise ContractError(
@@ -92,9 +94,10 @@ def harnessed(kind: type[Env], program: Harness) -> type[Env]:
                 event = self._relay.event
                 if isinstance(event, Ended):
                     return event
-                found = read_request(event)
+                found = read_request(event, self._chats)
                 if isinstance(found, Chat):
                     self._chat = found
+                    self._chats += 1
                     return None
                 self._relay.answer(found)
             return Ended(f"it sent {_MAX_OTHERS} requests that no model answers", "")

@@ -1,8 +1,9 @@
-"""Messages of OpenAI's API as chat templates read them."""
+"""Messages of OpenAI's API as chat templates read them, and back."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from envkit.errors import UsageError
@@ -28,10 +29,22 @@ def template_message(message: Message) -> dict[str, Any]:
                 arguments = json.loads(call.function.arguments or "{}")
             except (ValueError, RecursionError) as error:
                 raise UsageError("arguments of a tool call are not JSON") from error
-            calls.append(
-                {"type": "function", "function": {"name": call.function.name, "arguments": arguments}}
-            )
+            function = {"name": call.function.name, "arguments": arguments}
+            named = {"id": call.id} if call.id else {}
+            calls.append({**named, "type": "function", "function": function})
         found["tool_calls"] = calls
     return found | {
         key: value for key, value in (("name", message.name), ("tool_call_id", message.tool_call_id)) if value
     }
+
+
+def request_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message of `template_message` in the API's form."""
+    calls: list[dict[str, Any]] = message.get("tool_calls", [])
+    if not calls:
+        return dict(message)
+    made = [
+        {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
+        for call in calls
+    ]
+    return {**message, "content": message["content"] or None, "tool_calls": made}

@@ -81,18 +81,23 @@ class ChatReply(Reply):
     Args:
         model: that answers.
         prompt: ids of the prompt, if the reply is to tell ids.
+        number: of the reply among those of a program that must do the same again: its id and those of its
+            calls follow from it, and its time is 0. ``None`` for a random id, and the time of day.
     """
 
-    def __init__(self, model: str, prompt: Sequence[int] | None = None) -> None:
+    def __init__(self, model: str, prompt: Sequence[int] | None = None, number: int | None = None) -> None:
         self._prompt = prompt
-        self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
-        #: Calls sent so far, by choice.
+        self._name = secrets.token_hex(12) if number is None else str(number)
+        created = int(time.time()) if number is None else 0
+        self._head = {"id": f"chatcmpl-{self._name}", "created": created, "model": model}
+        #: Calls sent so far, by choice, and in all.
         self._calls: dict[int, int] = {}
+        self._calls_sent = 0
 
     def whole(self, choices: Sequence[Answer], usage: JsonObject) -> JsonObject:
         made: list[JsonObject] = []
         for index, choice in enumerate(choices):
-            calls = [_call(call) for call in choice.calls]
+            calls = [self._call(call) for call in choice.calls]
             message: JsonObject = {"role": "assistant", "content": choice.text or (None if calls else "")}
             message["refusal"] = None
             if calls:
@@ -121,12 +126,20 @@ class ChatReply(Reply):
         for call in piece.calls:
             number = self._calls.get(index, 0)
             self._calls[index] = number + 1
-            yield self._chunk(index, {"tool_calls": [{"index": number, **_call(call)}]})
+            yield self._chunk(index, {"tool_calls": [{"index": number, **self._call(call)}]})
         if piece.finish:
             yield self._chunk(index, {}, piece.finish)
 
     def usage(self, usage: JsonObject) -> JsonObject:
         return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
+
+    def _call(self, call: ToolCall) -> JsonObject:
+        self._calls_sent += 1
+        return {
+            "id": f"call_{self._name}_{self._calls_sent}",
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
 
     def _prompt_ids(self) -> JsonObject:
         return {} if self._prompt is None else {"prompt_token_ids": [*self._prompt]}
@@ -214,14 +227,6 @@ class CompletionReply(Reply):
             "top_logprobs": [dict(token.top) for token in tokens],
             "text_offset": offsets,
         }
-
-
-def _call(call: ToolCall) -> JsonObject:
-    return {
-        "id": f"call_{secrets.token_hex(12)}",
-        "type": "function",
-        "function": {"name": call.name, "arguments": call.arguments},
-    }
 
 
 def _chat_logprobs(tokens: Sequence[TokenLogprob] | None) -> JsonObject | None:

@@ -129,6 +129,17 @@ class ToolCallStream:
         return text
 
 
+def format_tool_call(call: ToolCall) -> str:
+    """Write a call as a model writes it, for `ToolCallStream` to read.
+
+    >>> print(format_tool_call(ToolCall("add", '{"a": 1}')))
+    <tool_call>
+    {"name": "add", "arguments": {"a": 1}}
+    </tool_call>
+    """
+    return f'{_OPEN}\n{{"name": {json.dumps(call.name)}, "arguments": {call.arguments}}}\n{_CLOSE}'
+
+
 def parse_call(body: str) -> ToolCall | None:
     """Read one call; ``None`` if it is not of the form.
 

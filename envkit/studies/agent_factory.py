@@ -6,7 +6,7 @@ import gc
 import math
 from collections.abc import Callable, Container, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -113,7 +113,7 @@ class AgentFactory:
                 count_tokens=token_counter(tokenizer) if tokenizer else None,
             )
         elif row.card:
-            with self._api(row, part, lambda: kind.tools_of(tasks[0], backend)) as api:
+            with self._api(row, part, kind, lambda: kind.tools_of(tasks[0], backend)) as api:
                 yield api
         else:
             model = model_of(row)
@@ -155,9 +155,11 @@ class AgentFactory:
 
     @contextmanager
     def _api(
-        self, row: AgentSpec, part: RunFolder, tools: Callable[[], Sequence[Tool]]
+        self, row: AgentSpec, part: RunFolder, kind: type[Env], tools: Callable[[], Sequence[Tool]]
     ) -> Generator[ApiAgent]:
         card, calls = self._card(row), _calls(row)
+        if kind.harness is not None:
+            card = replace(card, mode="text")  # a harness offers tools of its own, or none
         recorded = part.records(calls)
         temperature, length = _sampling(row)
         with (
@@ -233,7 +235,7 @@ class AgentFactory:
         if row.card:
             card = self._card(row)
             settings = "".join(f", {key} {value}" for key, value in sorted(card.request.items()))
-            mode = "tools" if card.mode == "tools" else "text"
+            mode = card.mode if kind.harness is None else "the chats of " + kind.id.partition("@")[2]
             return f"{card.model} at {card.base_url}, by {mode}{settings}"
         shown = f", shown {row.shots} solved train tasks first" if row.shots else ""
         if row.adapter:

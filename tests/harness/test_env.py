@@ -6,10 +6,13 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+from api_playing import KEY, Playing
+from api_server import Api, Say, completion
 
 from envkit import Env, Task, check
 from envkit.agents.scripted import ScriptedAgent
@@ -222,6 +225,27 @@ chat("last")
     assert call["function"] == {"name": "add", "arguments": '{"n": 1}'}
 
 
+def test_a_program_that_is_answered_the_same_reads_the_same(play: Callable[..., Any]) -> None:
+    program = f"""{ASK}
+tool = {{"type": "function", "function": {{"name": "add", "parameters": {{"type": "object"}}}}}}
+asked = [{{"role": "user", "content": "a"}}]
+for number in range(2):
+    open(str(number), "w").write(ask(messages=asked, tools=[tool], stream=bool(number)))
+chat("last")
+"""
+    call = '<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call>'
+    read: list[list[bytes]] = []
+    for _ in range(2):
+        env, _ = play(program)
+        env.step(call * 2)
+        env.step(call)
+        read.append([env.sandbox.read(name, 10_000) for name in "01"])
+    assert read[0] == read[1]
+    ids = [each["id"] for each in json.loads(read[0][0])["choices"][0]["message"]["tool_calls"]]
+    assert len({*ids}) == 2
+    assert not any(name.encode() in read[0][1] for name in ids)
+
+
 def test_requests_that_no_model_answers_are_answered_at_once(play: Callable[..., Any]) -> None:
     program = f"""{ASK}
 open("0", "w").write(ask("/models"))
@@ -269,6 +293,22 @@ def test_an_agent_without_chats_is_refused(backend: SandboxBackend) -> None:
         pytest.raises(UsageError, match="agent script cannot answer the chats of a harness"),
     ):
         rollouts.play(agent, [EpisodeKey(0, 0, 0, 0, tasks[0].id)])
+
+
+def test_an_api_plays_a_harness(
+    backend: SandboxBackend, serve: Callable[[Say], Api], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_API_KEY", KEY)
+    api = serve(lambda body, n: completion("open('word.txt', 'w').write('word3'); sys.exit()"))
+    kind = harnessed(Words, Harness("test", ("python3", "-c", OBEY, "{prompt}")))
+    tasks = kind.tasks_of("train", backend)
+    with (
+        Playing(tmp_path / "calls.jsonl")(api.url) as agent,
+        Rollouts(lambda: kind(tasks=tasks, sandbox=backend)) as rollouts,
+    ):
+        [played] = rollouts.play(agent, [EpisodeKey(0, 0, 0, 0, "train/3")])
+    assert played.reward == 1.0
+    assert api.asked[0]["messages"] == [{"role": "user", "content": "Write word3 into word.txt."}]
 
 
 def test_an_environment_with_tools_is_refused() -> None:
