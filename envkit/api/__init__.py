@@ -13,9 +13,11 @@ from envkit.api.results import (
     Report,
     RescoreResult,
     SFTResult,
+    SupportResult,
     TrainResult,
     VerifyResult,
 )
+from envkit.api.supporting import support
 from envkit.api.training import resume_train, sft, train
 from envkit.api.verifying import verify
 
@@ -27,6 +29,7 @@ __all__ = [
     "Report",
     "RescoreResult",
     "SFTResult",
+    "SupportResult",
     "TrainResult",
     "VerifyResult",
     "bench",
@@ -39,6 +42,7 @@ __all__ = [
     "resume_train",
     "sft",
     "spec_of",
+    "support",
     "train",
     "verify",
 ]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from envkit.benchmark.summary import Summary
     from envkit.studies.claim import Replayed
     from envkit.studies.rescore import Change
+    from envkit.studies.support import Support
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +201,21 @@ class RescoreResult:
     leaderboard: Path
     episodes: int
     changed: tuple[Change, ...]
+    stopped_by: signal.Signals | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SupportResult:
+    """The result of `envkit.support`.
+
+    Args:
+        run: its folder, with every episode.
+        found: what the groups have shown; ``None`` if it was stopped before there were enough.
+        stopped_by: the signal that stopped it early.
+    """
+
+    run: Path
+    found: Support | None
     stopped_by: signal.Signals | None = None
 
 

@@ -118,7 +118,7 @@ def train(
         raise UsageError("task files are for one environment; several train on their own tasks")
     if minutes is not None:
         require_minutes(minutes, len(chosen))
-    settings = _settings(
+    settings = train_config(
         config,
         seed=chosen[0] if chosen else None,
         model=model,
@@ -259,7 +259,7 @@ def sft(
     folder = Path(output)
     if folder.exists() or folder.is_symlink():
         raise UsageError(f"{folder} exists; choose another folder, nothing is overwritten")
-    settings = _settings(config, model=model, sft_examples=examples)
+    settings = train_config(config, model=model, sft_examples=examples)
     if not settings.sft_examples:
         raise ConfigError(f"sft_examples is 0; it must be at least {settings.sft_batch_size} here")
     kind = registry.environment(environment)
@@ -336,7 +336,9 @@ def _require_distinct(names: Sequence[str], seeds: Sequence[int]) -> None:
         raise UsageError(f"seed {repeated[0]} is given twice; give each one once")
 
 
-def _settings(config: TrainConfig | Mapping[str, Any] | Path | str | None, **overrides: Any) -> TrainConfig:
+def train_config(
+    config: TrainConfig | Mapping[str, Any] | Path | str | None, **overrides: Any
+) -> TrainConfig:
     """Read the configuration, then apply the values that the caller gave."""
     from envkit.models.adapter_folder import recorded_base
     from envkit.training.config import TrainConfig, from_mapping, from_toml, to_mapping

@@ -27,6 +27,7 @@ from envkit.cli import (
     push,
     sandbox,
     serve,
+    support,
     tasks,
     train,
     verify,
@@ -80,6 +81,7 @@ app.command(cls=Command, rich_help_panel=_BUILD)(audit.audit)
 app.add_typer(tasks.app, cls=Group, name="tasks", rich_help_panel=_BUILD)
 app.add_typer(sandbox.app, cls=Group, name="sandbox", rich_help_panel=_BUILD)
 app.add_typer(models.app, cls=Group, name="models", rich_help_panel=_TRAIN)
+app.command(cls=Command, rich_help_panel=_TRAIN)(support.support)
 app.command(cls=Command, rich_help_panel=_TRAIN)(train.train)
 app.command(cls=Command, rich_help_panel=_TRAIN)(train.sft)
 app.command(cls=Command, rich_help_panel=_TRAIN)(push.push)

@@ -1,0 +1,96 @@
+"""Find out, before training, whether RL has something to learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from envkit.api.common import (
+    DEFAULT_ENVIRONMENT,
+    RUNS,
+    Tasks,
+    command_of,
+    isolated_backend,
+    load_tasks,
+    require_train_split,
+    short_tasks,
+)
+from envkit.api.interrupts import stopping_on_signal
+from envkit.api.results import SupportResult
+from envkit.api.rich_display import DisplayChoice, open_display
+from envkit.api.training import train_config
+
+if TYPE_CHECKING:
+    from envkit.sandbox import SandboxBackend
+    from envkit.training.config import TrainConfig
+
+
+def support(
+    environment: str = DEFAULT_ENVIRONMENT,
+    *,
+    config: TrainConfig | Mapping[str, Any] | Path | str | None = None,
+    seed: int | None = None,
+    tasks: Tasks | None = None,
+    max_task_chars: int | None = None,
+    model: Path | str | None = None,
+    warm_start: Path | str | None = None,
+    sandbox: SandboxBackend | str = "auto",
+    root: Path | str = RUNS,
+    display: DisplayChoice = "rich",
+    command: str | None = None,
+) -> SupportResult:
+    """Find out, before training, whether RL has something to learn from.
+
+    RL learns from groups whose episodes earned different rewards: what a model never does cannot be
+    reinforced. This plays groups of train tasks as the first training step would, 16 tasks first, and up to
+    128 until it is decided whether a step has at least one such group on average.
+
+    Args:
+        environment: its registered name.
+        config: settings of the training that is thought of, as for `train`. Its model, temperature, lengths,
+            turns and sizes of groups and steps count.
+        seed: which train tasks are drawn; by default the one of ``config``.
+        tasks: tasks to train on, or their file; by default the environment's own.
+        max_task_chars: leave out tasks whose prompt and files have together more characters.
+        model: model id, folder or hub id; by default the one of ``config``.
+        warm_start: an adapter's folder: asks whether RL can start behind it.
+        sandbox: a backend or its registered name.
+        root: folder in which the run folder is created.
+        display: ``"rich"``, ``"quiet"`` or a display of your own.
+        command: command to show in the manifest; by default this call.
+
+    Raises:
+        UsageError: bad input, found before any long work.
+        EnvkitError: the episodes could not be played; see `envkit.errors`.
+    """
+    from envkit import registry
+    from envkit.models import require_training
+
+    require_training()
+    from envkit.studies.support import play, start
+
+    settings = train_config(config, seed=seed, model=model, warm_start=warm_start)
+    kind = registry.environment(environment)
+    with open_display(display) as progress:
+        backend = isolated_backend(sandbox, progress)
+        found = load_tasks(kind, tasks, "train", backend, progress)
+        require_train_split(found, tasks)
+        if max_task_chars is not None:
+            found = short_tasks({kind: found}, max_task_chars)[0][kind]
+        run, settings, chosen = start(
+            Path(root),
+            settings,
+            kind,
+            found,
+            backend=backend,
+            display=progress,
+            command=command or command_of("support", repr(environment)),
+        )
+        progress.say(f"run folder: {escape(str(run.path))}")
+        message = "stopping: what is decided so far is printed; Ctrl-C again ends at once"
+        with stopping_on_signal(progress.say, message) as request:
+            shown = play(run, settings, kind, chosen, backend, progress, request.should_stop)
+    return SupportResult(run.path, shown, request.signal)

@@ -1,0 +1,268 @@
+"""Find out, before training, whether RL has something to learn from: play train tasks in groups."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from envkit.agents.local import LocalAgent
+from envkit.benchmark.evaluation import EPISODES_AT_ONCE
+from envkit.benchmark.number_text import percent, share
+from envkit.benchmark.stats import LEVEL, Interval, rate_interval
+from envkit.display import Display
+from envkit.engine.protocol import Sampling
+from envkit.env import Env
+from envkit.errors import ConfigError, Stopped
+from envkit.models import resolve
+from envkit.models.adapter_folder import require_fit, require_scale
+from envkit.rollout import Rollouts
+from envkit.sandbox import SandboxBackend
+from envkit.stop import ShouldStop
+from envkit.store import RunFolder, write_atomic
+from envkit.studies.eval_runner import EvalRunner
+from envkit.studies.machine import free_threads, machine, resolve_dtype, resolve_model, use_threads
+from envkit.studies.provenance import commit, environment_facts
+from envkit.studies.turns import turns_of
+from envkit.taskfile import digest, write_tasks
+from envkit.training.checkpoint import load_adapter
+from envkit.training.config import TrainConfig, to_mapping
+from envkit.training.memory import choose_cache_mb
+from envkit.training.policy import Policy
+from envkit.types import Outcome, Task, Trajectory
+
+#: ``kind`` in the manifest of such a run.
+KIND: Final = "support"
+#: Name of the row that plays.
+ROW: Final = "policy"
+#: Groups after which the question may be decided. Each look has its share of the error.
+LOOKS: Final = (16, 32, 64, 128)
+#: Share of solved episodes above which tasks are too easy rather than too hard.
+_EASY: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """What groups of episodes of one task each have shown.
+
+    Intervals resample source functions. They are wide enough to hold at every look.
+
+    Args:
+        groups: number of groups, one for each task.
+        group_size: episodes in a group.
+        solved: share of episodes that solved their task.
+        ever: share of groups with at least one such episode.
+        mixed: share of groups whose episodes earned different rewards. Only these teach.
+        needed: the share that gives a training step one mixed group on average.
+    """
+
+    groups: int
+    group_size: int
+    solved: Interval
+    ever: Interval
+    mixed: Interval
+    needed: float
+
+    @property
+    def can_start(self) -> bool | None:
+        """True if RL has something to learn from, False if it has too little, ``None`` if it is open."""
+        if self.mixed.low >= self.needed:
+            return True
+        return False if self.mixed.high < self.needed else None
+
+    def as_data(self) -> dict[str, Any]:
+        """All numbers as JSON data; bounds that are not known are null."""
+        rates = {"solved": self.solved, "ever": self.ever, "mixed": self.mixed}
+        return {
+            "groups": self.groups,
+            "group_size": self.group_size,
+            **{name: _without_infinity(asdict(rate)) for name, rate in rates.items()},
+            "needed": self.needed,
+            "can_start": self.can_start,
+        }
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What was found and what to do, for people."""
+        step = round(1 / self.needed)
+        found = (
+            f"Solved: {share(self.solved)} of {self.groups * self.group_size} episodes; {share(self.ever)} "
+            f"of {self.groups} tasks at least once in {self.group_size} tries.",
+            f"Groups with different rewards: {share(self.mixed)}; RL needs {percent(self.needed)} %, one of "
+            f"the {step} groups of a step.",
+        )
+        if self.can_start:
+            return (*found, "RL can start here.")
+        if self.can_start is None:
+            return (
+                *found,
+                f"{self.groups} tasks do not decide whether RL can start here: larger steps "
+                "(groups_per_step) need a smaller share.",
+            )
+        if self.solved.estimate > _EASY:
+            return (*found, "RL has too little to learn from here: these tasks are too easy.")
+        return (
+            *found,
+            "RL has too little to learn from here. What helps: a warm start (sft_examples, or --warm-start), "
+            "easier or shorter tasks (--max-task-chars), or rewards for a part of the work.",
+        )
+
+
+def support_of(groups: Sequence[Sequence[Trajectory]], sources: Sequence[str], needed: float) -> Support:
+    """Summarise groups of episodes.
+
+    Args:
+        groups: the graded episodes of each task, at least one.
+        sources: source of each task.
+        needed: as in `Support`.
+    """
+    level = 1 - (1 - LEVEL) / len(LOOKS)
+
+    def interval(rates: Sequence[float]) -> Interval:
+        return rate_interval(rates, sources, level=level)
+
+    return Support(
+        len(groups),
+        max(map(len, groups)),
+        interval([sum(one.solved for one in group) / len(group) for group in groups]),
+        interval([any(one.solved for one in group) for group in groups]),
+        interval([len({one.reward for one in group}) > 1 for group in groups]),
+        needed,
+    )
+
+
+def start(
+    root: Path,
+    config: TrainConfig,
+    kind: type[Env],
+    tasks: Sequence[Task],
+    *,
+    backend: SandboxBackend,
+    display: Display,
+    command: str,
+) -> tuple[RunFolder, TrainConfig, list[Task]]:
+    """Create the run folder of a study; returns it with the tasks and all settings that it is played with.
+
+    Args:
+        root: parent of the folder.
+        config: settings of the training that is thought of. Its model, or the adapter in ``warm_start``,
+            plays with its temperature, lengths and turns, in groups of its size.
+        kind: the environment.
+        tasks: train tasks; some are drawn from them.
+        backend: isolates the episodes.
+        display: shows what was chosen.
+        command: the command line, for the manifest.
+
+    Raises:
+        ConfigError: no group size that a batch of evaluation can hold whole.
+        ModelError: the model cannot be had, or ``warm_start`` is no adapter for it.
+    """
+    if EPISODES_AT_ONCE % config.num_generations:
+        raise ConfigError(
+            f"num_generations is {config.num_generations}; expected a divisor of {EPISODES_AT_ONCE} here"
+        )
+    config = replace(config, max_turns=turns_of([kind], config.max_turns))
+    config = resolve_model(config, None, display.say)
+    threads = use_threads(free_threads(display.say))
+    config = resolve_dtype(config, display.say)
+    ref = resolve(config.model, display)
+    if config.warm_start:
+        require_fit(Path(config.warm_start), ref)
+        require_scale(Path(config.warm_start), config.lora_r, config.lora_alpha)
+    config = replace(config, kv_cache_mb=config.kv_cache_mb or choose_cache_mb(ref, config))
+    chosen = random.Random(config.seed).sample([*tasks], min(LOOKS[-1], len(tasks)))
+    manifest = {
+        "kind": KIND,
+        "environment": kind.id,
+        "command": command,
+        "commit": commit(),
+        "model": config.model,
+        "model_digest": ref.digest,
+        "machine": asdict(machine(threads, config.dtype, config.device)),
+        "train": to_mapping(config),
+        "tasks": digest(chosen),
+        **environment_facts(kind, kind.equip(backend).lock),
+    }
+    with RunFolder.making(root, KIND, manifest) as run:
+        write_tasks(run.path / "tasks.jsonl", chosen, config.seed)
+    return run, config, chosen
+
+
+def play(
+    run: RunFolder,
+    config: TrainConfig,
+    kind: type[Env],
+    tasks: Sequence[Task],
+    backend: SandboxBackend,
+    display: Display,
+    should_stop: ShouldStop,
+) -> Support | None:
+    """Play groups until it is decided whether RL can start; ``None`` if it was stopped before the first look.
+
+    What was found is written to ``support.json`` after each look.
+
+    Args:
+        run, config, tasks: from `start`.
+        kind: the environment.
+        backend: isolates the episodes.
+        display: live view.
+        should_stop: polled while episodes are played.
+
+    Raises:
+        SandboxError, ContractError: the environment or its sandboxes broke; see `EvalRunner.play`.
+    """
+    found: Support | None = None
+    size, turns = config.num_generations, config.turns
+    sampling = Sampling(config.temperature, config.max_completion_length, stop_strings=config.stop_strings)
+    with (
+        contextlib.closing(Policy.of(resolve(config.model, display), config)) as policy,
+        Rollouts(
+            lambda: kind(tasks=tasks, sandbox=backend, max_turns=turns), should_stop=should_stop
+        ) as rollouts,
+    ):
+        if config.warm_start:
+            load_adapter(policy, Path(config.warm_start))
+        policy.sync()
+        agent = LocalAgent(
+            ROW,
+            policy.engine,
+            policy.renderer,
+            sampling,
+            turns,
+            max_context_length=config.max_context_length,
+            should_stop=should_stop,
+        )
+        for count in LOOKS:
+            some = tasks[:count]
+            runner = EvalRunner(run, some, display)
+            try:
+                runner.play(rollouts, agent, ROW, size)
+            except Stopped:
+                return found
+            found = _look(runner, some, size, 1 / config.groups_per_step)
+            write_atomic(run.path / "support.json", json.dumps(found.as_data(), indent=1).encode())
+            if found.can_start is not None or count >= len(tasks):
+                break
+            display.say(
+                f"{len(some)} tasks: {percent(found.mixed.estimate)} % of groups have different rewards; not "
+                "decided yet"
+            )
+    return found
+
+
+def _without_infinity(data: Mapping[str, float]) -> dict[str, float | None]:
+    return {key: value if math.isfinite(value) else None for key, value in data.items()}
+
+
+def _look(runner: EvalRunner, tasks: Sequence[Task], size: int, needed: float) -> Support:
+    graded: dict[str, list[Trajectory]] = {task.id: [] for task in tasks}
+    for episode in runner.counted(ROW, size):
+        if episode.outcome is not Outcome.VOID:
+            graded[episode.key.task].append(episode)
+    played = [task for task in tasks if graded[task.id]]
+    return support_of([graded[task.id] for task in played], [task.source for task in played], needed)
