@@ -185,8 +185,8 @@ def test_no_package_is_both_trained_and_measured_on() -> None:
     assert not RECIPES["train"]["packages"].keys() & measured.keys()
 
 
-@pytest.mark.parametrize("split", ["heldout", pytest.param("test", marks=pytest.mark.nightly)])
-@pytest.mark.slow
+@pytest.mark.parametrize("split", ["heldout", "test"])
+@pytest.mark.nightly
 def test_mining_again_selects_the_same_tasks(backend: SandboxBackend, split: str) -> None:
     recipe = RECIPES[split]
     found = mine_packages(

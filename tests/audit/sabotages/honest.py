@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from quiz import Quiz
 
 from envkit import ActionResult, Env, Exploit, Limits, Task, UsageError, check, tool
+from envkit.sandbox import PYTHON_OPTIONS
 from envkit.tools import format_call
 
 
@@ -78,7 +79,9 @@ class Errands(Env):
         """Delete a file."""
         self.show(path)
         self.deleted.append(path)
-        self.sandbox.run([self.sandbox.python, "-c", "import os, sys; os.remove(sys.argv[1])", path])
+        self.sandbox.run(
+            [self.sandbox.python, *PYTHON_OPTIONS, "-c", "import os, sys; os.remove(sys.argv[1])", path]
+        )
         return f"Gone, with {self.turns_left} turns left."
 
     @tool
@@ -206,7 +209,9 @@ class Choice(Env):
     @tool
     def run(self, code: str) -> str:
         """Run a Python program for a second."""
-        found = self.sandbox.run([self.sandbox.python, "-c", code.replace("\0", "")], limits=self.LIMITS)
+        found = self.sandbox.run(
+            [self.sandbox.python, *PYTHON_OPTIONS, "-c", code.replace("\0", "")], limits=self.LIMITS
+        )
         return f"{found.stop}: {(found.stdout + found.stderr).decode(errors='replace')}"
 
     @tool(ends=True)
@@ -396,7 +401,7 @@ class Prices(Env):
     @tool
     def run(self, code: str) -> str:
         """Run a Python program."""
-        found = self.sandbox.run([self.sandbox.python, "-c", code.replace("\0", "")])
+        found = self.sandbox.run([self.sandbox.python, *PYTHON_OPTIONS, "-c", code.replace("\0", "")])
         return (found.stdout + found.stderr).decode(errors="replace")
 
     @tool(ends=True)
