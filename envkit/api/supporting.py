@@ -45,7 +45,7 @@ def support(
     """Find out, before training, whether RL has something to learn from.
 
     RL learns from groups whose episodes earned different rewards: what a model never does cannot be
-    reinforced. This plays groups of train tasks as the first training step would, 16 tasks first, and up to
+    reinforced. This plays groups of train tasks as the first training step would, 8 tasks first, and up to
     128 until it is decided whether a step has at least one such group on average.
 
     Args:

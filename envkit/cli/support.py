@@ -56,7 +56,7 @@ def support(
     if as_json:
         emit({"run": str(result.run), "support": None if found is None else found.as_data()})
     elif found is None:
-        out.print("stopped before 16 tasks were played: nothing can be said", markup=False)
+        out.print("stopped before 8 tasks were played: nothing can be said", markup=False)
     else:
         for sentence in found.sentences:
             out.print(sentence, markup=False, soft_wrap=True)

@@ -10,7 +10,13 @@ from typing import Final, final
 from rich.markup import escape
 
 from envkit.agent import Agent
-from envkit.benchmark.evaluation import complete_chunks, episode_keys, evaluate, task_results
+from envkit.benchmark.evaluation import (
+    EPISODES_AT_ONCE,
+    complete_chunks,
+    episode_keys,
+    evaluate,
+    task_results,
+)
 from envkit.benchmark.report_data import Origin, Row
 from envkit.benchmark.spec import EVALUATION_SEED
 from envkit.display import Display
@@ -36,10 +42,13 @@ class EvalRunner:
         run: the folder; a row's episodes go to ``eval-<row>.jsonl``.
         tasks: held-out tasks, the same for every row.
         display: live view.
+        chunk: episodes played at once; the same whenever the run is continued.
     """
 
-    def __init__(self, run: RunFolder, tasks: Sequence[Task], display: Display) -> None:
-        self._run, self._tasks, self._display = run, tasks, display
+    def __init__(
+        self, run: RunFolder, tasks: Sequence[Task], display: Display, chunk: int = EPISODES_AT_ONCE
+    ) -> None:
+        self._run, self._tasks, self._display, self._chunk = run, tasks, display, chunk
 
     def finished(self, row: str, samples: int) -> bool:
         """True if every episode of the row is recorded and graded."""
@@ -79,7 +88,7 @@ class EvalRunner:
                 speed = (count - len(done)) / (time.monotonic() - started)
                 self._display.advance(count, f"solved {solved / count:.1%}, {speed:.1f} episodes/s")
 
-            played = evaluate(rollouts, agent, keys, journal, done, progress)
+            played = evaluate(rollouts, agent, keys, journal, done, progress, self._chunk)
         self._report_voids(agent, row, played)
 
     def _report_voids(self, agent: Agent, row: str, played: Sequence[Trajectory]) -> None:
@@ -114,7 +123,7 @@ class EvalRunner:
 
     def counted(self, row: str, samples: int) -> list[Trajectory]:
         """Recorded episodes that count in rates; see `complete_chunks`."""
-        return complete_chunks(self.played(row), self._keys(samples))
+        return complete_chunks(self.played(row), self._keys(samples), self._chunk)
 
     def report_row(
         self,

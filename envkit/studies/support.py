@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from envkit.agents.local import LocalAgent
-from envkit.benchmark.evaluation import EPISODES_AT_ONCE
 from envkit.benchmark.number_text import percent, share
 from envkit.benchmark.stats import LEVEL, Interval, rate_interval
 from envkit.display import Display
 from envkit.engine.protocol import Sampling
 from envkit.env import Env
-from envkit.errors import ConfigError, Stopped
+from envkit.errors import Stopped
 from envkit.models import resolve
 from envkit.models.adapter_folder import require_fit, require_scale
 from envkit.rollout import Rollouts
@@ -41,7 +40,7 @@ KIND: Final = "support"
 #: Name of the row that plays.
 ROW: Final = "policy"
 #: Groups after which the question may be decided. Each look has its share of the error.
-LOOKS: Final = (16, 32, 64, 128)
+LOOKS: Final = (8, 16, 32, 64, 128)
 #: Share of solved episodes above which tasks are too easy rather than too hard.
 _EASY: Final = 0.5
 
@@ -159,13 +158,8 @@ def start(
         command: the command line, for the manifest.
 
     Raises:
-        ConfigError: no group size that a batch of evaluation can hold whole.
         ModelError: the model cannot be had, or ``warm_start`` is no adapter for it.
     """
-    if EPISODES_AT_ONCE % config.num_generations:
-        raise ConfigError(
-            f"num_generations is {config.num_generations}; expected a divisor of {EPISODES_AT_ONCE} here"
-        )
     config = replace(config, max_turns=turns_of([kind], config.max_turns))
     config = resolve_model(config, None, display.say)
     threads = use_threads(free_threads(display.say))
@@ -239,7 +233,7 @@ def play(
         )
         for count in LOOKS:
             some = tasks[:count]
-            runner = EvalRunner(run, some, display)
+            runner = EvalRunner(run, some, display, chunk=LOOKS[0] * size)
             try:
                 runner.play(rollouts, agent, ROW, size)
             except Stopped:
