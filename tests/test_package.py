@@ -99,6 +99,7 @@ PUBLIC = [
     "leaderboard",
     "load_adapter",
     "make",
+    "pass_at_k",
     "push_adapter",
     "rescore",
     "resume_bench",

@@ -4,7 +4,7 @@ The names are also in `envkit`: ``envkit.train(...)``. PyTorch is imported only 
 """
 
 from envkit.api.adapter import Adapter, load_adapter
-from envkit.api.measuring import bench, evaluate, leaderboard, rescore, resume_bench, spec_of
+from envkit.api.measuring import bench, evaluate, leaderboard, pass_at_k, rescore, resume_bench, spec_of
 from envkit.api.pushing import push_adapter
 from envkit.api.results import (
     BenchResult,
@@ -36,6 +36,7 @@ __all__ = [
     "evaluate",
     "leaderboard",
     "load_adapter",
+    "pass_at_k",
     "push_adapter",
     "rescore",
     "resume_bench",

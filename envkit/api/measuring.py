@@ -26,6 +26,7 @@ from envkit.errors import SETUP_ERRORS, UsageError
 _LIMITS: Final = ("max_turns", "max_completion_length", "stop_strings", "max_context_length")
 
 if TYPE_CHECKING:
+    from envkit.benchmark.passk import PassComparison
     from envkit.benchmark.spec import BenchSpec
     from envkit.display import Display
     from envkit.sandbox import SandboxBackend
@@ -353,6 +354,26 @@ def leaderboard(
     table = load_prices(None if prices is None else Path(prices))
     board = make_leaderboard(reports, table, machine, against, unsolved_by=unsolved_by, seeds=seeds)
     return write_leaderboard(board, Path(output))
+
+
+def pass_at_k(
+    runs: Sequence[Path | str], *, row: str | None = None, against: str | None = None
+) -> list[PassComparison]:
+    """Compare rows by pass@k, before and after training: new tasks solved, or rare solutions made frequent?
+
+    Args:
+        runs: run folders of train, evaluate or bench, of the same tasks with many samples each.
+        row: the row to look at; by default every trained adapter's.
+        against: the row to compare with; by default the untouched model's.
+
+    Raises:
+        StoreError: a run has no report.
+        UsageError: no such row, or two rows have no task in common.
+    """
+    from envkit.benchmark.passk import compare_pass_at_k
+    from envkit.benchmark.report import load_reports
+
+    return compare_pass_at_k([report for run in runs for report in load_reports(Path(run))], row, against)
 
 
 def _start(

@@ -358,6 +358,54 @@ def leaderboard(
         out.print(f"leaderboard: {page}", soft_wrap=True, markup=False)
 
 
+def passk(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN", help="Run folders of bench, eval, train or demo.", autocompletion=complete_runs
+        ),
+    ],
+    row: Annotated[
+        str | None, typer.Option(metavar="ROW", help="Row to look at. Default: each trained adapter's.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="ROW", help="Row to compare with. Default: the untouched model's.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare rows by pass@k, before and after training, with as many samples as they have.
+
+    RL may make rare solutions frequent: then it gains most at k = 1, and the untouched model comes closer
+    with every further try. Or it solves what the untouched model never did.
+    """
+    from rich.table import Table
+
+    from envkit.benchmark.number_text import bounds, percent, points
+    from envkit.benchmark.passk import sentences
+
+    found = api.pass_at_k(runs, row=row, against=against)
+    if as_json:
+        emit([{**asdict(one), "crossing": one.crossing} for one in found])
+        return
+    for one in found:
+        title = f"{escape(one.environment)}: {escape(one.row)} against {escape(one.against)}"
+        out.print(f"{title}, {one.points[0].tasks} tasks")
+        table = Table("k", escape(one.row), "", escape(one.against), "", "difference", "", box=None)
+        for point in one.points:
+            table.add_row(
+                str(point.k),
+                f"{percent(point.row.estimate)} %",
+                escape(bounds(point.row)),
+                f"{percent(point.against.estimate)} %",
+                escape(bounds(point.against)),
+                points(point.difference.estimate),
+                escape(bounds(point.difference, signed=True)),
+            )
+        out.print(table)
+        for sentence in sentences(one):
+            out.print(sentence, markup=False, soft_wrap=True)
+
+
 def prices(
     name: Annotated[
         str,

@@ -1,0 +1,162 @@
+"""Compare two rows by pass@k: does training make new tasks solvable, or rare solutions frequent?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from envkit.benchmark.report_data import ReportData, Row, TaskResult
+from envkit.benchmark.stats import Interval, paired_interval, pass_at_k, rate_interval
+from envkit.errors import UsageError
+
+#: Share of samples from which on a task counts as learned.
+_LEARNED = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class PassPoint:
+    """Two rows with k samples a task.
+
+    Args:
+        k: number of samples.
+        row, against: chance that at least one of k samples solves a task (unbiased, Chen et al. 2021,
+            arXiv:2107.03374).
+        difference: ``row`` minus ``against``, paired by task.
+        tasks: number of tasks.
+    """
+
+    k: int
+    row: Interval
+    against: Interval
+    difference: Interval
+    tasks: int
+
+
+@dataclass(frozen=True, slots=True)
+class PassComparison:
+    """Two rows of one environment, by pass@k.
+
+    Args:
+        environment: its name.
+        row: the row that is looked at, such as a trained adapter.
+        against: the row that it is compared with, such as its base.
+        points: for k = 1, 2, 4 and so on, and the largest k that both rows have for every task.
+        learned: tasks that ``row`` solves in at least half of its samples, and ``against`` in fewer.
+        learned_from_none: those of them that ``against`` never solved.
+    """
+
+    environment: str
+    row: str
+    against: str
+    points: tuple[PassPoint, ...]
+    learned: tuple[str, ...]
+    learned_from_none: tuple[str, ...]
+
+    @property
+    def crossing(self) -> int | None:
+        """The smallest k from which on ``against`` solves as many tasks or more; ``None`` for none."""
+        found = None
+        for point in reversed(self.points):
+            if point.difference.estimate > 0:
+                break
+            found = point.k
+        return found
+
+
+def compare_pass_at_k(
+    reports: Sequence[ReportData], row: str | None = None, against: str | None = None
+) -> list[PassComparison]:
+    """Compare rows of the same environment by pass@k.
+
+    Args:
+        reports: of one or several runs.
+        row: name of the row to look at; by default every row of a trained adapter.
+        against: name of the row to compare with; by default the first untouched model.
+
+    Raises:
+        UsageError: no such row, no task in common, or a name for two rows of an environment.
+    """
+    found: list[PassComparison] = []
+    for environment in dict.fromkeys(report.environment for report in reports):
+        rows: dict[str, Row] = {}
+        for each in (each for report in reports if report.environment == environment for each in report.rows):
+            if each.name in rows and each != rows[each.name] and each.expected is None:
+                raise UsageError(
+                    f"two rows of {environment} are named {each.name!r}; name the runs one at a time"
+                )
+            rows[each.name] = each
+        chosen = [row] if row else [name for name, each in rows.items() if each.origin.adapter]
+        untouched = (
+            name for name, each in rows.items() if each.origin.kind == "local" and not each.origin.adapter
+        )
+        base = against or next(untouched, None)
+        for name in (*chosen, base):
+            if name not in rows:
+                named = f"no row {name!r}" if name else "no row of an untouched model: name one with against"
+                raise UsageError(f"{environment} has {named}; it has: {', '.join(rows)}")
+        found += [_compare(environment, rows[name], rows[str(base)]) for name in chosen if name != base]
+    if not found:
+        raise UsageError("no row of a trained adapter to look at; name one with row")
+    return found
+
+
+def _compare(environment: str, row: Row, against: Row) -> PassComparison:
+    before = {result.task: result for result in against.results if result.samples}
+    pairs = [(after, before[after.task]) for after in row.results if after.samples and after.task in before]
+    if not pairs:
+        raise UsageError(f"{environment}: {row.name} and {against.name} have no task in common")
+    most = min(min(after.samples, other.samples) for after, other in pairs)
+    learned = [
+        (after, other) for after, other in pairs if _rate(after) >= _LEARNED and _rate(other) < _LEARNED
+    ]
+    return PassComparison(
+        environment,
+        row.name,
+        against.name,
+        tuple(_point(k, pairs) for k in _ks(most)),
+        tuple(after.task for after, _ in learned),
+        tuple(after.task for after, other in learned if not other.solved),
+    )
+
+
+def _ks(most: int) -> Iterable[int]:
+    """1, 2, 4 and so on, and the largest."""
+    return sorted({*(2**power for power in range(math.floor(math.log2(most)) + 1)), most})
+
+
+def _point(k: int, pairs: Sequence[tuple[TaskResult, TaskResult]]) -> PassPoint:
+    clusters = [after.source for after, _ in pairs]
+    rates = [
+        pass_at_k([result.samples for result in results], [result.solved for result in results], k)
+        for results in zip(*pairs, strict=True)
+    ]
+    return PassPoint(
+        k,
+        rate_interval(rates[0], clusters),
+        rate_interval(rates[1], clusters),
+        paired_interval(rates[0], rates[1], clusters),
+        len(pairs),
+    )
+
+
+def _rate(result: TaskResult) -> float:
+    return result.solved / result.samples
+
+
+def sentences(found: PassComparison) -> tuple[str, ...]:
+    """What a comparison says, for people."""
+    most = found.points[-1].k
+    crossing = (
+        f"{found.row} is ahead at every k up to {most}."
+        if found.crossing is None
+        else f"From k = {found.crossing} on, {found.against} solves as many tasks or more."
+    )
+    count, none = len(found.learned), len(found.learned_from_none)
+    if not count:
+        return (crossing, "No task is learned: solved in half of the samples or more, and in fewer before.")
+    return (
+        crossing,
+        f"Learned, that is, solved in half of the samples or more, and in fewer before: {count} tasks. "
+        f"{found.against} solved {count - none} of them at least once, and {none} never.",
+    )

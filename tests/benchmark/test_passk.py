@@ -1,0 +1,95 @@
+"""`envkit passk`: rows before and after training, by pass@k."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sample_reports
+from typer.testing import CliRunner
+
+from envkit import UsageError
+from envkit.benchmark.passk import compare_pass_at_k, sentences
+from envkit.benchmark.report import load_report
+from envkit.benchmark.report_data import Origin, ReportData, Row, TaskResult
+from envkit.cli.main import app
+
+OFFICE = Path(__file__).parents[2] / "docs" / "results" / "invoice-office" / "seed-0"
+UNTOUCHED, TRAINED = Origin("local", "m"), Origin("local", "m", "adapter")
+
+
+def made(name: str, origin: Origin, solved: list[int], samples: int = 8) -> Row:
+    results = [
+        TaskResult(f"task-{number}", f"source-{number}", "", samples, count)
+        for number, count in enumerate(solved)
+    ]
+    return Row(name, "", tuple(results), origin=origin)
+
+
+def report(*rows: Row) -> ReportData:
+    return replace(sample_reports.report(environment="env"), rows=rows, differences=())
+
+
+def test_rare_solutions_made_frequent_are_caught_up_with() -> None:
+    base = made("base", UNTOUCHED, [1, 1, 1, 1])
+    trained = made("RL", TRAINED, [8, 8, 0, 0])
+    [found] = compare_pass_at_k([report(base, trained)])
+    assert [point.k for point in found.points] == [1, 2, 4, 8]
+    assert [point.row.estimate for point in found.points] == [0.5] * 4
+    assert [point.against.estimate for point in found.points] == pytest.approx([1 / 8, 2 / 8, 4 / 8, 1.0])
+    assert [point.difference.estimate for point in found.points] == pytest.approx([3 / 8, 2 / 8, 0, -0.5])
+    assert found.crossing == 4
+    assert found.learned == ("task-0", "task-1")
+    assert found.learned_from_none == ()
+    assert sentences(found)[0] == "From k = 4 on, base solves as many tasks or more."
+    assert "2 tasks. base solved 2 of them at least once, and 0 never." in sentences(found)[1]
+
+
+def test_new_tasks_are_told_apart_and_the_largest_k_is_what_all_tasks_have() -> None:
+    base = made("base", UNTOUCHED, [0, 3, 6], samples=6)
+    trained = made("RL", TRAINED, [7, 8, 8, 8])
+    [found] = compare_pass_at_k([report(base), report(trained)])
+    assert [point.k for point in found.points] == [1, 2, 4, 6]
+    assert found.crossing is None
+    assert found.learned == ("task-0",)
+    assert found.learned_from_none == ("task-0",)
+    assert sentences(found)[0] == "RL is ahead at every k up to 6."
+
+
+def test_a_short_lead_in_the_middle_is_no_crossing_before_it() -> None:
+    base, trained = made("base", UNTOUCHED, [2, 2, 0]), made("RL", TRAINED, [4, 0, 0])
+    [found] = compare_pass_at_k([report(base, trained)])
+    signs = [point.difference.estimate > 0 for point in found.points]
+    assert signs == [False] * 4
+    assert found.crossing == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "row", "against", "words"),
+    [
+        ([made("base", UNTOUCHED, [1])], None, None, "no row of a trained adapter"),
+        ([made("RL", TRAINED, [1])], None, None, "no row of an untouched model"),
+        ([made("base", UNTOUCHED, [1]), made("RL", TRAINED, [1])], "SFT", None, "env has no row 'SFT'"),
+        ([made("base", UNTOUCHED, [0], samples=0), made("RL", TRAINED, [1])], None, None, "in common"),
+        ([made("base", UNTOUCHED, [1]), made("base", UNTOUCHED, [2])], "base", None, "two rows of env"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    rows: list[Row], row: str | None, against: str | None, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        compare_pass_at_k([report(each) for each in rows], row, against)
+
+
+def test_a_published_run_is_read_as_its_report_reads_it() -> None:
+    shown = CliRunner().invoke(app, ["passk", str(OFFICE), "--json"])
+    found = {one["row"]: one for one in json.loads(shown.stdout)}
+    rates = {row.name: row for row in load_report(OFFICE).rows}
+    assert found["SFT+RL"]["points"][0]["row"]["estimate"] == pytest.approx(
+        sum(each.solved / each.samples for each in rates["SFT+RL"].results) / len(rates["SFT+RL"].results)
+    )
+    assert [point["k"] for point in found["SFT+RL"]["points"]] == [1, 2, 4]
+    text = CliRunner().invoke(app, ["passk", str(OFFICE), "--row", "SFT+RL"]).stdout
+    assert "SFT+RL against base, 37 tasks" in text
