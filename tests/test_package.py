@@ -96,6 +96,7 @@ PUBLIC = [
     "bench",
     "check",
     "evaluate",
+    "forgetting",
     "leaderboard",
     "load_adapter",
     "make",

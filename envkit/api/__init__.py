@@ -4,6 +4,7 @@ The names are also in `envkit`: ``envkit.train(...)``. PyTorch is imported only 
 """
 
 from envkit.api.adapter import Adapter, load_adapter
+from envkit.api.forgotten import forgetting
 from envkit.api.measuring import bench, evaluate, leaderboard, pass_at_k, rescore, resume_bench, spec_of
 from envkit.api.pushing import push_adapter
 from envkit.api.results import (
@@ -34,6 +35,7 @@ __all__ = [
     "VerifyResult",
     "bench",
     "evaluate",
+    "forgetting",
     "leaderboard",
     "load_adapter",
     "pass_at_k",

@@ -19,6 +19,7 @@ from rich.markup import escape
 from envkit.api.interrupts import Interrupted, handling_signals, raise_interrupted
 from envkit.cli import (
     audit,
+    forgetting,
     info,
     measure,
     models,
@@ -91,6 +92,7 @@ app.command(cls=Command, rich_help_panel=_MEASURE)(measure.bench)
 app.command(cls=Command, rich_help_panel=_MEASURE)(measure.rescore)
 app.command(cls=Command, rich_help_panel=_MEASURE)(measure.leaderboard)
 app.command(cls=Command, rich_help_panel=_MEASURE)(measure.passk)
+app.command(cls=Command, rich_help_panel=_MEASURE)(forgetting.forgetting)
 app.command(cls=Command, rich_help_panel=_MEASURE)(measure.prices)
 app.command(cls=Command, rich_help_panel=_MEASURE)(info.report)
 app.command(cls=Command, rich_help_panel=_MEASURE)(view.view)

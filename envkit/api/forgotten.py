@@ -1,0 +1,96 @@
+"""Measure what an adapter has forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from envkit.api.common import Tasks, isolated_backend, load_tasks
+from envkit.api.rich_display import DisplayChoice, open_display
+
+if TYPE_CHECKING:
+    from envkit.env import Env
+    from envkit.sandbox import SandboxBackend
+    from envkit.studies.forgetting import Forgetting
+    from envkit.types import Task
+
+
+def forgetting(
+    adapter: Path | str,
+    *,
+    texts: Sequence[Path | str] = (),
+    package: str = "numpy",
+    environment: str | None = None,
+    tasks: Tasks | None = None,
+    limit: int = 64,
+    model: Path | str | None = None,
+    sandbox: SandboxBackend | str = "auto",
+    display: DisplayChoice = "rich",
+) -> Forgetting:
+    """Measure how far an adapter has moved from its base: on text that is no task, and on its own task.
+
+    How well other text is predicted says what training has cost. The divergence on the adapter's own episodes
+    says how far it went for what it has learned: RL tends to go less far than supervised training for the
+    same reward (arXiv:2509.04259).
+
+    Args:
+        adapter: a training run's folder, whose newest checkpoint is measured, or an adapter's own folder.
+        texts: text files; by default docstrings of ``package``.
+        package: an installed package; nothing of it is run.
+        environment: what the adapter plays; by default what it was trained on, if its run is known.
+        tasks: tasks to play, or their file; by default the environment's own held-out ones.
+        limit: number of passages, and of tasks.
+        model: the base model, if it is no longer where it was.
+        sandbox: a backend or its registered name.
+        display: ``"rich"``, ``"quiet"`` or a display of your own.
+
+    Raises:
+        UsageError: the folder holds no adapter, or there is no text.
+        EnvkitError: it could not be measured; see `envkit.errors`.
+    """
+    from envkit import registry
+    from envkit.api.adapter import adapter_folder, lora_settings, training_of
+    from envkit.models import DEFAULT_MODEL, require_training, resolve
+    from envkit.models.adapter_folder import recorded_base
+
+    folder = adapter_folder(Path(adapter))
+    require_training()
+    from envkit.studies.forgetting import Forgetting, movement, text_loss
+    from envkit.studies.machine import resolve_dtype, use_threads
+    from envkit.studies.passages import passages_of
+    from envkit.studies.turns import turns_of
+    from envkit.training.checkpoint import load_adapter
+    from envkit.training.config import TrainConfig
+    from envkit.training.policy import Policy
+
+    passages = passages_of([Path(text) for text in texts], package, limit)
+    trained, known = training_of(folder)
+    kind: type[Env] | None = known if environment is None else registry.environment(environment)
+    base = str(model or (trained.model if trained else recorded_base(folder) or DEFAULT_MODEL))
+    rank, alpha = lora_settings(folder)
+    config = replace(
+        trained or TrainConfig(),
+        model=base,
+        lora_r=rank,
+        lora_alpha=alpha,
+        engine="torch",
+        kv_cache_mb=0,  # the run's may have been chosen on a larger machine
+    )
+    with open_display(display) as progress:
+        to_play: tuple[type[Env], Sequence[Task], SandboxBackend] | None = None
+        if kind is not None:
+            backend = isolated_backend(sandbox, progress)
+            to_play = kind, load_tasks(kind, tasks, "heldout", backend, progress)[:limit], backend
+        use_threads()
+        policy = Policy.of(resolve(base, progress), resolve_dtype(config, progress.say))
+        try:
+            load_adapter(policy, folder)
+            text = text_loss(policy, passages, progress)
+            if to_play is None:
+                return Forgetting(text)
+            settings = replace(config, max_turns=turns_of(to_play[:1], config.max_turns))
+            return Forgetting(text, movement(policy, settings, *to_play, progress))
+        finally:
+            policy.close()
