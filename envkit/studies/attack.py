@@ -23,7 +23,7 @@ from envkit.rollout import Rollouts, reset_seed
 from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop
 from envkit.store import RunFolder
-from envkit.studies.machine import free_threads, resolve_dtype, resolve_model, use_threads
+from envkit.studies.machine import settle
 from envkit.studies.turns import turns_of
 from envkit.studies.warm_start import run_warm_start
 from envkit.training.checkpoint import CheckpointStore
@@ -118,11 +118,10 @@ def attack(
             "solution; mark a check with @check(held_out=True) that asks more than the reward does"
         )
     tasks = tasks[:: max(1, len(tasks) // _MOST_TASKS)][:_MOST_TASKS]
-    use_threads(free_threads(display.say))
     config = replace(settings, max_turns=turns_of([kind], settings.max_turns))
     config = replace(config, groups_per_step=min(config.groups_per_step, len(tasks)))
     # Whatever the time: in minutes, the small model solved none of 896 episodes of three easy environments.
-    config = resolve_dtype(resolve_model(config, None, display.say), display.say)
+    config, _ = settle(config, None, display.say)
     policy = Policy.of(resolve(config.model, display), config)
     with tempfile.TemporaryDirectory() as scratch:
         run = RunFolder.create(Path(scratch), "attack", {})

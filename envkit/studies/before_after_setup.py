@@ -19,7 +19,7 @@ from envkit.models.adapter_folder import require_fit, require_scale
 from envkit.sandbox import Lock, SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.heldout import require_heldout
-from envkit.studies.machine import free_threads, machine, resolve_dtype, resolve_model, use_threads
+from envkit.studies.machine import machine, settle
 from envkit.studies.openings import openings
 from envkit.studies.plan import DEFAULT_MINUTES, Plan, PlanInputs, plan, require_useful
 from envkit.studies.probe import Lengths, Speed, lengths_of, probe
@@ -107,9 +107,7 @@ def prepare(
         require_heldout(heldout[kind], all_train)
     release_freed_memory()  # of mining
     config = replace(config, max_turns=turns_of(train, config.max_turns))
-    config = resolve_model(config, minutes, display.say)
-    threads = use_threads(free_threads(display.say))
-    config = resolve_dtype(config, display.say)
+    config, threads = settle(config, minutes, display.say)
     ref = resolve(config.model, display)
     if config.warm_start:
         require_fit(Path(config.warm_start), ref)

@@ -51,6 +51,22 @@ def _card() -> str:
     return torch.cuda.get_device_name()
 
 
+def settle(config: TrainConfig, minutes: float | None, say: Callable[[str], None]) -> tuple[TrainConfig, int]:
+    """Choose what a configuration leaves to this machine, and use the threads that other programs leave.
+
+    Args:
+        config: the settings.
+        minutes: the run's budget, if it has one.
+        say: told what is chosen and why.
+
+    Returns:
+        The configuration with a model and a dtype, and the number of threads.
+    """
+    config = resolve_model(config, minutes, say)
+    threads = use_threads(free_threads(say))
+    return resolve_dtype(config, say), threads
+
+
 def resolve_model(config: TrainConfig, minutes: float | None, say: Callable[[str], None]) -> TrainConfig:
     """Replace model "auto" by the one that fits the budget and this machine, and ``say`` which and why."""
     if config.model != "auto":

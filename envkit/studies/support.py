@@ -25,7 +25,7 @@ from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop
 from envkit.store import RunFolder, write_atomic
 from envkit.studies.eval_runner import EvalRunner
-from envkit.studies.machine import free_threads, machine, resolve_dtype, resolve_model, use_threads
+from envkit.studies.machine import machine, settle
 from envkit.studies.provenance import commit, environment_facts
 from envkit.studies.turns import turns_of
 from envkit.taskfile import digest, write_tasks
@@ -161,9 +161,7 @@ def start(
         ModelError: the model cannot be had, or ``warm_start`` is no adapter for it.
     """
     config = replace(config, max_turns=turns_of([kind], config.max_turns))
-    config = resolve_model(config, None, display.say)
-    threads = use_threads(free_threads(display.say))
-    config = resolve_dtype(config, display.say)
+    config, threads = settle(config, None, display.say)
     ref = resolve(config.model, display)
     if config.warm_start:
         require_fit(Path(config.warm_start), ref)

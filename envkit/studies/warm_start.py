@@ -15,7 +15,7 @@ from envkit.errors import ContractError, SandboxError, StoreError
 from envkit.models import resolve
 from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop, never, raise_if_stopped
-from envkit.studies.machine import free_threads, resolve_dtype, resolve_model, use_threads
+from envkit.studies.machine import settle
 from envkit.studies.turns import turns_of
 from envkit.training import sft
 from envkit.training.checkpoint import save_adapter
@@ -162,8 +162,7 @@ def warm_start(
     except OSError as error:
         raise StoreError(f"cannot write adapter {folder}: {error.strerror}") from error
     config = replace(config, max_turns=turns_of([kind], config.max_turns))
-    use_threads(free_threads(display.say))
-    config = resolve_dtype(resolve_model(config, None, display.say), display.say)
+    config, _ = settle(config, None, display.say)
     config = replace(config, engine="torch")  # nothing is sampled
     policy = Policy.of(resolve(config.model, display), config)
     losses: list[float] = []
