@@ -14,6 +14,8 @@ from envkit.errors import UsageError
 
 #: Characters of a passage: shorter ones say little, longer ones are cut.
 _FEWEST, _MOST = 200, 2_000
+#: Docstrings that are read for each that is drawn, in files of random order: a large package has thousands.
+_READ: Final = 8
 #: Larger files are left out.
 _MAX_BYTES: Final = 4 * 2**20
 
@@ -43,18 +45,19 @@ def passages_of(texts: Sequence[Path], package: str, count: int, seed: int = 0) 
     Raises:
         UsageError: a file cannot be read, the package is not installed, or there is no passage.
     """
-    found = [
-        Passage(str(path), text)
-        for path in texts
-        for text in _joined(_read(path).replace("\r\n", "\n").split("\n\n"))
-    ]
+    draw, found = random.Random(seed), dict[str, Passage]()
+    for path in texts:
+        for text in _joined(_read(path).replace("\r\n", "\n").split("\n\n")):
+            found.setdefault(text, Passage(str(path), text))
     if not texts:
-        found = list(_docstrings(package))
+        for passage in _docstrings(package, draw):
+            if len(found) >= _READ * count:
+                break
+            found.setdefault(passage.text, passage)
     if not found:
         where = ", ".join(map(str, texts)) or f"the docstrings of {package}"
         raise UsageError(f"no passage of {_FEWEST} characters or more in {where}")
-    distinct = list({passage.text: passage for passage in found}.values())
-    return random.Random(seed).sample(distinct, min(count, len(distinct)))
+    return draw.sample([*found.values()], min(count, len(found)))
 
 
 def _read(path: Path) -> str:
@@ -76,7 +79,7 @@ def _joined(paragraphs: Sequence[str]) -> Iterator[str]:
             held = ""
 
 
-def _docstrings(package: str) -> Iterator[Passage]:
+def _docstrings(package: str, draw: random.Random) -> Iterator[Passage]:
     try:
         spec = importlib.util.find_spec(package) if "." not in package else None
     except ValueError:
@@ -85,7 +88,8 @@ def _docstrings(package: str) -> Iterator[Passage]:
     if not folders:
         raise UsageError(f"no package {package!r} is installed; give a text file or another package")
     for folder in map(Path, folders):
-        for path in sorted(folder.rglob("*.py")):
+        paths = sorted(folder.rglob("*.py"))
+        for path in draw.sample(paths, len(paths)):
             if path.stat().st_size > _MAX_BYTES:
                 continue
             try:

@@ -147,7 +147,12 @@ def test_a_run_says_what_it_was_trained_on(tmp_path: Path) -> None:
     }
     tasks = heldout()
     run = envkit.train(
-        config=settings, tasks=starter_tasks()[3:], heldout_tasks=tasks, root=tmp_path, display="quiet"
+        config=settings,
+        tasks=starter_tasks()[3:],
+        heldout_tasks=tasks,
+        evaluate=False,
+        root=tmp_path,
+        display="quiet",
     ).run
     found = envkit.forgetting(run, tasks=tasks, limit=2, display="quiet")
     assert found.text.passages == 2
