@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from envkit.errors import UsageError
+from envkit.files import read_regular_file
 
 #: Characters of a passage: shorter ones say little, longer ones are cut.
 _FEWEST, _MOST = 200, 2_000
@@ -62,11 +63,11 @@ def passages_of(texts: Sequence[Path], package: str, count: int, seed: int = 0) 
 
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise UsageError(f"{path}: more than {_MAX_BYTES // 2**20} MB; give a part of it")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as text in UTF-8 ({error})") from error
+        return read_regular_file(path, _MAX_BYTES).decode()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: not text in UTF-8 ({error})") from error
 
 
 def _joined(paragraphs: Sequence[str]) -> Iterator[str]:

@@ -103,8 +103,9 @@ def test_passages_of_files_and_packages(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("texts", "package", "words"),
     [
-        (["absent.txt"], "numpy", "cannot be read as text"),
-        (["latin.txt"], "numpy", "cannot be read as text"),
+        (["absent.txt"], "numpy", "cannot be read"),
+        (["latin.txt"], "numpy", "not text in UTF-8"),
+        (["/dev/zero"], "numpy", "cannot be read"),
         (["short.txt"], "numpy", "no passage of 200 characters"),
         ([], "no_such_package", "no package 'no_such_package' is installed"),
         ([], "os", "no package 'os'"),
