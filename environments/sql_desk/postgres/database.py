@@ -11,7 +11,12 @@ from typing import Any, Final, cast, final
 
 from envkit.environments.sql_desk.database import COMPARED_ROWS, ENDED, SHOWN_ROWS, Result
 from envkit.environments.sql_desk.postgres.connection import PostgresConnection, QueryRefused, ServerSilent
-from envkit.environments.sql_desk.postgres.hardening import MAX_TEMPORARY_KB, MAX_WRITTEN_ROWS, STATEMENT_S
+from envkit.environments.sql_desk.postgres.hardening import (
+    LOAD_S,
+    MAX_TEMPORARY_KB,
+    MAX_WRITTEN_ROWS,
+    STATEMENT_S,
+)
 from envkit.environments.sql_desk.postgres.server import PostgresServer
 from envkit.environments.sql_desk.postgres.statement_filter import NotAllowed, split_statements
 from envkit.errors import SandboxError
@@ -153,6 +158,7 @@ class PostgresDatabase:
         try:
             if self._role is not None:
                 self._role.run_script("DISCARD ALL")
+            owner.run_script(f"SET statement_timeout = '{LOAD_S:.0f}s'")
             if schema != self._schema:
                 self._schema = ""
                 owner.run_script("DROP SCHEMA IF EXISTS desk CASCADE; CREATE SCHEMA desk")
@@ -173,6 +179,7 @@ class PostgresDatabase:
                 )
             owner.query("SELECT setval('envkit.written', 1)")
             owner.run_script(f"{self._delete_all} {insert}{rows}")
+            owner.run_script("RESET statement_timeout")
             self._pristine_script = script
         except QueryRefused as error:
             raise SandboxError(f"the database could not be loaded: {error.message}") from error

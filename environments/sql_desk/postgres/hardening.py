@@ -6,6 +6,8 @@ from typing import Final
 
 #: Wall seconds for one statement, and for all statements of one request. The server measures no CPU time.
 STATEMENT_S: Final = 3.0
+#: Wall seconds for a statement that loads the tables: on a busy machine, it must not make the episode void.
+LOAD_S: Final = 60.0
 #: Most bytes of all rows in one answer, most bytes of one stored row, and most rows written to one database.
 MAX_ANSWER_BYTES: Final = 2**20
 MAX_ROW_BYTES: Final = 4_000

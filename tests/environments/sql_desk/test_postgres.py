@@ -32,6 +32,7 @@ from envkit.environments.sql_desk.postgres import dsn, server_checks
 from envkit.environments.sql_desk.postgres.connection import QueryRefused
 from envkit.environments.sql_desk.postgres.database import PostgresDatabase
 from envkit.environments.sql_desk.postgres.dsn import DSN_VARIABLE
+from envkit.environments.sql_desk.postgres.hardening import STATEMENT_S
 from envkit.environments.sql_desk.postgres.server import PostgresServer, server_of
 from envkit.environments.sql_desk.tasks import BY_NAME, SCRIPT, generate
 from envkit.errors import MissingExtraError, SandboxError, UsageError
@@ -440,6 +441,19 @@ def test_an_attack_before_a_right_answer_does_not_affect_it(env: SqlDeskPostgres
     for name in ("fills the disk", "fills the memory", "commits", "lifts the time limit"):
         actions = f"query\n{block(ATTACKS[name][0])}", env.oracle(STARTERS["forget"])[0]
         assert ending(env, "forget", *actions)[0] == 1.0
+
+
+@pytest.mark.usefixtures("dsn")
+def test_loading_tables_has_a_time_limit_of_its_own() -> None:
+    """On a busy machine, it would take longer than a statement may; a limit of 1 ms stands for that."""
+    slow = "CREATE TABLE slow (n int); INSERT INTO slow SELECT count(*) FROM generate_series(1, 300000)"
+    made = PostgresDatabase(server_of(DSN_VARIABLE), STARTERS["count"].files[SCRIPT])
+    with contextlib.closing(made):
+        owner = made._owner_connection()  # pyright: ignore[reportPrivateUsage]
+        owner.run_script("SET statement_timeout = '1ms'")
+        made.load(slow)
+        assert made.table_rows({"slow": ["n"]}) == [[[300_000]]]
+        assert owner.query("SHOW statement_timeout") == [[f"{STATEMENT_S:.0f}s"]]
 
 
 def test_no_hostile_action_raises_or_holds_the_host(backend: SandboxBackend) -> None:
