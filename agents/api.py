@@ -16,9 +16,11 @@ from envkit.agents.budget import Budget, BudgetError
 from envkit.agents.call_journal import CallJournal, RecordedCalls, RequestId
 from envkit.agents.cards import Card
 from envkit.agents.chat_completions import (
+    AnswerKey,
     Message,
     Reply,
     RequestFailure,
+    answer_key,
     chat_text,
     context_overflow_reply,
     max_usage,
@@ -81,7 +83,7 @@ class _Chats:
     messages: list[Message] = field(default_factory=list[Message])
     tools: Sequence[Mapping[str, Any]] = ()
     turn: int = 0
-    _answers: dict[str, Message] = field(default_factory=dict[str, Message])
+    _answers: dict[AnswerKey, Message] = field(default_factory=dict[AnswerKey, Message])
 
     def observe(self, observation: str) -> None:
         chat = json.loads(observation)
@@ -90,8 +92,10 @@ class _Chats:
 
     def answer(self, reply: Reply) -> str:
         """Remember a reply; returns its text, with tool calls as a model writes them."""
-        text = chat_text(reply.message) if reply.message.get("tool_calls") else reply.text
-        self._answers[text] = reply.message
+        text = chat_text(reply.message, reply.text)
+        # An empty answer is repeated empty, but the provider's message has words in its place.
+        key = answer_key(reply.message) if text else ("", ())
+        self._answers[key] = reply.message
         self.turn += 1
         return text
 

@@ -106,23 +106,47 @@ def observation_messages(messages: Sequence[Message], observation: str) -> list[
     ]
 
 
-def chat_text(message: Message) -> str:
-    """Text of an assistant's message, with its tool calls as a local model writes them."""
-    calls = [
-        ToolCall(call["function"]["name"], call["function"]["arguments"])
+def tool_calls_of(message: Message) -> tuple[ToolCall, ...]:
+    """Return the tool calls of an assistant's message, with arguments in one spelling."""
+    return tuple(
+        ToolCall(
+            call["function"]["name"],
+            json.dumps(json.loads(call["function"]["arguments"]), ensure_ascii=False),
+        )
         for call in message.get("tool_calls") or ()
-    ]
+    )
+
+
+def chat_text(message: Message, text: str) -> str:
+    """Write an answer as a local model does: its text, then its tool calls.
+
+    Args:
+        message: the provider's message.
+        text: the answer's text, if it has no tool calls.
+    """
+    calls = tool_calls_of(message)
+    if not calls:
+        return text
     return "\n".join([*filter(None, [_text(message.get("content"))]), *map(format_tool_call, calls)])
 
 
-def with_opaque(message: Message, answers: Mapping[str, Message]) -> Message:
+#: Text without surrounding white space, and tool calls: equal for an answer and for what a program repeats.
+AnswerKey = tuple[str, tuple[ToolCall, ...]]
+
+
+def answer_key(message: Message) -> AnswerKey:
+    """Return what a program that repeats an assistant's message does not change."""
+    return _text(message.get("content")).strip(), tool_calls_of(message)
+
+
+def with_opaque(message: Message, answers: Mapping[AnswerKey, Message]) -> Message:
     """Return a message of a program as the provider wrote it, if it is one of its answers.
 
     Args:
         message: in the API's form.
-        answers: text of an earlier answer, as by `chat_text` -> the provider's message.
+        answers: the provider's messages by their `answer_key`.
     """
-    answer = answers.get(chat_text(message)) if message["role"] == "assistant" else None
+    answer = answers.get(answer_key(message)) if message["role"] == "assistant" else None
     if answer is None:
         return message
     # The program knows the calls by other ids than the provider does.

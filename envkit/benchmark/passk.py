@@ -23,14 +23,12 @@ class PassPoint:
         row, against: chance that at least one of k samples solves a task (unbiased, Chen et al. 2021,
             arXiv:2107.03374).
         difference: ``row`` minus ``against``, paired by task.
-        tasks: number of tasks.
     """
 
     k: int
     row: Interval
     against: Interval
     difference: Interval
-    tasks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +39,7 @@ class PassComparison:
         environment: its name.
         row: the row that is looked at, such as a trained adapter.
         against: the row that it is compared with, such as its base.
+        tasks: number of tasks that both rows have.
         points: for k = 1, 2, 4 and so on, and the largest k that both rows have for every task.
         learned: tasks that ``row`` solves in at least half of its samples, and ``against`` in fewer.
         learned_from_none: those of them that ``against`` never solved.
@@ -49,6 +48,7 @@ class PassComparison:
     environment: str
     row: str
     against: str
+    tasks: int
     points: tuple[PassPoint, ...]
     learned: tuple[str, ...]
     learned_from_none: tuple[str, ...]
@@ -114,6 +114,7 @@ def _compare(environment: str, row: Row, against: Row) -> PassComparison:
         environment,
         row.name,
         against.name,
+        len(pairs),
         tuple(_point(k, pairs) for k in _ks(most)),
         tuple(after.task for after, _ in learned),
         tuple(after.task for after, other in learned if not other.solved),
@@ -136,7 +137,6 @@ def _point(k: int, pairs: Sequence[tuple[TaskResult, TaskResult]]) -> PassPoint:
         rate_interval(rates[0], clusters),
         rate_interval(rates[1], clusters),
         paired_interval(rates[0], rates[1], clusters),
-        len(pairs),
     )
 
 
@@ -145,7 +145,7 @@ def _rate(result: TaskResult) -> float:
 
 
 def sentences(found: PassComparison) -> tuple[str, ...]:
-    """What a comparison says, for people."""
+    """Say in sentences what a comparison shows."""
     most = found.points[-1].k
     crossing = (
         f"{found.row} is ahead at every k up to {most}."

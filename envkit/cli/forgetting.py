@@ -1,4 +1,4 @@
-"""`envkit forgetting`: how far an adapter has moved from its base."""
+"""`envkit forgetting`: measure how far an adapter has moved from its base."""
 
 from __future__ import annotations
 

@@ -389,7 +389,7 @@ def passk(
         return
     for one in found:
         title = f"{escape(one.environment)}: {escape(one.row)} against {escape(one.against)}"
-        out.print(f"{title}, {one.points[0].tasks} tasks")
+        out.print(f"{title}, {one.tasks} tasks")
         table = Table("k", escape(one.row), "", escape(one.against), "", "difference", "", box=None)
         for point in one.points:
             table.add_row(

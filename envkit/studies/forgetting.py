@@ -65,7 +65,7 @@ class Movement:
 
 @dataclass(frozen=True, slots=True)
 class Forgetting:
-    """How far an adapter has moved from its base.
+    """Distance of an adapter from its base.
 
     Args:
         text: on text that is no task.
@@ -77,7 +77,7 @@ class Forgetting:
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """The numbers, for people."""
+        """Say the numbers in sentences."""
         text = self.text
         said = (
             f"On {text.passages} passages of other text ({text.tokens:,} tokens): {_nats(text.base)} nats "

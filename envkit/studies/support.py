@@ -47,7 +47,7 @@ _EASY: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """What groups of episodes of one task each have shown.
+    """Results of groups of episodes, one task a group: do they differ enough for RL to start?
 
     Intervals resample source functions. They are wide enough to hold at every look.
 
@@ -87,7 +87,7 @@ class Support:
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """What was found and what to do, for people."""
+        """Say in sentences what was found, and what to do."""
         step = round(1 / self.needed)
         found = (
             f"Solved: {share(self.solved)} of {self.groups * self.group_size} episodes; {share(self.ever)} "

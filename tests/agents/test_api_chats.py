@@ -12,7 +12,7 @@ from api_server import Api, Say, call, completion
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envkit.agents.chat_completions import Message, chat_text, with_opaque
+from envkit.agents.chat_completions import AnswerKey, Message, answer_key, chat_text, with_opaque
 from envkit.openai_api.messages import request_message, template_message
 from envkit.openai_api.schemas import Message as MessageBody
 from envkit.openai_api.text import ToolCall, ToolCallStream
@@ -47,15 +47,18 @@ def test_a_programs_tools_are_offered_and_calls_come_back_with_opaque_fields(
     serve: Callable[[Say], Api], playing: Playing, mode: str
 ) -> None:
     opaque = {"reasoning_content": "Hm."}
-    sent = {"tool_calls": [call("add", {"n": 1}, 7, extra_content={"signature": "x"})], **opaque}
+    spelled = '{"n":1,"why":"\u00e9"}'  # a provider's spelling, which no repetition keeps
+    sent = {"tool_calls": [call("add", spelled, 7, extra_content={"signature": "x"})], **opaque}
     api = serve(lambda body, n: completion("end") if n else completion("I add.", finish="tool_calls", **sent))
     ask: Message = {"role": "user", "content": "Add."}
     with playing(api.url, tools=[ADD] if mode == "tools" else ()) as agent:
         session = agent.start_chats(key())
         text = turn(agent, seen(ask, tools=[ADD]), session).text
         stream = ToolCallStream()
-        assert stream.push(text) == ("I add.\n", [ToolCall("add", '{"n": 1}')])
-        repeated = {"role": "assistant", "content": "I add.", "tool_calls": [call("add", {"n": 1}, 0)]}
+        said, calls = stream.push(text)
+        assert (said, calls) == ("I add.\n", [ToolCall("add", '{"n": 1, "why": "é"}')])
+        again = call("add", calls[0].arguments, 0)
+        repeated = {"role": "assistant", "content": said, "tool_calls": [again]}
         result = {"role": "tool", "tool_call_id": "id-0", "content": "1"}
         assert turn(agent, seen(ask, repeated, result, tools=[ADD]), session).text == "end"
     assert api.asked[0]["tools"] == [ADD]
@@ -68,14 +71,34 @@ def test_a_programs_tools_are_offered_and_calls_come_back_with_opaque_fields(
 
 
 def test_an_answer_that_the_program_has_changed_is_sent_as_the_program_sends_it() -> None:
-    answers = {"said": {"role": "assistant", "content": "said", "reasoning_content": "Hm."}}
+    answers: dict[AnswerKey, Message] = {
+        ("said", ()): {"role": "assistant", "content": "said", "reasoning_content": "Hm."}
+    }
     for changed in (
         {"role": "assistant", "content": "said so"},
         {"role": "user", "content": "said"},
         {"role": "assistant", "content": "said", "tool_calls": [call("add", {})]},
     ):
         assert with_opaque(changed, answers) is changed
-    assert with_opaque({"role": "assistant", "content": "said"}, answers) == answers["said"]
+    assert with_opaque({"role": "assistant", "content": "said"}, answers) == answers["said", ()]
+
+
+def test_calls_that_a_program_flattens_to_text_are_another_answer() -> None:
+    answer: Message = {"role": "assistant", "content": None, "tool_calls": [call("add", {})]}
+    flat = {"role": "assistant", "content": chat_text(answer, "")}
+    assert with_opaque(flat, {answer_key(answer): answer}) is flat
+
+
+def test_an_empty_answer_is_repeated_with_the_words_that_providers_accept(
+    serve: Callable[[Say], Api], playing: Playing
+) -> None:
+    api = serve(lambda body, n: completion("end" if n else ""))
+    ask: Message = {"role": "user", "content": "a"}
+    with playing(api.url) as agent:
+        session = agent.start_chats(key())
+        assert turn(agent, seen(ask), session).text == ""
+        turn(agent, seen(ask, {"role": "assistant", "content": ""}, ask), session)
+    assert api.asked[1]["messages"][1] == {"role": "assistant", "content": "(no answer)"}
 
 
 @given(st.text(), st.lists(st.dictionaries(st.text(), st.integers() | st.text(), max_size=3), max_size=3))
@@ -90,7 +113,7 @@ def test_messages_of_the_api_survive_the_way_through_a_chat_template_s_form(
     if "<tool_call>" in text:
         return
     stream = ToolCallStream()
-    said, found = stream.push(chat_text(message))
+    said, found = stream.push(chat_text(message, text))
     assert [json.loads(each.arguments) for each in found] == arguments
     assert (said + stream.end()).strip() == text.strip()
 
