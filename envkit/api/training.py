@@ -40,7 +40,7 @@ _RUN_FOLDERS = frozenset({"checkpoints", "sft", "tasks", "tensorboard", "wandb"}
 
 
 def train(
-    environments: str | Sequence[str] = DEFAULT_ENVIRONMENT,
+    environments: str | Sequence[str] | None = None,
     *,
     config: TrainConfig | Mapping[str, Any] | Path | str | None = None,
     minutes: float | None = None,
@@ -68,7 +68,8 @@ def train(
     `KeyboardInterrupt`. Either way `resume_train` continues the run.
 
     Args:
-        environments: registered names; several train one adapter together.
+        environments: registered names; several train one adapter together. By default those of ``mix`` in
+            ``config``, or the code editor.
         config: a `TrainConfig`, its fields by name, or a TOML file of them; by default all defaults.
         minutes: budget after set-up, which chooses the numbers of examples, steps and held-out tasks; several
             seeds share it. ``None`` keeps the sizes of ``config``.
@@ -111,11 +112,7 @@ def train(
 
     if split not in ("heldout", "test") or (split == "test" and heldout_tasks is not None):
         raise UsageError(f"split is {split!r}; expected 'heldout', or 'test' without held-out tasks")
-    names = [environments] if isinstance(environments, str) else list(environments)
     chosen = [seeds] if isinstance(seeds, int) else list(seeds or ())
-    _require_distinct(names, chosen)
-    if len(names) > 1 and (tasks is not None or heldout_tasks is not None):
-        raise UsageError("task files are for one environment; several train on their own tasks")
     if minutes is not None:
         require_minutes(minutes, len(chosen))
     settings = train_config(
@@ -127,7 +124,13 @@ def train(
         backend=backend,
         engine=engine,
     )
+    names = _names(environments, settings)
+    _require_distinct(names, chosen)
+    if len(names) > 1 and (tasks is not None or heldout_tasks is not None):
+        raise UsageError("task files are for one environment; several train on their own tasks")
     kinds = [registry.environment(name) for name in names]
+    ids = {name: kind.id for name, kind in zip(names, kinds, strict=True)}  # a harness's file is not its id
+    settings = replace(settings, mix=tuple(replace(each, env=ids[each.env]) for each in settings.mix))
     harnesses = [kind.id for kind in kinds if kind.harness is not None] if settings.sft_examples else []
     if harnesses:
         settings = replace(settings, sft_examples=0)
@@ -318,6 +321,23 @@ def _adapters(run: RunFolder) -> tuple[Path, ...]:
         if adapter.exists():
             found.append(adapter)
     return tuple(found)
+
+
+def _names(environments: Sequence[str] | str | None, config: TrainConfig) -> list[str]:
+    """The environments to train on: the given ones, else those of ``mix``.
+
+    Raises:
+        UsageError: both name some, and not the same.
+    """
+    mixed = [each.env for each in config.mix]
+    if environments is None:
+        return mixed or [DEFAULT_ENVIRONMENT]
+    given = [environments] if isinstance(environments, str) else list(environments)
+    if mixed and {*given} != {*mixed}:
+        raise UsageError(
+            f"mix names {', '.join(mixed)}, and {', '.join(given)} is asked for; name the environments once"
+        )
+    return given
 
 
 def _require_distinct(names: Sequence[str], seeds: Sequence[int]) -> None:

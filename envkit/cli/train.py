@@ -89,7 +89,7 @@ def train(
         typer.Option(
             metavar="NAME",
             help="Environment: a name from `envkit list`; NAME@HARNESS lets an agent program play. Repeat to "
-            "train one adapter on several. Default: code-editor.",
+            "train one adapter on several. Default: the config's mix, or code-editor.",
             autocompletion=complete_environments,
         ),
     ] = None,
@@ -178,7 +178,7 @@ def train(
         _print(result, as_json)
         return
     result = api.train(
-        env or DEFAULT_ENVIRONMENT,
+        env or None,
         config=config,
         minutes=minutes,
         seeds=seed,

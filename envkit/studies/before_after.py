@@ -393,7 +393,7 @@ class BeforeAfter:
 
             def on_step(m: StepMetrics) -> bool:
                 watch.lap(m.completion_tokens, at_once())
-                self._log("rl", m.step, {k: v for k, v in asdict(m).items() if k != "step"})
+                self._log("rl", m.step, _numbers_of(m))
                 speed = m.completion_tokens / m.rollout_s
                 facts = f"reward {m.reward:.2f}, mixed groups {m.mixed:.0%}, {speed:.0f} tokens/s"
                 if self._is_timed:
@@ -416,6 +416,14 @@ class BeforeAfter:
 
 
 def _log_nothing(phase: str, step: int, metrics: Mapping[str, float]) -> None: ...
+
+
+def _numbers_of(metrics: StepMetrics) -> dict[str, float]:
+    """Return a step's numbers for trackers; those of several environments begin with ``<name>/``."""
+    numbers = asdict(metrics)
+    del numbers["step"]
+    parts: Mapping[str, Mapping[str, float]] = numbers.pop("environments")
+    return numbers | {f"{env}/{name}": value for env, part in parts.items() for name, value in part.items()}
 
 
 def _rates_of(data: ReportData, sft_alone: bool) -> dict[str, float]:

@@ -94,11 +94,7 @@ def build_report(
         rows=tuple(rows),
         differences=tuple(d for d in differences if {d.row, d.against, d.unsolved_by} <= names | {""}),
         ks=ks,
-        training=tuple(
-            TrainPoint(s.step, s.reward, s.mixed, s.loss, s.completion_tokens / s.rollout_s)
-            for s in steps
-            if s.phase == "rl"
-        ),
+        training=_learning_curve(steps, kind.id),
         sft=tuple(LossPoint(step.step, step.loss) for step in steps if step.phase == "sft"),
         phases=tuple(
             replace(phase, tokens=sampled_tokens.get(phase.name, phase.tokens))
@@ -121,6 +117,21 @@ def build_report(
     return write_report(data, run.path, overwrite=True), data
 
 
+def _learning_curve(steps: Sequence[LoggedStep], environment: str) -> tuple[TrainPoint, ...]:
+    """The steps of RL; with several environments, one's own rewards and mixed groups.
+
+    A step without an episode of the environment is left out then.
+    """
+    points: list[TrainPoint] = []
+    for step in steps:
+        if step.phase != "rl" or (step.environments and environment not in step.environments):
+            continue
+        of = step.environments.get(environment, step)
+        speed = step.completion_tokens / step.rollout_s
+        points.append(TrainPoint(step.step, of.reward, of.mixed, step.loss, speed))
+    return tuple(points)
+
+
 def flat_settings(settings: Mapping[str, Any]) -> dict[str, Scalar]:
     """Flatten settings for a report: a list becomes one text, a mapping becomes one entry per key."""
     found: dict[str, Scalar] = {}
@@ -128,9 +139,18 @@ def flat_settings(settings: Mapping[str, Any]) -> dict[str, Scalar]:
         if isinstance(value, Mapping):
             entries = cast("Mapping[str, float]", value)
             found |= {f"{name}.{key}": number for key, number in entries.items()}
+        elif isinstance(value, list):
+            found[name] = ", ".join(map(_entry, cast("list[object]", value)))
         else:
-            found[name] = ", ".join(map(repr, cast("list[str]", value))) if isinstance(value, list) else value
+            found[name] = value
     return found
+
+
+def _entry(value: object) -> str:
+    """One entry of a list of settings: a text in quotes, or the values of a table."""
+    if isinstance(value, Mapping):
+        return " ".join(map(str, cast("Mapping[str, Scalar]", value).values()))
+    return repr(value)
 
 
 def _raised_in_training(steps: Sequence[LoggedStep]) -> list[str]:

@@ -87,13 +87,27 @@ class PhaseTime:
 
 
 @dataclass(frozen=True, slots=True)
+class EnvironmentPart:
+    """What one of several environments gave to an RL step; see `envkit.training.metrics`."""
+
+    episodes: int
+    reward: float
+    mixed: float
+
+    def __post_init__(self) -> None:
+        _require_count(self.episodes, "episodes")
+        if not math.isfinite(self.reward + self.mixed):
+            raise ValueError(f"{self}: expected numbers for reward and mixed")
+
+
+@dataclass(frozen=True, slots=True)
 class LoggedStep:
     """The part of a record of ``metrics.jsonl`` that the report shows.
 
     Args:
         phase: ``"sft"`` or ``"rl"``.
         step: counted from 1.
-        reward, mixed, completion_tokens, rollout_s, raised: of RL steps; see `StepMetrics`.
+        reward, mixed, completion_tokens, rollout_s, raised, environments: of RL steps; see `StepMetrics`.
     """
 
     phase: str
@@ -104,6 +118,7 @@ class LoggedStep:
     completion_tokens: int = 0
     rollout_s: float = math.nan
     raised: float = 0.0
+    environments: Mapping[str, EnvironmentPart] = field(default_factory=dict[str, EnvironmentPart])
 
     def __post_init__(self) -> None:
         _require_count(self.step, "step")

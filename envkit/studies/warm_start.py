@@ -108,7 +108,8 @@ def run_warm_start(
     Args:
         policy: holds the adapter.
         tasks: train tasks by environment, in the miner's shuffled order. They are taken from the environments
-            in turn; one that runs out is skipped. If there are fewer than ``sft_examples``, they repeat.
+            in turn, by their weights; one that runs out is skipped. If there are fewer than ``sft_examples``,
+            they repeat.
         backend: sandbox backend, to reset the tasks.
         config: the training settings.
         display: shows progress.
@@ -120,9 +121,7 @@ def run_warm_start(
         TrainingError: a task is of another split or for evaluation only.
     """
     require_trainable(task for train_tasks in tasks.values() for task in train_tasks)
-    by_env = ([(kind, task) for task in train_tasks] for kind, train_tasks in tasks.items())
-    rounds = itertools.zip_longest(*by_env)  # one task of every environment, then the next
-    chosen = [pair for pairs in rounds for pair in pairs if pair is not None][: config.sft_examples]
+    chosen = _in_turn(tasks, config.weights)[: config.sft_examples]
     examples_of = {
         kind: iter(
             demonstrations(kind, [t for k, t in chosen if k is kind], backend, config.max_turns, should_stop)
@@ -138,6 +137,18 @@ def run_warm_start(
         on_loss(step, loss)
 
     sft.train(policy, examples, config, on_step, should_stop)
+
+
+def _in_turn(
+    tasks: Mapping[type[Env], Sequence[Task]], weights: Mapping[str, float]
+) -> list[tuple[type[Env], Task]]:
+    """All tasks, such that any beginning of the list has each environment's share of them."""
+    due = [
+        ((number + 0.5) / weights.get(kind.id, 1.0), kind, task)
+        for kind, train_tasks in tasks.items()
+        for number, task in enumerate(train_tasks)
+    ]
+    return [(kind, task) for _, kind, task in sorted(due, key=lambda each: each[0])]
 
 
 def warm_start(

@@ -15,6 +15,23 @@ from envkit.plain import decode, encode
 
 
 @dataclass(frozen=True, slots=True)
+class Mix:
+    """One environment of several that train an adapter together: a ``[[mix]]`` of a TOML file.
+
+    Args:
+        env: its registered name.
+        weight: its share of the task visits, and of the warm start's examples, relative to the others'.
+    """
+
+    env: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < float("inf"):
+            raise ConfigError(f"weight of {self.env} is {self.weight}; it must be positive and finite")
+
+
+@dataclass(frozen=True, slots=True)
 class TrainConfig:
     """Hyperparameters of a training run.
 
@@ -60,6 +77,11 @@ class TrainConfig:
         shaping: check name -> positive weight. Its score times this weight is added to an episode's reward in
             training only. Use it for a check of weight 0 that measures progress when the reward is too rare.
             Rewards and mixed groups are reported without it.
+        mix: the environments and their weights, if there are several; by default all weigh the same.
+            Baselines are each task's own in any case: an episode is compared with others of its group.
+        worst_task_weight: with several environments, one that is never solved is visited this many times as
+            often as one that is always solved, by the solve rates of the latest visits. 1, the default, keeps
+            the shares of ``mix``. More helps environments that lag behind (arXiv:1911.08731).
         num_iterations: gradient steps on each batch of episodes; ``epsilon`` limits how far later ones go.
             Each costs another pass of the learner over the batch. Only with backend ``"envkit"`` and an
             `importance_sampling_mode` of ``"none"``.
@@ -113,6 +135,8 @@ class TrainConfig:
     loss_type: str = "dapo"
     advantage: str = "group"
     shaping: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])
+    mix: tuple[Mix, ...] = ()
+    worst_task_weight: float = 1.0
     num_iterations: int = 1
     importance_sampling_level: str = "token"
     epsilon: float = 0.2
@@ -163,6 +187,9 @@ class TrainConfig:
         for name, weight in self.shaping.items():
             if not 0 < weight < float("inf"):  # an aborted episode would escape a penalty
                 raise ConfigError(f"shaping.{name} is {weight}; it must be positive and finite")
+        mixed = [each.env for each in self.mix]
+        if twice := [name for name in mixed if mixed.count(name) > 1]:
+            raise ConfigError(f"mix names {twice[0]} twice; name each environment once")
         if self.shaping and self.advantage != "group":
             raise ConfigError(
                 f"advantage {self.advantage!r} ignores rewards, and so shaping; leave one of them out"
@@ -216,6 +243,11 @@ class TrainConfig:
         return self.max_turns or 1
 
     @property
+    def weights(self) -> dict[str, float]:
+        """Weights by environment; one without an entry weighs 1."""
+        return {each.env: each.weight for each in self.mix}
+
+    @property
     def is_warm(self) -> bool:
         """True if RL begins with an adapter that has learned from known answers."""
         return self.sft_examples > 0 or bool(self.warm_start)
@@ -238,7 +270,7 @@ class TrainConfig:
 
 _POSITIVE = (
     *("learning_rate", "sft_learning_rate", "temperature", "epsilon", "epsilon_high", "max_grad_norm"),
-    *("max_kl", "importance_sampling_clip_max"),
+    *("max_kl", "importance_sampling_clip_max", "worst_task_weight"),
 )
 _LEVELS, _CORRECTIONS = ("token", "sequence"), ("truncate", "mask")
 _CHOICES = {
@@ -272,6 +304,7 @@ _MINIMUM = {
     "save_steps": 1,
     "max_tokens_per_forward": 1,
     "kv_cache_mb": 0,
+    "worst_task_weight": 1.0,
 }
 #: Upper bounds. Larger values only run out of memory, or never end.
 _MAXIMUM = {
@@ -287,6 +320,7 @@ _MAXIMUM = {
     "max_completion_length": 2**17,
     "max_tokens_per_forward": 2**20,
     "kv_cache_mb": 2**20,
+    "worst_task_weight": 1000.0,
 }
 
 

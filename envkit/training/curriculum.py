@@ -23,6 +23,12 @@ _PRIOR_EPISODES = 4.0
 #: Weight of a first visit in the regression, in episodes. Fewer than it has, because tasks differ more than
 #: episodes of one task.
 _VISIT_EPISODES = 4.0
+#: Decay of an environment's results with each new visit: about the last twenty count.
+_ENV_DECAY = 0.95
+#: Prior results of an environment, in episodes: solved, and all.
+_ENV_PRIOR = (4.0, 8.0)
+#: The golden ratio's fraction: the offsets of the steps are spread evenly, however many there are.
+_GOLDEN = 0.6180339887498949
 #: Priors of the regression's weights, in log-odds of the solve rate, as (mean, standard deviation): of any
 #: task, of a kind beside that, and of a length one standard deviation above the mean.
 _ANY_TASK, _KIND, _LENGTH = (float(logit(1 / 3)), 2.0), (0.0, 1.0), (-0.5, 0.5)
@@ -40,22 +46,46 @@ class Curriculum:
     one reward, and so the expected size of the signal (arXiv:2502.12272). It is squared because nearly
     hopeless tasks are many, and together they would outweigh the useful ones. It is divided because tasks of
     a known source are soon solved from memory: in a run without this, revisits earned 0.85 while held-out
-    functions gained 2 points in 100. Environments take turns, so that the easiest does not get all visits.
-    Picking is a function of (seed, step) and of the results so far.
+    functions gained 2 points in 100. Every environment gets its share of each step's visits, so that the
+    easiest does not get all. Picking is a function of (seed, step) and of the results so far.
 
     Args:
         tasks: the training tasks; ``metadata["environment"]`` names their environment if there are several,
             and ``metadata["operator"]`` their kind.
         seed: the run's seed.
         cooldown: steps after a visit in which its source is avoided.
+        weights, worst_task_weight: what decides the shares of several environments; see
+            `envkit.training.config.TrainConfig`.
+
+    Raises:
+        TrainingError: a weight belongs to no environment of the tasks.
     """
 
-    def __init__(self, tasks: Sequence[Task], seed: int, cooldown: int = 5) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        seed: int,
+        cooldown: int = 5,
+        *,
+        weights: Mapping[str, float] | None = None,
+        worst_task_weight: float = 1.0,
+    ) -> None:
         self._ids = [task.id for task in tasks]
         self._index = {task_id: i for i, task_id in enumerate(self._ids)}
         names = [str(task.metadata.get("environment", "")) for task in tasks]
         #: For each environment, a mask of its tasks.
         self._env_masks = [np.array([name == env for name in names]) for env in dict.fromkeys(names)]
+        self._envs = [*dict.fromkeys(names)]
+        given = weights or {}
+        if len(self._envs) > 1 and (strangers := given.keys() - {*names}):
+            raise TrainingError(
+                f"mix names {min(strangers)}, and there are no tasks of it; found {', '.join(self._envs)}"
+            )
+        self._weights = np.array([given.get(env, 1.0) for env in self._envs])
+        self._worst_task_weight = worst_task_weight
+        #: Episodes of each environment, solved and all; older visits count less.
+        self._env_solved = np.full(len(self._envs), _ENV_PRIOR[0])
+        self._env_tried = np.full(len(self._envs), _ENV_PRIOR[1])
         self._features = _features(tasks, self._env_masks)
         self._seed, self._cooldown = seed, cooldown
         #: First visits, in order: the task's index, and its solve rate then.
@@ -78,6 +108,23 @@ class Curriculum:
             prior[in_env] = expit(self._features[in_env] @ slopes)
         return (self._solved + _PRIOR_EPISODES * prior) / (self._tried + _PRIOR_EPISODES)
 
+    def shares(self) -> NDArray[np.float64]:
+        """Return each environment's share of the visits, in the order of the tasks; their sum is 1."""
+        unsolved = 1 - self._env_solved / self._env_tried
+        share = self._weights * self._worst_task_weight**unsolved
+        return np.asarray(share / share.sum(), dtype=np.float64)
+
+    def _turns(self, step: int, count: int) -> list[int]:
+        """Choose the environment of each of a step's visits: its share of ``count``, rounded up or down.
+
+        The shares lie end to end, and equally spaced points fall on them, in each step with another offset.
+        So rounding evens out over the steps.
+        """
+        offset = step * _GOLDEN % 1
+        ends = np.cumsum(self.shares())
+        points = (np.arange(count) + offset) / count
+        return np.minimum(np.searchsorted(ends, points, side="right"), len(ends) - 1).tolist()
+
     def pick(self, step: int, count: int) -> list[str]:
         """Pick ``count`` distinct tasks for a step, of distinct sources if there are enough."""
         rate = self.rates()
@@ -87,12 +134,10 @@ class Curriculum:
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, step, 0xC0FFEE])))
         chosen: list[int] = []
         available = np.ones(len(self._ids), dtype=bool)
-        turn = step * count
-        while len(chosen) < min(count, len(self._ids)):
-            candidates = available & self._env_masks[turn % len(self._env_masks)]
-            turn += 1
+        for env in self._turns(step, min(count, len(self._ids))):
+            candidates = available & self._env_masks[env]
             if not candidates.any():  # this environment has no tasks left
-                continue
+                candidates = available
             share = np.where(candidates, np.maximum(weight, 1e-300), 0.0)
             i = int(rng.choice(len(self._ids), p=share / share.sum()))
             chosen.append(i)
@@ -107,6 +152,9 @@ class Curriculum:
         self._last[self._source_of[i]] = step
         if not tried:
             return
+        env = next(number for number, in_env in enumerate(self._env_masks) if in_env[i])
+        self._env_solved[env] = _ENV_DECAY * self._env_solved[env] + solved
+        self._env_tried[env] = _ENV_DECAY * self._env_tried[env] + tried
         if not self._tried[i]:
             self._visited.append(i)
             self._visited_rates.append(solved / tried)
@@ -123,6 +171,8 @@ class Curriculum:
             "met_rates": [*self._visited_rates],
             "visits": self._visits.tolist(),
             "last": self._last.tolist(),
+            "env_solved": self._env_solved.tolist(),
+            "env_tried": self._env_tried.tolist(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -136,6 +186,8 @@ class Curriculum:
         self._solved, self._tried = np.array(state["solved"]), np.array(state["tried"])
         self._visited, self._visited_rates = [*state.get("met", ())], [*state.get("met_rates", ())]
         self._visits, self._last = np.array(state["visits"]), np.array(state["last"])
+        if "env_tried" in state:  # not in older runs, which had equal shares
+            self._env_solved, self._env_tried = np.array(state["env_solved"]), np.array(state["env_tried"])
 
 
 def _features(tasks: Sequence[Task], env_masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from envkit.rollout import raised
 from envkit.training.config import TrainConfig
 from envkit.training.groups import TrainingGroup
 from envkit.training.rollouts import StepRollouts
+from envkit.types import Outcome, Trajectory
 
 #: Significance level of the hacking alarm: false alarms if exactly `TrainConfig.max_hacked` are hacked.
 _FALSE_ALARMS = 0.05
 #: Share of a step's episodes in which the environment may raise before the run ends. No single action may end
 #: a run, so it takes nearly all of them.
 MAX_RAISED = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentMetrics:
+    """The part of a training step that one of several environments gave.
+
+    Args:
+        episodes: that are not void.
+        reward, mixed: see `StepMetrics`.
+    """
+
+    episodes: int
+    reward: float
+    mixed: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +56,7 @@ class StepMetrics:
         asked: tasks whose solved episodes ran the held-out checks.
         hacked: share of those tasks where a held-out check rejects most solved episodes.
         rollout_s, learn_s: wall seconds.
+        environments: the parts of several environments, by name; empty for a single one.
     """
 
     step: int
@@ -59,6 +75,7 @@ class StepMetrics:
     hacked: float
     rollout_s: float
     learn_s: float
+    environments: Mapping[str, EnvironmentMetrics] = field(default_factory=dict[str, EnvironmentMetrics])
 
 
 class UpdateMetrics(NamedTuple):
@@ -90,7 +107,23 @@ def step_metrics(
         hacked=sum(rejected) / max(len(rejected), 1),
         rollout_s=rollouts.seconds,
         learn_s=learn_s,
+        environments=_by_environment(rollouts.groups),
     )
+
+
+def _by_environment(groups: Sequence[Sequence[Trajectory]]) -> dict[str, EnvironmentMetrics]:
+    groups_of: dict[str, list[list[float]]] = {}
+    for group in groups:
+        rewards = [t.reward for t in group if t.outcome is not Outcome.VOID]
+        groups_of.setdefault(group[0].env, []).append(rewards)
+    if len(groups_of) < 2:
+        return {}
+    found: dict[str, EnvironmentMetrics] = {}
+    for name, of_env in groups_of.items():
+        rewards = [reward for group in of_env for reward in group]
+        mixed = sum(len({*group}) > 1 for group in of_env) / len(of_env)
+        found[name] = EnvironmentMetrics(len(rewards), sum(rewards) / max(len(rewards), 1), mixed)
+    return found
 
 
 def joined(updates: Sequence[StepMetrics]) -> StepMetrics:

@@ -83,7 +83,9 @@ class RolloutCollector:
     ) -> None:
         require_trainable(tasks)
         self.policy, self.rollouts, self.config, self._episodes = policy, rollouts, config, episodes
-        self.curriculum = Curriculum(tasks, config.seed)
+        self.curriculum = Curriculum(
+            tasks, config.seed, weights=config.weights, worst_task_weight=config.worst_task_weight
+        )
 
     def collect(self, step: int) -> StepRollouts:
         """Pick the tasks of a step and play one group of each with the current weights."""

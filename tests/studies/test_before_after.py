@@ -6,7 +6,7 @@ import functools
 import itertools
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
@@ -40,11 +40,11 @@ from envkit.studies.before_after_setup import start as start_study
 from envkit.studies.build_report import _latest_steps
 from envkit.studies.claim import read_claim
 from envkit.studies.provenance import require_unchanged
-from envkit.studies.run_records import LoggedStep
+from envkit.studies.run_records import EnvironmentPart, LoggedStep
 from envkit.studies.warm_start import split_for_warm_start
 from envkit.trackers import resolve as resolve_trackers
 from envkit.training.checkpoint import save_adapter
-from envkit.training.config import TrainConfig
+from envkit.training.config import Mix, TrainConfig
 from envkit.training.policy import Policy
 from envkit.types import Task
 
@@ -281,7 +281,9 @@ def begin_both(root: Path, model: Path, backend: SandboxBackend) -> RunFolder:
     return start_study(
         root,
         prepare(
-            replace(small(model), groups_per_step=4),
+            replace(
+                small(model), groups_per_step=4, mix=(Mix("code-editor", 3), Mix("sql-desk")), sft_examples=12
+            ),
             None,
             {CodeEditorEnv: TRAIN, SqlDeskEnv: sql("train")},
             {CodeEditorEnv: HELDOUT, SqlDeskEnv: sql("heldout")},
@@ -290,6 +292,11 @@ def begin_both(root: Path, model: Path, backend: SandboxBackend) -> RunFolder:
             command="envkit train --env code-editor --env sql-desk",
         ),
     )
+
+
+def _parts_of(run: RunFolder, step: int) -> Mapping[str, EnvironmentPart]:
+    [record] = [r for r in run.read("metrics", LoggedStep) if (r.phase, r.step) == ("rl", step)]
+    return record.environments
 
 
 @pytest.mark.slow
@@ -317,7 +324,14 @@ def test_two_environments_train_one_adapter_and_have_a_report_each(
             "evaluate SFT",
         }
     played = list(whole.trajectories("episodes"))
-    assert [t.env for t in played] == (["code-editor"] * 2 + ["sql-desk"] * 2) * 4
+    assert [t.env for t in played] == (["code-editor"] * 6 + ["sql-desk"] * 2) * 2
+    for page in pages:
+        data = load_report(page.parent)
+        assert data.config["mix"] == "code-editor 3.0, sql-desk 1.0"
+        for point in data.training:  # its own curve, not that of all
+            own = [t for t in played if t.key.step == point.step - 1 and t.env == data.environment]
+            assert point.reward == pytest.approx(sum(t.reward for t in own) / len(own))
+            assert _parts_of(whole, point.step)[data.environment].episodes == len(own)
     systems = {"code-editor": CodeEditorEnv.system, "sql-desk": SqlDeskEnv.system}
     renderer = ChatRenderer(AutoTokenizer.from_pretrained(model))
     for trajectory in played:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from envkit.errors import ConfigError
-from envkit.training.config import TrainConfig, from_manifest, from_mapping, from_toml, to_mapping
+from envkit.training.config import Mix, TrainConfig, from_manifest, from_mapping, from_toml, to_mapping
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,12 @@ from envkit.training.config import TrainConfig, from_manifest, from_mapping, fro
         ({"importance_sampling_mode": "mask"}, "importance_sampling_mode is 'mask'; expected one of: none, "),
         ({"importance_sampling_clip_max": 0.0}, "importance_sampling_clip_max is 0.0; it must be positive"),
         ({"loss_type": "cispo"}, "epsilon_high is None; with loss_type 'cispo' it is the largest weight"),
+        ({"mix": {"code-editor": 2}}, "mix is .*; expected a list"),
+        ({"mix": [{"weight": 2}]}, r"mix\[0\] lacks the field 'env'"),
+        ({"mix": [{"env": "a", "weight": -1}]}, "weight of a is -1.0; it must be positive and finite"),
+        ({"mix": [{"env": "a"}, {"env": "a"}]}, "mix names a twice; name each environment once"),
+        ({"worst_task_weight": 0.5}, "worst_task_weight is 0.5; it must be at least 1"),
+        ({"worst_task_weight": float("nan")}, "worst_task_weight is nan; it must be positive and finite"),
         ({"loss_type": "cispo", "epsilon_high": 0.3}, "epsilon_high is 0.3; with loss_type 'cispo'"),
     ],
 )
@@ -91,6 +97,7 @@ def test_a_configuration_survives_conversion_to_plain_data() -> None:
         epsilon_high=0.3,
         stop_strings=("a", "\n"),
         shaping={"tries": 0.2},
+        mix=(Mix("code-editor", 2.0), Mix("sql-desk")),
     )
     assert from_mapping(json.loads(json.dumps(to_mapping(changed))), "x") == changed
 

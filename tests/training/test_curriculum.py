@@ -63,6 +63,65 @@ def test_environments_are_picked_in_equal_shares_regardless_of_difficulty() -> N
     )
 
 
+def of_environments(*sizes: int) -> list[Task]:
+    """Tasks of the environments "e0", "e1", ..., whose ids begin with their names."""
+    return [
+        replace(task, id=f"e{i} {task.id}", metadata={**task.metadata, "environment": f"e{i}"})
+        for i, size in enumerate(sizes)
+        for task in tasks(size)
+    ]
+
+
+def visits_of(curriculum: Curriculum, steps: int, count: int, solved: dict[str, int]) -> list[Counter[str]]:
+    """Visits of each environment in each step; ``solved`` gives its solved episodes out of 8."""
+    found: list[Counter[str]] = []
+    for step in range(steps):
+        picked = curriculum.pick(step, count)
+        for task in picked:
+            curriculum.record(step, task, solved[task[:2]], 8)
+        found.append(Counter(task[:2] for task in picked))
+    return found
+
+
+def test_environments_are_visited_by_their_weights_in_every_step_and_exactly_over_many() -> None:
+    curriculum = Curriculum(of_environments(60, 60, 60), 0, weights={"e0": 3, "e2": 0.5})
+    assert curriculum.shares() == pytest.approx([3 / 4.5, 1 / 4.5, 0.5 / 4.5])
+    steps = visits_of(curriculum, 90, 5, {"e0": 0, "e1": 8, "e2": 4})
+    for visits in steps:
+        assert abs(visits["e0"] - 5 * 3 / 4.5) < 1
+        assert abs(visits["e1"] - 5 / 4.5) < 1
+    total = sum(steps, Counter[str]())
+    assert [total[name] / 450 for name in ("e0", "e1", "e2")] == pytest.approx(curriculum.shares(), abs=0.01)
+
+
+def test_an_environment_that_is_not_solved_gets_more_visits_up_to_the_given_ratio() -> None:
+    solved = {"e0": 8, "e1": 0}
+    curriculum = Curriculum(of_environments(200, 200), 0, worst_task_weight=4)
+    assert curriculum.shares() == pytest.approx([0.5, 0.5])  # nothing is known yet
+    steps = visits_of(curriculum, 60, 10, solved)
+    assert curriculum.shares()[1] == pytest.approx(0.8, abs=0.01)
+    assert sum(steps[-20:], Counter[str]())["e1"] == pytest.approx(160, abs=4)
+    solved["e1"] = 8  # learned by now
+    visits_of(curriculum, 60, 10, solved)
+    assert curriculum.shares() == pytest.approx([0.5, 0.5], abs=0.01)
+
+
+def test_shares_resume_and_older_runs_resume_with_equal_ones() -> None:
+    some = of_environments(20, 20)
+    first, again, old = (Curriculum(some, 0, worst_task_weight=9) for _ in range(3))
+    visits_of(first, 10, 4, {"e0": 8, "e1": 2})
+    state = json.loads(json.dumps(first.state()))
+    again.restore(state)
+    assert [*again.shares()] == [*first.shares()]
+    old.restore({name: value for name, value in state.items() if not name.startswith("env_")})
+    assert [*old.shares()] == [0.5, 0.5]
+
+
+def test_a_weight_of_an_environment_without_tasks_is_refused() -> None:
+    with pytest.raises(TrainingError, match=r"mix names other, and there are no tasks of it; found e0, e1"):
+        Curriculum(of_environments(3, 3), 0, weights={"e0": 2, "other": 1})
+
+
 def test_all_tasks_of_a_single_source_can_be_picked_at_once() -> None:
     assert len(set(Curriculum(of_one_source(tasks(100)), 0).pick(0, 100))) == 100
 
