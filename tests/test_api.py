@@ -358,8 +358,8 @@ def test_bad_input_is_refused_before_any_work(
 
     monkeypatch.setattr("envkit.registry.sandbox_backend", work)
     mix = {"mix": [{"env": "code-editor"}, {"env": "sql-desk"}]}
-    with pytest.raises(UsageError, match="mix names code-editor, sql-desk, and terminal is asked for"):
-        envkit.train("terminal", config=mix)
+    with pytest.raises(UsageError, match="mix names code-editor, sql-desk, and service-desk is asked for"):
+        envkit.train("service-desk", config=mix)
     with pytest.raises(UsageError, match="task files are for one environment"):
         envkit.train(config=mix, tasks=tmp_path / "tasks.jsonl")
     with pytest.raises(UsageError, match="seed 1 is given twice"):

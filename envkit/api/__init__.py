@@ -5,11 +5,13 @@ The names are also in `envkit`: ``envkit.train(...)``. PyTorch is imported only 
 
 from envkit.api.adapter import Adapter, load_adapter
 from envkit.api.forgotten import forgetting
+from envkit.api.interfering import interference, resume_interference
 from envkit.api.measuring import bench, evaluate, leaderboard, pass_at_k, rescore, resume_bench, spec_of
 from envkit.api.pushing import push_adapter
 from envkit.api.results import (
     BenchResult,
     EvalResult,
+    InterferenceResult,
     PushResult,
     Report,
     RescoreResult,
@@ -26,6 +28,7 @@ __all__ = [
     "Adapter",
     "BenchResult",
     "EvalResult",
+    "InterferenceResult",
     "PushResult",
     "Report",
     "RescoreResult",
@@ -36,12 +39,14 @@ __all__ = [
     "bench",
     "evaluate",
     "forgetting",
+    "interference",
     "leaderboard",
     "load_adapter",
     "pass_at_k",
     "push_adapter",
     "rescore",
     "resume_bench",
+    "resume_interference",
     "resume_train",
     "sft",
     "spec_of",

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-
+from envkit.api.bench_runs import (
+    adapter_folders,
+    distinct_names,
+    play_bench,
+    recorded_model,
+    reports_of,
+    start_bench,
+    trained_limits,
+)
 from envkit.api.common import (
     DEFAULT_ENVIRONMENT,
     RUNS,
@@ -17,18 +24,14 @@ from envkit.api.common import (
     isolated_backend,
 )
 from envkit.api.interrupts import StopRequest, stopping_on_signal
-from envkit.api.results import BenchResult, EvalResult, Report, RescoreResult, read_report
+from envkit.api.results import BenchResult, EvalResult, RescoreResult
 from envkit.api.rich_display import DisplayChoice, open_display
 from envkit.benchmark.spec import DEFAULT_SAMPLES
-from envkit.errors import SETUP_ERRORS, UsageError
-
-#: Settings that measuring takes from an adapter's training, unless they are given.
-_LIMITS: Final = ("max_turns", "max_completion_length", "stop_strings", "max_context_length")
+from envkit.errors import UsageError
 
 if TYPE_CHECKING:
     from envkit.benchmark.passk import PassComparison
     from envkit.benchmark.spec import BenchSpec
-    from envkit.display import Display
     from envkit.sandbox import SandboxBackend
     from envkit.store import RunFolder
 
@@ -88,7 +91,7 @@ def evaluate(
 
     paths: list[Path] = []
     if agent == "model":
-        paths = [] if adapter is None else _adapter_folders([adapter])
+        paths = [] if adapter is None else adapter_folders([adapter])
         base, reason = _base(model, paths)
         path = "".join(map(str, paths))
         row = AgentSpec(Path(path or base).name, model=base, adapter=path, shots=shots)
@@ -109,7 +112,7 @@ def evaluate(
         "stop_strings": None if stop_strings is None else tuple(stop_strings),
         "max_context_length": max_context_length,
     }
-    limits = _trained_limits(paths) | {name: value for name, value in told.items() if value is not None}
+    limits = trained_limits(paths) | {name: value for name, value in told.items() if value is not None}
     spec = BenchSpec(
         (EnvironmentSpec(environment, str(tasks), limit, split, max_task_chars),),
         (row,),
@@ -121,11 +124,11 @@ def evaluate(
         backend = isolated_backend(sandbox, progress)
         if reason:
             progress.say(reason)
-        run = _start(spec, root, backend, progress, command or command_of("evaluate", repr(environment)))
-        request, refused = _play(run, backend, progress)
+        run = start_bench(spec, root, backend, progress, command or command_of("evaluate", repr(environment)))
+        request, refused = play_bench(run, backend, progress)
     if refused:
         raise refused
-    [report] = _reports(run.path)
+    [report] = reports_of(run.path)
     return EvalResult(run.path, report, row.name, request.signal)
 
 
@@ -169,8 +172,8 @@ def bench(
     with open_display(display) as progress:
         backend = isolated_backend(sandbox, progress)
         subject = repr(str(spec)) if isinstance(spec, str | Path) else "spec"
-        run = _start(parsed, root, backend, progress, command or command_of("bench", subject), table)
-        request, refused = _play(run, backend, progress)
+        run = start_bench(parsed, root, backend, progress, command or command_of("bench", subject), table)
+        request, refused = play_bench(run, backend, progress)
     return _bench_result(run, request, refused, machine)
 
 
@@ -202,7 +205,7 @@ def resume_bench(
     _require_priced(machine, prices_of(folder))
     with open_display(display) as progress:
         backend = isolated_backend(sandbox, progress)
-        request, refused = _play(folder, backend, progress, budget_usd)
+        request, refused = play_bench(folder, backend, progress, budget_usd)
     return _bench_result(folder, request, refused, machine)
 
 
@@ -254,17 +257,17 @@ def spec_of(
             raise UsageError(
                 f"{unused[0]} is for adapters and their base model, and no adapter is named; leave it out"
             )
-    paths = _adapter_folders(adapters)
-    limits = {name: value for name, value in _trained_limits(paths).items() if name not in settings}
+    paths = adapter_folders(adapters)
+    limits = {name: value for name, value in trained_limits(paths).items() if name not in settings}
     if "max_turns" in limits:
         settings["max_turns"] = limits.pop("max_turns")
-    base = absolute_if_path(model) if model else _recorded(paths) or DEFAULT_MODEL
+    base = absolute_if_path(model) if model else recorded_model(paths) or DEFAULT_MODEL
     rows = [AgentSpec(name, script=name) for name in ("oracle", "no-op")]
     if adapters:
         rows.append(AgentSpec("base", model=base, **limits))
     if adapters and shots:
         rows.append(AgentSpec(f"base, {shots}-shot", model=base, shots=shots, **limits))
-    for path, name in zip(paths, _distinct_names(paths), strict=True):
+    for path, name in zip(paths, distinct_names(paths), strict=True):
         rows.append(AgentSpec(name, model=base, adapter=str(path), **limits))
     rows += [AgentSpec(load_card(card).name, card=absolute_if_path(card)) for card in cards]
     rows += [
@@ -376,62 +379,13 @@ def pass_at_k(
     return compare_pass_at_k([report for run in runs for report in load_reports(Path(run))], row, against)
 
 
-def _start(
-    spec: BenchSpec,
-    root: Path | str,
-    backend: SandboxBackend,
-    display: Display,
-    command: str,
-    prices: Path | None = None,
-) -> RunFolder:
-    from envkit.studies.bench_setup import start
-
-    run = start(Path(root), spec, backend=backend, display=display, command=command, prices=prices)
-    display.say(f"run folder: {escape(str(run.path))}")
-    return run
-
-
-def _play(
-    run: RunFolder, backend: SandboxBackend, display: Display, budget_usd: float | None = None
-) -> tuple[StopRequest, UsageError | None]:
-    """Play all missing episodes of a bench; returns how it was stopped, and a provider's refusal if any.
-
-    Raises:
-        UsageError: a provider refused before there was anything to report.
-    """
-    from envkit.studies.bench import Bench
-
-    path = escape(str(run.path))
-    message = (
-        f"[yellow]stopping: finished episodes stay in {path}; continue with: envkit bench --resume {path}; "
-        "Ctrl-C again ends at once[/]"
-    )
-    with stopping_on_signal(display.say, message) as request:
-        bench = Bench(run, backend, display, request.should_stop, budget_usd=budget_usd)
-        try:
-            bench.run()
-        except SETUP_ERRORS:
-            raise
-        except UsageError as error:
-            if not any(run.path.rglob("report.json")):
-                raise
-            return request, error
-    return request, None
-
-
 def _bench_result(
     run: RunFolder, request: StopRequest, refused: UsageError | None, machine: str | None
 ) -> BenchResult:
     from envkit.studies.bench_setup import prices_of
 
     page = leaderboard([run.path], run.path, machine=machine, prices=prices_of(run))
-    return BenchResult(run.path, _reports(run.path), page, request.signal, refused)
-
-
-def _reports(run: Path) -> tuple[Report, ...]:
-    from envkit.benchmark.report import report_folders
-
-    return tuple(read_report(folder / "report.html") for folder in report_folders(run))
+    return BenchResult(run.path, reports_of(run.path), page, request.signal, refused)
 
 
 def _require_priced(machine: str | None, prices: Path | None) -> None:
@@ -448,44 +402,5 @@ def _base(given: Path | str, adapters: Sequence[Path]) -> tuple[str, str]:
 
     if given:
         return absolute_if_path(given), ""
-    recorded = _recorded(adapters)
+    recorded = recorded_model(adapters)
     return (recorded, "") if recorded else choose_model()
-
-
-def _recorded(adapters: Sequence[Path]) -> str:
-    """Return the base that the first adapter was trained on; empty if its folder names none."""
-    from envkit.models.adapter_folder import recorded_base
-
-    return next((recorded_base(path) for path in adapters), "")
-
-
-def _adapter_folders(paths: Sequence[Path | str]) -> list[Path]:
-    """Find the adapter folder that each path names: itself, or a training run's newest checkpoint.
-
-    Raises:
-        UsageError: there is none, or there are several.
-    """
-    from envkit.api.adapter import adapter_folder
-
-    return [adapter_folder(Path(path)).resolve() for path in paths]
-
-
-def _trained_limits(adapters: Sequence[Path]) -> dict[str, Any]:
-    """Return the limits that the first adapter was trained with; empty if its run is not known."""
-    from envkit.api.adapter import training_of
-
-    config = training_of(adapters[0])[0] if adapters else None
-    limits = {} if config is None else {name: getattr(config, name) for name in _LIMITS}
-    return {name: value for name, value in limits.items() if value}  # 0 and () are the defaults
-
-
-def _distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Name each folder after itself, and after as many folders around it as make the names distinct."""
-    names = [path.name for path in paths]
-    for depth in range(max((len(path.parents) for path in paths), default=0)):
-        if len({*names}) == len(names):
-            break
-        parents = [path.parents[min(depth, len(path.parents) - 1)].name for path in paths]
-        if len({*parents}) > 1:  # a folder that all share distinguishes nothing
-            names = [f"{name}@{parent}" for name, parent in zip(names, parents, strict=True)]
-    return names

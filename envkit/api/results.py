@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from envkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from envkit.benchmark.interference import Interference
     from envkit.benchmark.stats import Interval
     from envkit.benchmark.summary import Summary
     from envkit.studies.claim import Replayed
@@ -232,6 +233,23 @@ class PushResult:
     adapter: Path
     url: str
     files: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class InterferenceResult:
+    """The result of `envkit.interference`.
+
+    Args:
+        run: the run folder.
+        matrix: adapters by environments; ``None`` if the run was stopped before all were measured.
+        page: path of the matrix as a page of Markdown; ``None`` likewise.
+        stopped_by: signal that stopped the run; `envkit.resume_interference` continues it.
+    """
+
+    run: Path
+    matrix: Interference | None
+    page: Path | None
+    stopped_by: signal.Signals | None
 
 
 def read_report(page: Path) -> Report:

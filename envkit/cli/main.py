@@ -21,6 +21,7 @@ from envkit.cli import (
     audit,
     forgetting,
     info,
+    interference,
     measure,
     models,
     new,
@@ -93,6 +94,7 @@ app.command(cls=Command, rich_help_panel=_MEASURE)(measure.rescore)
 app.command(cls=Command, rich_help_panel=_MEASURE)(measure.leaderboard)
 app.command(cls=Command, rich_help_panel=_MEASURE)(measure.passk)
 app.command(cls=Command, rich_help_panel=_MEASURE)(forgetting.forgetting)
+app.command(cls=Command, rich_help_panel=_MEASURE)(interference.interference)
 app.command(cls=Command, rich_help_panel=_MEASURE)(measure.prices)
 app.command(cls=Command, rich_help_panel=_MEASURE)(info.report)
 app.command(cls=Command, rich_help_panel=_MEASURE)(view.view)

@@ -91,7 +91,7 @@ class CheckpointStore:
             return final_path
         self._require_manifests()
         try:
-            with _new_folder(final_path) as making:
+            with new_adapter_folder(final_path) as making:
                 policy.save_adapter(making)
                 torch.save(optimizer.state_dict(), making / "optimizer.pt")
                 (making / "state.json").write_text(json.dumps(state))
@@ -174,7 +174,7 @@ def save_adapter(policy: Policy, folder: Path) -> None:
     Raises:
         StoreError: the disk refused, or the folder is there already.
     """
-    with _new_folder(folder) as making:
+    with new_adapter_folder(folder) as making:
         policy.save_adapter(making)
         write_manifest(making, {"model": policy.ref.id, "base": policy.ref.digest})
 
@@ -189,14 +189,14 @@ def copy_adapter(source: Path, folder: Path) -> None:
         files = {path.name: path.read_bytes() for name in ADAPTER_FILES if (path := source / name).exists()}
     except OSError as error:
         raise StoreError(f"cannot read adapter {source}: {error.strerror or error}") from error
-    with _new_folder(folder) as making:
+    with new_adapter_folder(folder) as making:
         for name, content in files.items():
             (making / name).write_bytes(content)
         write_manifest(making, {})
 
 
 @contextlib.contextmanager
-def _new_folder(folder: Path) -> Generator[Path]:
+def new_adapter_folder(folder: Path) -> Generator[Path]:
     """Like `whole_folder`, for writers that report a full disk with errors of their own."""
     try:
         with whole_folder(folder) as making:

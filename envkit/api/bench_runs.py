@@ -1,0 +1,116 @@
+"""Runs of a bench: begin one, play it, and what its adapters say of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.markup import escape
+
+from envkit.api.interrupts import StopRequest, stopping_on_signal
+from envkit.api.results import Report, read_report
+from envkit.errors import SETUP_ERRORS, UsageError
+
+if TYPE_CHECKING:
+    from envkit.benchmark.spec import BenchSpec
+    from envkit.display import Display
+    from envkit.sandbox import SandboxBackend
+    from envkit.store import RunFolder
+
+#: Settings that measuring takes from an adapter's training, unless they are given.
+_LIMITS: Final = ("max_turns", "max_completion_length", "stop_strings", "max_context_length")
+
+
+def start_bench(
+    spec: BenchSpec,
+    root: Path | str,
+    backend: SandboxBackend,
+    display: Display,
+    command: str,
+    prices: Path | None = None,
+) -> RunFolder:
+    """Create the run folder of a bench, and say where it is; see `envkit.studies.bench_setup.start`."""
+    from envkit.studies.bench_setup import start
+
+    run = start(Path(root), spec, backend=backend, display=display, command=command, prices=prices)
+    display.say(f"run folder: {escape(str(run.path))}")
+    return run
+
+
+def play_bench(
+    run: RunFolder,
+    backend: SandboxBackend,
+    display: Display,
+    budget_usd: float | None = None,
+    resume: str = "envkit bench",
+) -> tuple[StopRequest, UsageError | None]:
+    """Play all missing episodes of a bench; returns how it was stopped, and a provider's refusal if any.
+
+    Raises:
+        UsageError: a provider refused before there was anything to report.
+    """
+    from envkit.studies.bench import Bench
+
+    path = escape(str(run.path))
+    message = (
+        f"[yellow]stopping: finished episodes stay in {path}; continue with: {resume} --resume {path}; "
+        "Ctrl-C again ends at once[/]"
+    )
+    with stopping_on_signal(display.say, message) as request:
+        bench = Bench(run, backend, display, request.should_stop, budget_usd=budget_usd)
+        try:
+            bench.run()
+        except SETUP_ERRORS:
+            raise
+        except UsageError as error:
+            if not any(run.path.rglob("report.json")):
+                raise
+            return request, error
+    return request, None
+
+
+def reports_of(run: Path) -> tuple[Report, ...]:
+    """Read the reports of a run, one per environment."""
+    from envkit.benchmark.report import report_folders
+
+    return tuple(read_report(folder / "report.html") for folder in report_folders(run))
+
+
+def recorded_model(adapters: Sequence[Path]) -> str:
+    """Return the base that the first adapter was trained on; empty if its folder names none."""
+    from envkit.models.adapter_folder import recorded_base
+
+    return next((recorded_base(path) for path in adapters), "")
+
+
+def adapter_folders(paths: Sequence[Path | str]) -> list[Path]:
+    """Find the adapter folder that each path names: itself, or a training run's newest checkpoint.
+
+    Raises:
+        UsageError: there is none, or there are several.
+    """
+    from envkit.api.adapter import adapter_folder
+
+    return [adapter_folder(Path(path)).resolve() for path in paths]
+
+
+def trained_limits(adapters: Sequence[Path]) -> dict[str, Any]:
+    """Return the limits that the first adapter was trained with; empty if its run is not known."""
+    from envkit.api.adapter import training_of
+
+    config = training_of(adapters[0])[0] if adapters else None
+    limits = {} if config is None else {name: getattr(config, name) for name in _LIMITS}
+    return {name: value for name, value in limits.items() if value}  # 0 and () are the defaults
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Name each folder after itself, and after as many folders around it as make the names distinct."""
+    names = [path.name for path in paths]
+    for depth in range(max((len(path.parents) for path in paths), default=0)):
+        if len({*names}) == len(names):
+            break
+        parents = [path.parents[min(depth, len(path.parents) - 1)].name for path in paths]
+        if len({*parents}) > 1:  # a folder that all share distinguishes nothing
+            names = [f"{name}@{parent}" for name, parent in zip(names, parents, strict=True)]
+    return names

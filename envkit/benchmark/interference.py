@@ -1,0 +1,237 @@
+"""Does one adapter for several tasks cost any of them? A matrix of adapters by environments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from envkit.benchmark.number_text import NONE, bounds, number, percent, points
+from envkit.benchmark.report import templates
+from envkit.benchmark.report_data import ReportData, Row, TaskResult
+from envkit.benchmark.stats import (
+    LEVEL,
+    RESAMPLES,
+    Interval,
+    cluster_sd,
+    minimum_detectable,
+    paired_interval,
+    rate_interval,
+)
+from envkit.benchmark.tables import Table
+from envkit.errors import UsageError
+from envkit.store import write_atomic
+
+#: How far one adapter may be behind an environment's specialist.
+MARGIN: Final = 0.05
+#: Kinds of `Arm`.
+BASE, SPECIALIST, JOINT, MERGED = "base", "specialist", "joint", "merged"
+#: Largest ratio of training episodes at which two arms are called equally trained.
+_EQUAL: Final = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One row of the matrix: the base, or an adapter and what it was trained on.
+
+    Args:
+        row: its name in the reports.
+        kind: ``"base"``, ``"specialist"`` (trained on one environment), ``"joint"`` (on several) or
+            ``"merged"`` (of the specialists, without training).
+        episodes: environment -> episodes of RL that it was trained on; those of a merged one's parts.
+    """
+
+    row: str
+    kind: str
+    episodes: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    def __post_init__(self) -> None:
+        if self.kind not in (BASE, SPECIALIST, JOINT, MERGED):
+            raise ValueError(f"kind is {self.kind!r}; expected base, specialist, joint or merged")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """An adapter on an environment.
+
+    Args:
+        rate: solve rate.
+        difference: solve rate minus that of the environment's specialist, paired by task; ``None`` for the
+            specialist itself, or if there is none.
+        detectable: smallest true difference that as many tasks would show with 80 % probability.
+    """
+
+    rate: Interval
+    difference: Interval | None = None
+    detectable: float = math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Interference:
+    """The matrix.
+
+    Args:
+        environments: its columns.
+        arms: its rows.
+        cells: for each row, one cell per environment.
+    """
+
+    environments: tuple[str, ...]
+    arms: tuple[Arm, ...]
+    cells: tuple[tuple[Cell, ...], ...]
+
+    def verdict(self, row: int) -> str:
+        """Say whether one adapter is as good as every environment's specialist, up to `MARGIN`.
+
+        Args:
+            row: number of the row.
+
+        Returns:
+            ``"HELD"`` if every interval lies above minus the margin, ``"FAILED"`` if one lies below it, else
+            ``"UNDECIDED"``.
+        """
+        differences = [cell.difference for cell in self.cells[row] if cell.difference is not None]
+        if any(each.high < -MARGIN for each in differences):
+            return "FAILED"
+        complete = len(differences) == len(self.environments)
+        return "HELD" if complete and all(each.low > -MARGIN for each in differences) else "UNDECIDED"
+
+
+def make_matrix(reports: Sequence[ReportData], arms: Sequence[Arm]) -> Interference:
+    """Make the matrix from the reports of all environments.
+
+    Args:
+        reports: one per environment of the arms, each with a row of every arm.
+        arms: the rows.
+
+    Raises:
+        UsageError: a report lacks an arm's row.
+    """
+    columns: list[list[Cell]] = []
+    order = [name for arm in arms for name in arm.episodes]
+    reports = sorted(reports, key=lambda report: order.index(report.environment))
+    for report in reports:
+        rows = {row.name: row for row in report.rows}
+        if missing := [arm.row for arm in arms if arm.row not in rows]:
+            raise UsageError(
+                f"the report of {report.environment} has no row {missing[0]!r} yet; resume the run to play it"
+            )
+        special = [a.row for a in arms if a.kind == SPECIALIST and report.environment in a.episodes]
+        against = rows[special[0]] if special else None
+        columns.append([_cell(rows[arm.row], against) for arm in arms])
+    return Interference(
+        tuple(report.environment for report in reports),
+        tuple(arms),
+        tuple(tuple(column[row] for column in columns) for row in range(len(arms))),
+    )
+
+
+def _cell(row: Row, specialist: Row | None) -> Cell:
+    graded = [result for result in row.results if result.samples]
+    rate = rate_interval([_rate(result) for result in graded], [result.source for result in graded])
+    if specialist is None or specialist.name == row.name:
+        return Cell(rate)
+    other = {result.task: result for result in specialist.results if result.samples}
+    pairs = [(_rate(one), _rate(other[one.task]), one.source) for one in graded if one.task in other]
+    ours, theirs, clusters = ([*values] for values in zip(*pairs, strict=True))
+    spread = cluster_sd([a - b for a, b, _ in pairs], clusters)
+    return Cell(
+        rate,
+        paired_interval(ours, theirs, clusters),
+        minimum_detectable(len({*clusters}), spread),
+    )
+
+
+def _rate(result: TaskResult) -> float:
+    return result.solved / result.samples
+
+
+def sentences(found: Interference) -> tuple[str, ...]:
+    """Say what the matrix shows, what it could have shown, and whether the adapters are comparable."""
+    said: list[str] = []
+    detectable = [cell.detectable for row in found.cells for cell in row if math.isfinite(cell.detectable)]
+    if detectable:
+        said.append(
+            f"With these tasks, a difference of {percent(max(detectable))} points or more would be seen in "
+            "four of five repetitions."
+        )
+    for row, arm in enumerate(found.arms):
+        if arm.kind not in (JOINT, MERGED):
+            continue
+        behind = [
+            f"{name} {points(cell.difference.estimate)} {bounds(cell.difference, signed=True)}"
+            for name, cell in zip(found.environments, found.cells[row], strict=True)
+            if cell.difference is not None
+        ]
+        said.append(
+            f"{arm.row}, within {percent(MARGIN)} points of every specialist: {found.verdict(row)} "
+            f"({', '.join(behind) or 'no specialist to compare with'})."
+        )
+    said += _unequal(found.arms)
+    return (*said, "One seed an arm: the intervals say nothing of other seeds.")
+
+
+def _unequal(arms: Sequence[Arm]) -> list[str]:
+    """Name joint arms that had other numbers of episodes than the specialists."""
+    special = {env: count for arm in arms if arm.kind == SPECIALIST for env, count in arm.episodes.items()}
+    return [
+        f"{arm.row} was trained on {count:,} episodes of {env}, its specialist on {special[env]:,}: the "
+        "comparison is not at equal episodes."
+        for arm in arms
+        if arm.kind == JOINT
+        for env, count in arm.episodes.items()
+        if env in special and not 1 / _EQUAL <= (count + 1) / (special[env] + 1) <= _EQUAL
+    ]
+
+
+def rates_table(found: Interference) -> Table:
+    """Solve rates: one line per adapter, one column per environment."""
+    return Table(
+        f"Solve rate in percent, with {100 * LEVEL:g} % intervals",
+        ("Adapter", *found.environments, "Episodes of RL"),
+        tuple(
+            (
+                arm.row,
+                *(f"{percent(cell.rate.estimate)} {bounds(cell.rate)}" for cell in cells),
+                ", ".join(f"{number(count, 0)} {name}" for name, count in arm.episodes.items()) or NONE,
+            )
+            for arm, cells in zip(found.arms, found.cells, strict=True)
+        ),
+    )
+
+
+def differences_table(found: Interference) -> Table:
+    """Differences from each environment's specialist in points, paired by task."""
+    return Table(
+        f"Points more or less than the environment's specialist, with {100 * LEVEL:g} % intervals",
+        ("Adapter", *found.environments),
+        tuple(
+            (arm.row, *(_difference(cell.difference) for cell in cells))
+            for arm, cells in zip(found.arms, found.cells, strict=True)
+        ),
+    )
+
+
+def _difference(interval: Interval | None) -> str:
+    return NONE if interval is None else f"{points(interval.estimate)} {bounds(interval, signed=True)}"
+
+
+def write_page(found: Interference, folder: Path, command: str) -> Path:
+    """Write ``interference.md`` to a run folder, in place of an older one; returns its path."""
+    page = folder / "interference.md"
+    text = (
+        templates()
+        .get_template("interference.md.j2")
+        .render(
+            rates=rates_table(found),
+            differences=differences_table(found),
+            sentences=sentences(found),
+            resamples=number(RESAMPLES, 0),
+            environments=found.environments,
+            command=command,
+        )
+    )
+    write_atomic(page, text.encode())
+    return page

@@ -1,0 +1,111 @@
+"""`envkit interference`: measure whether one adapter for several environments costs any of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from envkit import api
+from envkit.api.common import RUNS
+from envkit.api.interfering import DEFAULT_MERGES
+from envkit.benchmark.spec import DEFAULT_SAMPLES
+from envkit.cli.options import (
+    Json,
+    Resume,
+    Root,
+    SandboxName,
+    Split,
+    command_line,
+    complete_runs,
+    exit_if_stopped,
+    require_at_least,
+)
+from envkit.cli.output import emit, out
+from envkit.errors import UsageError
+from envkit.plain import encode
+
+
+def interference(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="RUN",
+            help="Training runs: one specialist for each environment, and those that trained on several.",
+            autocompletion=complete_runs,
+        ),
+    ] = None,
+    resume: Resume = None,
+    merge: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METHOD",
+            help="Merge the specialists: linear, ties, dare_linear, cat (their exact sum), or none. Repeat. "
+            f"Default: {', '.join(DEFAULT_MERGES)}.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Play only the first N tasks of each environment.")
+    ] = None,
+    split: Split = "heldout",
+    max_task_chars: Annotated[
+        int | None, typer.Option(metavar="N", help="Leave out tasks of more than N characters.")
+    ] = None,
+    samples: Annotated[int, typer.Option(metavar="N", help="Episodes per task.")] = DEFAULT_SAMPLES,
+    temperature: Annotated[float, typer.Option(metavar="NUMBER", help="Sampling temperature.")] = 0.7,
+    max_turns: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Actions per episode. Default: as the joint adapter was trained."),
+    ] = None,
+    sandbox: SandboxName = "auto",
+    root: Root = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Measure specialists, joint adapters and merged ones on every environment: a matrix with intervals.
+
+    Does one adapter hold several tasks, or does one cost another? Each is compared with the environment's
+    specialist, task by task, and HELD, FAILED or UNDECIDED says whether it is within 5 points everywhere.
+    """
+    if (resume is not None) == bool(runs):
+        raise UsageError("give training runs, or --resume RUN")
+    if resume is not None:
+        result = api.resume_interference(resume, sandbox=sandbox)
+    else:
+        require_at_least(1, samples=samples)
+        result = api.interference(
+            runs or [],
+            merge=DEFAULT_MERGES if not merge else [] if merge == ["none"] else merge,
+            limit=limit,
+            split=split,
+            max_task_chars=max_task_chars,
+            samples=samples,
+            temperature=temperature,
+            max_turns=max_turns,
+            sandbox=sandbox,
+            root=root,
+            command=command_line(),
+        )
+    if as_json:
+        emit({"run": str(result.run), "page": str(result.page or ""), "matrix": encode(result.matrix)})
+    elif result.matrix is not None:
+        _show(result)
+    exit_if_stopped(result.stopped_by)
+
+
+def _show(result: api.InterferenceResult) -> None:
+    from rich.table import Table
+
+    from envkit.benchmark.interference import differences_table, rates_table, sentences
+
+    assert result.matrix is not None
+    for content in (rates_table(result.matrix), differences_table(result.matrix)):
+        out.print(content.caption)
+        table = Table(*map(escape, content.head), box=None)
+        for row in content.rows:
+            table.add_row(*map(escape, row))
+        out.print(table)
+    for sentence in sentences(result.matrix):
+        out.print(sentence, markup=False, soft_wrap=True)
+    out.print(f"page: {result.page}", markup=False, soft_wrap=True)

@@ -1,0 +1,133 @@
+"""Prepare the study of interference: what each adapter was trained on, and merged ones to compare with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, cast
+
+from rich.markup import escape
+
+from envkit.benchmark.interference import JOINT, MERGED, SPECIALIST, Arm
+from envkit.display import Display
+from envkit.errors import StoreError, UsageError
+from envkit.files import read_json_object
+from envkit.models import resolve, weights_digest
+from envkit.plain import decode, encode
+from envkit.store import RunFolder, write_atomic
+from envkit.studies.before_after_setup import environments_of
+from envkit.studies.run_records import LoggedStep
+from envkit.training.config import TrainConfig, from_manifest
+from envkit.training.merging import merge_adapters
+
+#: File of a bench run that says what its adapters are.
+ARMS_FILE: Final = "arms.json"
+
+
+def arms_of(adapters: Sequence[Path]) -> list[Arm]:
+    """Describe adapters by the runs that trained them, each with a name of its own.
+
+    Args:
+        adapters: folders inside training runs.
+
+    Raises:
+        UsageError: an adapter's run is not known, or two are specialists of one environment.
+    """
+    arms: list[Arm] = []
+    for folder in adapters:
+        run = RunFolder.holding(folder)
+        if run is None:
+            raise UsageError(f"{folder} is in no training run, so what it was trained on is not known")
+        config = _config(run)
+        episodes = _episodes(run, config, _step(folder))
+        if len(episodes) == 1:
+            [environment] = episodes
+            arms.append(Arm(f"only {environment}", SPECIALIST, episodes))
+            continue
+        worst = config.worst_task_weight
+        name = "joint" if worst == 1 else f"joint, worst {worst:g}"
+        taken = sum(arm.row.startswith(name) for arm in arms if arm.kind == JOINT)
+        arms.append(Arm(f"{name} ({taken + 1})" if taken else name, JOINT, episodes))
+    names = [arm.row for arm in arms]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"two runs are {twice[0]}; name one specialist for each environment")
+    return arms
+
+
+def _config(run: RunFolder) -> TrainConfig:
+    plan = run.manifest.get("plan")
+    settings = cast("Mapping[str, object]", plan).get("train") if isinstance(plan, Mapping) else None
+    file = run.path / "manifest.json"
+    if not isinstance(settings, Mapping):
+        raise StoreError(f"{file}: no plan in it; it is damaged, or of another kind of run")
+    return from_manifest(cast("Mapping[str, object]", settings), str(file))
+
+
+def _step(adapter: Path) -> int:
+    """The step of a checkpoint; 0 for a warm start."""
+    number = adapter.name.removeprefix("step-")
+    return int(number) if number.isdecimal() else 0
+
+
+def _episodes(run: RunFolder, config: TrainConfig, last_step: int) -> dict[str, int]:
+    """Count the RL episodes of each environment until a step."""
+    steps = {r.step: r for r in run.read("metrics", LoggedStep) if r.phase == "rl" and r.step <= last_step}
+    names = environments_of(run)
+    if len(names) == 1:
+        return {names[0]: len(steps) * config.groups_per_step * config.num_generations}
+    counts = Counter[str]()
+    for step in steps.values():
+        counts.update({name: part.episodes for name, part in step.environments.items()})
+    return {name: counts[name] for name in names}
+
+
+def merge_all(
+    model: str, specialists: Mapping[Path, Arm], methods: Sequence[str], root: Path, display: Display
+) -> dict[Path, Arm]:
+    """Merge the specialists in several ways. A merge that is there already is not made again.
+
+    Args:
+        model: their base.
+        specialists: adapter folders, with what they were trained on.
+        methods: see `envkit.training.merging.METHODS`.
+        root: the merged adapters' folders are made in it.
+        display: says what is made.
+
+    Raises:
+        UsageError, ModelError, StoreError: see `envkit.training.merging.merge_adapters`.
+    """
+    content = " ".join(weights_digest(folder) for folder in specialists)
+    parts = {name: count for arm in specialists.values() for name, count in arm.episodes.items()}
+    merged: dict[Path, Arm] = {}
+    for method in methods:
+        folder = root / f"merged-{method}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+        if not folder.exists():
+            display.say(f"merging {len(specialists)} specialists by {method}: {escape(str(folder))}")
+            root.mkdir(parents=True, exist_ok=True)
+            merge_adapters(resolve(model, display), [*specialists], folder, method)
+        merged[folder.resolve()] = Arm(f"merged {method}", MERGED, parts)
+    return merged
+
+
+def write_arms(run: RunFolder, arms: Sequence[Arm]) -> None:
+    """Keep beside a bench run what its rows are."""
+    write_atomic(run.path / ARMS_FILE, json.dumps({"arms": encode((*arms,))}, indent=1).encode())
+
+
+def read_arms(run: RunFolder) -> list[Arm]:
+    """Read what `write_arms` wrote.
+
+    Raises:
+        StoreError: the run has no such file, or it is damaged.
+    """
+    file = run.path / ARMS_FILE
+    try:
+        found = read_json_object(file).get("arms")
+        return [decode(Arm, arm, f"arms[{number}]") for number, arm in enumerate(cast("list[object]", found))]
+    except (OSError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"{file} cannot be read ({error}); expected a run of `envkit interference`"
+        ) from error

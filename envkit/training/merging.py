@@ -1,0 +1,73 @@
+"""Merge adapters of one base into one without training: the baseline of training them together."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from envkit.errors import UsageError
+from envkit.models import ModelRef, model_errors
+from envkit.models.adapter_folder import BASE, require_fit, write_manifest
+from envkit.training.base_model import load_base
+from envkit.training.checkpoint import new_adapter_folder
+
+#: PEFT's ways to merge. ``cat`` is the exact sum of the updates, with the sum of the ranks. ``linear`` adds
+#: both factors of the updates, so that each adapter's meet the others' too. ``ties`` (arXiv:2306.01708) and
+#: ``dare_linear`` (arXiv:2311.03099) leave out a part of the weights first, the smallest or random ones.
+METHODS: Final = ("cat", "linear", "ties", "dare_linear")
+#: Share of the weights that ``ties`` and ``dare_linear`` keep.
+_DENSITY: Final = 0.5
+
+
+def merge_adapters(
+    ref: ModelRef, adapters: Sequence[Path], output: Path, method: str, *, seed: int = 0
+) -> None:
+    """Merge adapters with equal weights, and write the result as an adapter folder.
+
+    Each adapter's change counts in full, not as a part of a mean: unrelated skills should not be halved.
+
+    Args:
+        ref: their base model.
+        adapters: folders of two or more.
+        output: the folder to write; it must not exist.
+        method: one of `METHODS`.
+        seed: of the weights that ``dare_linear`` leaves out.
+
+    Raises:
+        UsageError: no such method, fewer than two adapters, or their ranks differ and ``method`` is not
+            ``"cat"``.
+        ModelError: an adapter is damaged or does not fit the base.
+        StoreError: the folder exists or cannot be written.
+    """
+    from peft import PeftModel
+
+    if method not in METHODS:
+        raise UsageError(f"no way to merge is named {method!r}; expected one of: {', '.join(METHODS)}")
+    if len(adapters) < 2:
+        raise UsageError(f"found {len(adapters)} adapter to merge; expected two or more")
+    for folder in adapters:
+        require_fit(folder, ref)
+    base, _ = load_base(ref, "float32")
+    names = [f"adapter {number}" for number in range(len(adapters))]
+    with (
+        warnings.catch_warnings(action="ignore", category=FutureWarning),  # PEFT's, of transformers
+        model_errors(f"not adapters for {ref.id}: {', '.join(map(str, adapters))}"),
+    ):
+        model: Any = PeftModel.from_pretrained(base, str(adapters[0]), adapter_name=names[0])
+        for folder, name in zip(adapters[1:], names[1:], strict=True):
+            model.load_adapter(str(folder), adapter_name=name)
+    ranks = [model.peft_config[name].r for name in names]
+    if method != "cat" and len({*ranks}) > 1:
+        raise UsageError(f"{method} merges adapters of one rank, found {ranks}; merge them with 'cat'")
+    torch.manual_seed(seed)
+    density = {"density": _DENSITY} if method in ("ties", "dare_linear") else {}
+    model.add_weighted_adapter(names, [1.0] * len(names), "default", combination_type=method, **density)
+    with new_adapter_folder(output) as making:
+        model.save_pretrained(making, safe_serialization=True, selected_adapters=["default"])
+        (making / BASE).write_text(json.dumps({"model": ref.id, "digest": ref.digest}))
+        write_manifest(making, {"model": ref.id, "base": ref.digest, "merged": [*map(str, adapters)]})

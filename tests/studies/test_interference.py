@@ -1,0 +1,109 @@
+"""`envkit interference`, from training runs to the matrix."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+from typer.testing import CliRunner
+
+import envkit
+from envkit.cli.main import app
+from envkit.errors import StoreError, UsageError
+from envkit.store import RunFolder
+from envkit.studies.interference import arms_of
+from envkit.training.config import Mix
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_probe")]
+
+ENVIRONMENTS = ("sql-desk", "service-desk")
+STEPS, GROUPS, GENERATIONS = 2, 4, 2
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, one_probe: None) -> list[Path]:
+    """Two specialists, and two adapters of both environments."""
+    folder = tmp_path_factory.mktemp("interference")
+    config = {
+        "model": str(tiny.make(folder / "model").path),
+        "lora_r": 2,
+        "sft_examples": 0,
+        "max_steps": STEPS,
+        "groups_per_step": GROUPS,
+        "num_generations": GENERATIONS,
+        "max_completion_length": 4,
+        "max_turns": 1,
+    }
+    both = [vars_of(Mix("sql-desk", 3)), vars_of(Mix("service-desk"))]
+    return [
+        envkit.train(
+            environments,
+            config={**config, **more},
+            evaluate=False,
+            allow_unaudited=True,
+            root=folder / "runs",
+            display="quiet",
+        ).run
+        for environments, more in (
+            ("sql-desk", {}),
+            ("service-desk", {}),
+            (ENVIRONMENTS, {}),
+            (None, {"mix": both, "worst_task_weight": 4}),
+        )
+    ]
+
+
+def vars_of(mix: Mix) -> dict[str, object]:
+    return {"env": mix.env, "weight": mix.weight}
+
+
+def test_adapters_are_named_and_counted_by_their_runs(runs: list[Path]) -> None:
+    arms = arms_of([run / "checkpoints" / f"step-{STEPS:06}" for run in runs])
+    assert [arm.row for arm in arms] == ["only sql-desk", "only service-desk", "joint", "joint, worst 4"]
+    episodes = STEPS * GROUPS * GENERATIONS
+    assert [dict(arm.episodes) for arm in arms[:3]] == [
+        {"sql-desk": episodes},
+        {"service-desk": episodes},
+        {"sql-desk": episodes // 2, "service-desk": episodes // 2},
+    ]
+    assert sum(arms[3].episodes.values()) == episodes
+    assert arms[3].episodes["sql-desk"] > arms[3].episodes["service-desk"]
+
+
+def test_the_matrix_of_real_runs_can_be_made_again(runs: list[Path], tmp_path: Path) -> None:
+    options = ["--limit", "2", "--samples", "1", "--merge", "cat", "--root", str(tmp_path), "--json"]
+    said = CliRunner().invoke(app, ["interference", *map(str, runs), *options])
+    assert said.exit_code == 0, said.output
+    found = json.loads(said.stdout)
+    assert [arm["row"] for arm in found["matrix"]["arms"]] == [
+        *("base", "only sql-desk", "only service-desk", "joint", "joint, worst 4", "merged cat")
+    ]
+    assert found["matrix"]["environments"] == [*ENVIRONMENTS]
+    page = Path(found["page"])
+    before = page.read_text()
+    assert "its specialist on 16" in before  # the joint ones had half as many episodes of each
+    page.unlink()
+    again = envkit.resume_interference(found["run"], display="quiet")
+    assert again.page is not None
+    assert again.page.read_text() == before
+    shown = CliRunner().invoke(app, ["interference", "--resume", found["run"]])
+    assert "merged cat, within 5.0 points of every specialist" in shown.stdout
+
+
+def test_what_cannot_be_compared_is_refused_before_any_work(runs: list[Path], tmp_path: Path) -> None:
+    desk, shell, joint, _ = runs
+    with pytest.raises(UsageError, match="all runs trained on sql-desk; expected two or more"):
+        envkit.interference([desk], display="quiet")
+    with pytest.raises(UsageError, match="no run trained on service-desk alone"):
+        envkit.interference([desk, joint], display="quiet")
+    with pytest.raises(UsageError, match="two runs are only sql-desk"):
+        envkit.interference([desk, desk, shell], display="quiet")
+    with pytest.raises(UsageError, match="nothing is merged"):
+        envkit.interference([desk, shell], merge=[], display="quiet")
+    with pytest.raises(UsageError, match="no way to merge is named 'mean'"):
+        envkit.interference([desk, shell], merge=["mean"], root=tmp_path, display="quiet")
+    run = RunFolder.create(tmp_path, "bench", {})
+    with pytest.raises(StoreError, match="expected a run of `envkit interference`"):
+        envkit.resume_interference(run.path, display="quiet")
