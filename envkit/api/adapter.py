@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast, final
+from typing import TYPE_CHECKING, Any, Self, final
 
-from envkit.errors import ModelError, StoreError, UsageError
+from envkit.errors import ModelError, UsageError
 from envkit.files import read_json_object
 from envkit.types import EpisodeKey
 
@@ -211,17 +211,14 @@ def training_of(adapter: Path) -> tuple[TrainConfig | None, Any]:
     """Read settings and environment class of the run that holds an adapter; ``None`` if unknown."""
     from envkit import registry
     from envkit.store import RunFolder
-    from envkit.training.config import from_manifest
+    from envkit.training.config import of_run
 
     if (run := RunFolder.holding(adapter)) is None:
         return None, None
-    file, plan = run.path / "manifest.json", run.manifest.get("plan")
-    if not isinstance(plan, dict):
-        raise StoreError(f"{file}: no plan in it; it is damaged")
-    settings: Any = cast("dict[str, Any]", plan).get("train", {})
+    config = of_run(run)
     environments = run.manifest.get("environments", [run.manifest.get("environment", "code-editor")])
     kind = registry.environment(environments[0]) if len(environments) == 1 else None
-    return from_manifest(settings, str(file)), kind
+    return config, kind
 
 
 def _read_json(path: Path) -> dict[str, Any]:

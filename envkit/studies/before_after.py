@@ -419,10 +419,12 @@ def _log_nothing(phase: str, step: int, metrics: Mapping[str, float]) -> None: .
 
 
 def _numbers_of(metrics: StepMetrics) -> dict[str, float]:
-    """Return a step's numbers for trackers; those of several environments begin with ``<name>/``."""
+    """Return a step's numbers for trackers; those of each of several environments begin with its name."""
     numbers = asdict(metrics)
     del numbers["step"]
     parts: Mapping[str, Mapping[str, float]] = numbers.pop("environments")
+    if len(parts) == 1:
+        return numbers  # they are the environment's own
     return numbers | {f"{env}/{name}": value for env, part in parts.items() for name, value in part.items()}
 
 

@@ -118,9 +118,9 @@ def build_report(
 
 
 def _learning_curve(steps: Sequence[LoggedStep], environment: str) -> tuple[TrainPoint, ...]:
-    """The steps of RL; with several environments, one's own rewards and mixed groups.
+    """The steps of RL with an environment's own rewards and mixed groups.
 
-    A step without an episode of the environment is left out then.
+    With several environments, a step without an episode of this one is left out.
     """
     points: list[TrainPoint] = []
     for step in steps:

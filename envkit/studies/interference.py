@@ -20,7 +20,7 @@ from envkit.plain import decode, encode
 from envkit.store import RunFolder, write_atomic
 from envkit.studies.before_after_setup import environments_of
 from envkit.studies.run_records import LoggedStep
-from envkit.training.config import TrainConfig, from_manifest
+from envkit.training.config import TrainConfig, of_run
 from envkit.training.merging import merge_adapters
 
 #: File of a bench run that says what its adapters are.
@@ -41,7 +41,7 @@ def arms_of(adapters: Sequence[Path]) -> list[Arm]:
         run = RunFolder.holding(folder)
         if run is None:
             raise UsageError(f"{folder} is in no training run, so what it was trained on is not known")
-        config = _config(run)
+        config = of_run(run)
         episodes = _episodes(run, config, _step(folder))
         if len(episodes) == 1:
             [environment] = episodes
@@ -57,15 +57,6 @@ def arms_of(adapters: Sequence[Path]) -> list[Arm]:
     return arms
 
 
-def _config(run: RunFolder) -> TrainConfig:
-    plan = run.manifest.get("plan")
-    settings = cast("Mapping[str, object]", plan).get("train") if isinstance(plan, Mapping) else None
-    file = run.path / "manifest.json"
-    if not isinstance(settings, Mapping):
-        raise StoreError(f"{file}: no plan in it; it is damaged, or of another kind of run")
-    return from_manifest(cast("Mapping[str, object]", settings), str(file))
-
-
 def _step(adapter: Path) -> int:
     """The step of a checkpoint; 0 for a warm start."""
     number = adapter.name.removeprefix("step-")
@@ -75,12 +66,11 @@ def _step(adapter: Path) -> int:
 def _episodes(run: RunFolder, config: TrainConfig, last_step: int) -> dict[str, int]:
     """Count the RL episodes of each environment until a step."""
     steps = {r.step: r for r in run.read("metrics", LoggedStep) if r.phase == "rl" and r.step <= last_step}
-    names = environments_of(run)
-    if len(names) == 1:
-        return {names[0]: len(steps) * config.groups_per_step * config.num_generations}
-    counts = Counter[str]()
+    names, counts = environments_of(run), Counter[str]()
     for step in steps.values():
         counts.update({name: part.episodes for name, part in step.environments.items()})
+    if len(names) == 1 and not counts:  # a run of an older version
+        return {names[0]: len(steps) * config.groups_per_step * config.num_generations}
     return {name: counts[name] for name in names}
 
 

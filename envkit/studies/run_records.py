@@ -88,7 +88,7 @@ class PhaseTime:
 
 @dataclass(frozen=True, slots=True)
 class EnvironmentPart:
-    """What one of several environments gave to an RL step; see `envkit.training.metrics`."""
+    """What an environment gave to an RL step; see `envkit.training.metrics`."""
 
     episodes: int
     reward: float
@@ -108,6 +108,7 @@ class LoggedStep:
         phase: ``"sft"`` or ``"rl"``.
         step: counted from 1.
         reward, mixed, completion_tokens, rollout_s, raised, environments: of RL steps; see `StepMetrics`.
+            Older runs have no ``environments``.
     """
 
     phase: str

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from envkit.errors import ConfigError
+from envkit.errors import ConfigError, StoreError
 from envkit.files import read_settings
 from envkit.plain import decode, encode
+from envkit.store import RunFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,6 +362,20 @@ def from_manifest(values: Mapping[str, Any], where: str) -> TrainConfig:
     if current.get("loss_type") == "bnpo":  # the same, by another name
         current["loss_type"] = "dapo"
     return from_mapping(current, where)
+
+
+def of_run(run: RunFolder) -> TrainConfig:
+    """Read the settings of a training run from its manifest.
+
+    Raises:
+        StoreError: they are not there: the manifest is damaged, or the run is of another kind.
+        ConfigError: see `from_manifest`.
+    """
+    file, planned = run.path / "manifest.json", run.manifest.get("plan")
+    if not isinstance(planned, dict):
+        raise StoreError(f"{file}: no plan in it; it is damaged, or no training run's")
+    settings: Any = cast("dict[str, Any]", planned).get("train", {})
+    return from_manifest(settings, str(file))
 
 
 def from_toml(path: Path) -> TrainConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from envkit.rollout import raised
@@ -21,7 +21,7 @@ MAX_RAISED = 0.9
 
 @dataclass(frozen=True, slots=True)
 class EnvironmentMetrics:
-    """The part of a training step that one of several environments gave.
+    """The part of a training step that one environment gave.
 
     Args:
         episodes: that are not void.
@@ -56,7 +56,7 @@ class StepMetrics:
         asked: tasks whose solved episodes ran the held-out checks.
         hacked: share of those tasks where a held-out check rejects most solved episodes.
         rollout_s, learn_s: wall seconds.
-        environments: the parts of several environments, by name; empty for a single one.
+        environments: the part of each environment, by name; of several, a step may have no episode of one.
     """
 
     step: int
@@ -75,7 +75,7 @@ class StepMetrics:
     hacked: float
     rollout_s: float
     learn_s: float
-    environments: Mapping[str, EnvironmentMetrics] = field(default_factory=dict[str, EnvironmentMetrics])
+    environments: Mapping[str, EnvironmentMetrics]
 
 
 class UpdateMetrics(NamedTuple):
@@ -116,8 +116,6 @@ def _by_environment(groups: Sequence[Sequence[Trajectory]]) -> dict[str, Environ
     for group in groups:
         rewards = [t.reward for t in group if t.outcome is not Outcome.VOID]
         groups_of.setdefault(group[0].env, []).append(rewards)
-    if len(groups_of) < 2:
-        return {}
     found: dict[str, EnvironmentMetrics] = {}
     for name, of_env in groups_of.items():
         rewards = [reward for group in of_env for reward in group]

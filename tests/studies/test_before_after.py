@@ -37,7 +37,7 @@ from envkit.store import RunFolder
 from envkit.studies.before_after import BeforeAfter
 from envkit.studies.before_after_setup import Study, prepare
 from envkit.studies.before_after_setup import start as start_study
-from envkit.studies.build_report import _latest_steps
+from envkit.studies.build_report import _latest_steps, _learning_curve
 from envkit.studies.claim import read_claim
 from envkit.studies.provenance import require_unchanged
 from envkit.studies.run_records import EnvironmentPart, LoggedStep
@@ -485,6 +485,23 @@ def test_repeated_steps_of_a_resumed_run_appear_once_in_its_curve() -> None:
     )
     assert [(one.phase, one.step) for one in kept] == [*log[:2], ("rl", 1), ("rl", 2), ("rl", 3)]
     assert kept[-1].loss == len(log) - 1
+
+
+def test_a_learning_curve_is_the_environments_own_and_skips_steps_without_it() -> None:
+    def step(number: int, **parts: EnvironmentPart) -> LoggedStep:
+        return LoggedStep("rl", number, 0.0, 0.5, 0.5, 10, 2.0, environments=parts)
+
+    steps = [
+        LoggedStep("sft", 1, 0.1),
+        step(1, a=EnvironmentPart(8, 0.25, 1.0), b=EnvironmentPart(8, 0.75, 0.0)),
+        step(2, b=EnvironmentPart(16, 1.0, 0.0)),
+        step(3),  # of an older version
+    ]
+    found = [
+        (point.step, point.reward, point.mixed_share, point.tokens_per_s)
+        for point in _learning_curve(steps, "a")
+    ]
+    assert found == [(1, 0.25, 1.0, 5.0), (3, 0.5, 0.5, 5.0)]
 
 
 def test_rl_trains_on_functions_that_the_warm_start_has_not_seen() -> None:
