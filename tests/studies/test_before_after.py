@@ -146,7 +146,12 @@ def test_a_run_ends_with_a_report_of_every_row(
     for record in run.records("metrics"):
         metrics = tracker.metrics[run.id, record["phase"], record["step"]]
         assert metrics == {name: record[name] for name in metrics}
-        assert record.keys() == {"schema", "phase", "step", *metrics}
+        parts = {"environments"} if record["phase"] == "rl" else set[str]()
+        assert record.keys() == {"schema", "phase", "step", *metrics, *parts}
+        if parts:  # of a single environment, they are the step's own numbers
+            assert record["environments"] == {
+                "code-editor": {"episodes": 4, "reward": record["reward"], "mixed": record["mixed"]}
+            }
     evaluation = tracker.metrics[run.id, "eval", 2]
     rates = {row.name: row.solve_rate.interval for row in summarise(data).rows}
     for name, row in (("base", "base"), ("sft", "SFT"), ("trained", "SFT+RL")):
