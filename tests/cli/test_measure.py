@@ -137,7 +137,7 @@ def test_an_evaluated_model_is_named_after_its_folder_and_its_path_is_absolute(
         asked.append(spec)
         raise Recorded
 
-    monkeypatch.setattr("envkit.api.measuring._start", record)
+    monkeypatch.setattr("envkit.api.measuring.start_bench", record)
     monkeypatch.setattr("envkit.models.choice.available_bytes", lambda: None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny").mkdir()
