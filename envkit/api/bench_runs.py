@@ -1,4 +1,4 @@
-"""Runs of a bench: begin one, play it, and what its adapters say of themselves."""
+"""Begin and play runs of a bench, and read what adapters record of their training."""
 
 from __future__ import annotations
 

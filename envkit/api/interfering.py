@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from envkit.sandbox import SandboxBackend
     from envkit.store import RunFolder
 
-#: PEFT's merges that are published beside joint training. Its exact sum is ``"cat"``.
+#: Ways to merge that are measured by default; ``"cat"``, the exact sum, is one more.
 DEFAULT_MERGES = ("linear", "ties", "dare_linear")
 
 

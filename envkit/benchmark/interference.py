@@ -1,4 +1,4 @@
-"""Does one adapter for several tasks cost any of them? A matrix of adapters by environments."""
+"""Compare adapters on every environment, to see whether one adapter for several tasks costs any of them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,9 @@ from typing import Final
 
 from envkit.benchmark.number_text import NONE, bounds, number, percent, points
 from envkit.benchmark.report import templates
-from envkit.benchmark.report_data import ReportData, Row, TaskResult
-from envkit.benchmark.stats import (
-    LEVEL,
-    RESAMPLES,
-    Interval,
-    cluster_sd,
-    minimum_detectable,
-    paired_interval,
-    rate_interval,
-)
+from envkit.benchmark.report_data import Difference, ReportData, Row
+from envkit.benchmark.stats import LEVEL, RESAMPLES, Interval
+from envkit.benchmark.summary import summarise_difference, summarise_row
 from envkit.benchmark.tables import Table
 from envkit.errors import UsageError
 from envkit.store import write_atomic
@@ -60,7 +53,8 @@ class Cell:
         rate: solve rate.
         difference: solve rate minus that of the environment's specialist, paired by task; ``None`` for the
             specialist itself, or if there is none.
-        detectable: smallest true difference that as many tasks would show with 80 % probability.
+        detectable: smallest true difference that as many tasks would show with 80 % probability; NaN or
+            infinite if it is not known.
     """
 
     rate: Interval
@@ -107,7 +101,7 @@ def make_matrix(reports: Sequence[ReportData], arms: Sequence[Arm]) -> Interfere
         arms: the rows.
 
     Raises:
-        UsageError: a report lacks an arm's row.
+        UsageError: a report lacks an arm's row, or a row has no graded episode to compare.
     """
     columns: list[list[Cell]] = []
     order = [name for arm in arms for name in arm.episodes]
@@ -129,23 +123,15 @@ def make_matrix(reports: Sequence[ReportData], arms: Sequence[Arm]) -> Interfere
 
 
 def _cell(row: Row, specialist: Row | None) -> Cell:
-    graded = [result for result in row.results if result.samples]
-    rate = rate_interval([_rate(result) for result in graded], [result.source for result in graded])
+    rate = summarise_row(row, (1,)).solve_rate.interval
+    if rate is None:
+        raise UsageError(f"{row.name} has no graded episode; all are void: read why in its episodes")
     if specialist is None or specialist.name == row.name:
         return Cell(rate)
-    other = {result.task: result for result in specialist.results if result.samples}
-    pairs = [(_rate(one), _rate(other[one.task]), one.source) for one in graded if one.task in other]
-    ours, theirs, clusters = ([*values] for values in zip(*pairs, strict=True))
-    spread = cluster_sd([a - b for a, b, _ in pairs], clusters)
-    return Cell(
-        rate,
-        paired_interval(ours, theirs, clusters),
-        minimum_detectable(len({*clusters}), spread),
-    )
-
-
-def _rate(result: TaskResult) -> float:
-    return result.solved / result.samples
+    found = summarise_difference(Difference(row.name, specialist.name, ""), row, specialist)
+    if found.interval is None:
+        raise UsageError(f"{row.name} and {specialist.name} have no graded task in common")
+    return Cell(rate, found.interval, found.detectable)
 
 
 def sentences(found: Interference) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ from envkit.api.interfering import DEFAULT_MERGES
 from envkit.benchmark.spec import DEFAULT_SAMPLES
 from envkit.cli.options import (
     Json,
+    Limit,
+    MaxTaskChars,
     Resume,
     Root,
     SandboxName,
@@ -46,13 +48,9 @@ def interference(
             f"Default: {', '.join(DEFAULT_MERGES)}.",
         ),
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(metavar="N", help="Play only the first N tasks of each environment.")
-    ] = None,
+    limit: Limit = None,
     split: Split = "heldout",
-    max_task_chars: Annotated[
-        int | None, typer.Option(metavar="N", help="Leave out tasks of more than N characters.")
-    ] = None,
+    max_task_chars: MaxTaskChars = None,
     samples: Annotated[int, typer.Option(metavar="N", help="Episodes per task.")] = DEFAULT_SAMPLES,
     temperature: Annotated[float, typer.Option(metavar="NUMBER", help="Sampling temperature.")] = 0.7,
     max_turns: Annotated[

@@ -15,6 +15,8 @@ from envkit.benchmark.spec import DEFAULT_SAMPLES
 from envkit.cli.options import (
     EnvName,
     Json,
+    Limit,
+    MaxTaskChars,
     Resume,
     Root,
     RunArgument,
@@ -40,11 +42,6 @@ _TURNS_HELP = (
 )
 _MODEL_HELP = "Base model: an id, a folder or a hub id."
 
-Limit = Annotated[int | None, typer.Option(metavar="N", help="Play only the first N tasks.")]
-MaxTaskChars = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Leave out tasks whose prompt and files have more than N characters."),
-]
 Stops = Annotated[
     list[str] | None,
     typer.Option(

@@ -93,6 +93,11 @@ Split = Annotated[
         "Runs on test are counted.",
     ),
 ]
+Limit = Annotated[int | None, typer.Option(metavar="N", help="Play only the first N tasks.")]
+MaxTaskChars = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Leave out tasks whose prompt and files have more than N characters."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
 Root = Annotated[Path, typer.Option("--root", metavar="FOLDER", help="Where the run folder is made.")]
 SandboxName = Annotated[

@@ -21,7 +21,7 @@ from envkit.store import RunFolder, write_atomic
 from envkit.studies.before_after_setup import environments_of
 from envkit.studies.run_records import LoggedStep
 from envkit.training.config import TrainConfig, of_run
-from envkit.training.merging import merge_adapters
+from envkit.training.merging import merge_adapters, require_method
 
 #: File of a bench run that says what its adapters are.
 ARMS_FILE: Final = "arms.json"
@@ -36,7 +36,7 @@ def arms_of(adapters: Sequence[Path]) -> list[Arm]:
     Raises:
         UsageError: an adapter's run is not known, or two are specialists of one environment.
     """
-    arms: list[Arm] = []
+    arms, taken = list[Arm](), Counter[str]()
     for folder in adapters:
         run = RunFolder.holding(folder)
         if run is None:
@@ -49,8 +49,8 @@ def arms_of(adapters: Sequence[Path]) -> list[Arm]:
             continue
         worst = config.worst_task_weight
         name = "joint" if worst == 1 else f"joint, worst {worst:g}"
-        taken = sum(arm.row.startswith(name) for arm in arms if arm.kind == JOINT)
-        arms.append(Arm(f"{name} ({taken + 1})" if taken else name, JOINT, episodes))
+        taken[name] += 1
+        arms.append(Arm(f"{name} ({taken[name]})" if taken[name] > 1 else name, JOINT, episodes))
     names = [arm.row for arm in arms]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"two runs are {twice[0]}; name one specialist for each environment")
@@ -89,6 +89,8 @@ def merge_all(
     Raises:
         UsageError, ModelError, StoreError: see `envkit.training.merging.merge_adapters`.
     """
+    for method in methods:
+        require_method(method)  # before the first one is merged
     content = " ".join(weights_digest(folder) for folder in specialists)
     parts = {name: count for arm in specialists.values() for name, count in arm.episodes.items()}
     merged: dict[Path, Arm] = {}

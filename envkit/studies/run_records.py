@@ -88,7 +88,7 @@ class PhaseTime:
 
 @dataclass(frozen=True, slots=True)
 class EnvironmentPart:
-    """What an environment gave to an RL step; see `envkit.training.metrics`."""
+    """The part of an RL step that one environment gave; see `envkit.training.metrics.EnvironmentMetrics`."""
 
     episodes: int
     reward: float

@@ -73,19 +73,19 @@ class Curriculum:
         self._ids = [task.id for task in tasks]
         self._index = {task_id: i for i, task_id in enumerate(self._ids)}
         names = [str(task.metadata.get("environment", "")) for task in tasks]
+        envs = [*dict.fromkeys(names)]
         #: For each environment, a mask of its tasks.
-        self._env_masks = [np.array([name == env for name in names]) for env in dict.fromkeys(names)]
-        self._envs = [*dict.fromkeys(names)]
+        self._env_masks = [np.array([name == env for name in names]) for env in envs]
         given = weights or {}
-        if len(self._envs) > 1 and (strangers := given.keys() - {*names}):
+        if len(envs) > 1 and (strangers := given.keys() - {*names}):
             raise TrainingError(
-                f"mix names {min(strangers)}, and there are no tasks of it; found {', '.join(self._envs)}"
+                f"mix names {min(strangers)}, and there are no tasks of it; found {', '.join(envs)}"
             )
-        self._weights = np.array([given.get(env, 1.0) for env in self._envs])
+        self._weights = np.array([given.get(env, 1.0) for env in envs])
         self._worst_task_weight = worst_task_weight
         #: Episodes of each environment, solved and all; older visits count less.
-        self._env_solved = np.full(len(self._envs), _ENV_PRIOR[0])
-        self._env_tried = np.full(len(self._envs), _ENV_PRIOR[1])
+        self._env_solved = np.full(len(envs), _ENV_PRIOR[0])
+        self._env_tried = np.full(len(envs), _ENV_PRIOR[1])
         self._features = _features(tasks, self._env_masks)
         self._seed, self._cooldown = seed, cooldown
         #: First visits, in order: the task's index, and its solve rate then.

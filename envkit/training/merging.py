@@ -24,6 +24,16 @@ METHODS: Final = ("cat", "linear", "ties", "dare_linear")
 _DENSITY: Final = 0.5
 
 
+def require_method(method: str) -> None:
+    """Raise if there is no such way to merge.
+
+    Raises:
+        UsageError: see above.
+    """
+    if method not in METHODS:
+        raise UsageError(f"no way to merge is named {method!r}; expected one of: {', '.join(METHODS)}")
+
+
 def merge_adapters(
     ref: ModelRef, adapters: Sequence[Path], output: Path, method: str, *, seed: int = 0
 ) -> None:
@@ -46,8 +56,7 @@ def merge_adapters(
     """
     from peft import PeftModel
 
-    if method not in METHODS:
-        raise UsageError(f"no way to merge is named {method!r}; expected one of: {', '.join(METHODS)}")
+    require_method(method)
     if len(adapters) < 2:
         raise UsageError(f"found {len(adapters)} adapter to merge; expected two or more")
     for folder in adapters:

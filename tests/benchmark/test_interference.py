@@ -110,6 +110,15 @@ def test_what_the_matrix_cannot_show_is_said() -> None:
     assert "say nothing of other seeds" in said
 
 
+def test_a_row_of_void_episodes_alone_is_named() -> None:
+    void = report("desk", {"only desk": [1], "joint": [1]})
+    lost = replace(
+        void.rows[1], results=tuple(replace(each, samples=0, solved=0) for each in void.rows[1].results)
+    )
+    with pytest.raises(UsageError, match="joint has no graded episode"):
+        make_matrix([replace(void, rows=(void.rows[0], lost))], [ARMS[1], ARMS[3]])
+
+
 def test_a_row_that_is_not_played_yet_is_named() -> None:
     with pytest.raises(UsageError, match="the report of desk has no row 'joint' yet"):
         make_matrix([report("desk", {"base": [0]})], [ARMS[0], ARMS[3]])
