@@ -75,6 +75,7 @@ if TYPE_CHECKING:
         PushResult,
         Report,
         RescoreResult,
+        RouterResult,
         SFTResult,
         SupportResult,
         TrainResult,
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
         spec_of,
         support,
         train,
+        train_router,
         verify,
     )
     from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
@@ -110,6 +112,7 @@ _LAZY = {
         "PushResult",
         "Report",
         "RescoreResult",
+        "RouterResult",
         "SFTResult",
         "SupportResult",
         "TrainResult",
@@ -130,6 +133,7 @@ _LAZY = {
         "spec_of",
         "support",
         "train",
+        "train_router",
         "verify",
     ),
     "envkit.benchmark.spec": ("AgentSpec", "BenchSpec", "EnvironmentSpec"),
@@ -176,6 +180,7 @@ __all__ = [
     "Report",
     "RescoreResult",
     "Rollouts",
+    "RouterResult",
     "Rubric",
     "SFTResult",
     "Sandbox",
@@ -226,6 +231,7 @@ __all__ = [
     "support",
     "tool",
     "train",
+    "train_router",
     "verify",
     "wrap",
 ]

@@ -63,6 +63,7 @@ PUBLIC = [
     "Report",
     "RescoreResult",
     "Rollouts",
+    "RouterResult",
     "Rubric",
     "SFTResult",
     "Sandbox",
@@ -113,6 +114,7 @@ PUBLIC = [
     "support",
     "tool",
     "train",
+    "train_router",
     "verify",
     "wrap",
 ]

@@ -15,11 +15,13 @@ from envkit.api.results import (
     PushResult,
     Report,
     RescoreResult,
+    RouterResult,
     SFTResult,
     SupportResult,
     TrainResult,
     VerifyResult,
 )
+from envkit.api.routing import train_router
 from envkit.api.supporting import support
 from envkit.api.training import resume_train, sft, train
 from envkit.api.verifying import verify
@@ -32,6 +34,7 @@ __all__ = [
     "PushResult",
     "Report",
     "RescoreResult",
+    "RouterResult",
     "SFTResult",
     "SupportResult",
     "TrainResult",
@@ -52,5 +55,6 @@ __all__ = [
     "spec_of",
     "support",
     "train",
+    "train_router",
     "verify",
 ]

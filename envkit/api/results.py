@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from envkit.benchmark.summary import Summary
     from envkit.studies.claim import Replayed
     from envkit.studies.rescore import Change
+    from envkit.studies.routing import RouterStudy
     from envkit.studies.support import Support
 
 
@@ -250,6 +251,21 @@ class InterferenceResult:
     matrix: Interference | None
     page: Path | None
     stopped_by: signal.Signals | None
+
+
+@dataclass(frozen=True, slots=True)
+class RouterResult:
+    """The result of `envkit.train_router`.
+
+    Args:
+        path: the router's file.
+        size_bytes: of it.
+        study: what it does and costs.
+    """
+
+    path: Path
+    size_bytes: int
+    study: RouterStudy
 
 
 def read_report(page: Path) -> Report:

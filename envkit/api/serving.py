@@ -9,12 +9,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from envkit.errors import MissingExtraError, UsageError
+from envkit.errors import MissingExtraError, ModelError, UsageError
 
 if TYPE_CHECKING:
     from envkit.display import Display
     from envkit.models import ModelRef
     from envkit.serving.decoder import Adapters, Decoder
+    from envkit.serving.models import Models
+    from envkit.serving.router import Router
+    from envkit.serving.routing import Routing
 
 #: Names of this machine that no other machine can reach.
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -29,6 +32,8 @@ class ServeConfig:
         name: its model id; the known id or the folder's name if empty.
         adapters: adapter folders, or runs that trained one, by model id.
         adapter_folder: every adapter directly in it is a model of its folder's name.
+        router: file of `envkit router`; the model id ``auto`` then sends each request to the specialist of
+            its task, or to the base.
         host: address to listen on. Only this machine can reach the default.
         port: 0 takes a free one.
         keys: TOML file of API keys; see `envkit.serving.access.read_access`. Without one, anyone may ask.
@@ -51,6 +56,7 @@ class ServeConfig:
     name: str = ""
     adapters: Mapping[str, Path] = field(default_factory=dict[str, Path])
     adapter_folder: Path | None = None
+    router: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     keys: Path | None = None
@@ -92,7 +98,10 @@ def serve(config: ServeConfig, display: Display) -> None:
     from envkit.serving.draining import DrainingServer
     from envkit.serving.ledger import Ledger
     from envkit.serving.models import Models, require_names
+    from envkit.serving.router import AUTO
 
+    if config.router is not None and config.engine == "vllm":
+        raise UsageError("--router needs --engine torch: vLLM does not tell the hidden states of its base")
     if config.host not in _LOOPBACK and config.keys is None:
         raise UsageError(f"--host {config.host} is reachable from other machines; that needs --keys FILE")
     access = Access() if config.keys is None else read_access(config.keys)
@@ -100,15 +109,21 @@ def serve(config: ServeConfig, display: Display) -> None:
     base_name = config.name or ref.id
     named = {name: adapter_folder(path) for name, path in config.adapters.items()}
     require_names(base_name, named)
+    if config.router is not None and AUTO in (base_name, *named):
+        raise UsageError(f"with --router, {AUTO!r} is the router's own model id; give the other another name")
     for folder in named.values():
         require_fit(folder, ref)
     if config.adapter_folder is not None and not config.adapter_folder.is_dir():
         raise UsageError(f"--adapters {config.adapter_folder}: no such folder")
-    engine = (_vllm if config.engine == "vllm" else _torch)(config, ref)
+    models = Models(
+        base_name, ref.path, named, config.adapter_folder, lambda folder: require_fit(folder, ref)
+    )
+    router = None if config.router is None else _read_router(config.router, ref, models)
+    engine = _vllm(config, ref) if config.engine == "vllm" else _torch(config, ref, router)
     server = Server(
         engine.decoder,
         engine.adapters,
-        Models(base_name, ref.path, named, config.adapter_folder, lambda folder: require_fit(folder, ref)),
+        models,
         engine.tokenizer,
         Limits(
             config.max_body_kb * 1024,
@@ -121,6 +136,7 @@ def serve(config: ServeConfig, display: Display) -> None:
         None if config.ledger is None else Ledger(config.ledger),
         config.log_prompts,
         _LOOPBACK if config.keys is None else None,
+        engine.routing,
     )
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("envkit.serving").setLevel(logging.INFO)
@@ -149,19 +165,45 @@ class _Engine:
         adapters: that rows may name.
         tokenizer: the base model's.
         context: tokens that the model reads at most, the answer included.
+        routing: the router with what it reads prompts with; ``None`` without a router.
     """
 
     decoder: Decoder
     adapters: Adapters
     tokenizer: Any
     context: int
+    routing: Routing | None = None
 
 
-def _torch(config: ServeConfig, ref: ModelRef) -> _Engine:
+def _read_router(path: Path, ref: ModelRef, models: Models) -> Router:
+    """Read a router, and refuse one that is for another base or for specialists that are not served.
+
+    Raises:
+        ModelError: it is damaged, or for another base.
+        UsageError: one of its specialists is not served.
+    """
+    from envkit.serving.router import read_router
+
+    router = read_router(path)
+    if router.base_digest != ref.digest:
+        raise ModelError(
+            f"{path} reads prompts with weights {router.base_digest[:12]}, and {ref.id} has "
+            f"{ref.digest[:12]}; name its own base with --model"
+        )
+    if missing := [name for name in router.names if models.path(name) is None]:
+        raise UsageError(
+            f"{path} knows the specialist {missing[0]}, which is not served; add --adapter {missing[0]}=PATH"
+        )
+    return router
+
+
+def _torch(config: ServeConfig, ref: ModelRef, router: Router | None) -> _Engine:
     """Load the base model into envkit's own engine."""
     from envkit.engine.adapter_pool import AdapterPool
+    from envkit.engine.early import EarlyLayers
     from envkit.engine.running import RunningBatch
     from envkit.engine.torch_engine import TorchEngine
+    from envkit.serving.routing import Routing
     from envkit.serving.worker import Worker
     from envkit.studies.machine import use_threads
     from envkit.training.base_model import load_base
@@ -178,7 +220,11 @@ def _torch(config: ServeConfig, ref: ModelRef) -> _Engine:
     )
     pool = AdapterPool(engine.linears, config.adapters_mb * 2**20)
     worker = Worker(RunningBatch(engine, pool, config.max_rows))
-    return _Engine(worker, pool, tokenizer, min(engine.longest, engine.cache_tokens))
+    routing = None
+    if config.router is not None and router is not None:
+        created = int(config.router.stat().st_mtime)
+        routing = Routing(router, EarlyLayers(engine, router.layers), worker, created)
+    return _Engine(worker, pool, tokenizer, min(engine.longest, engine.cache_tokens), routing)
 
 
 def _vllm(config: ServeConfig, ref: ModelRef) -> _Engine:

@@ -27,6 +27,7 @@ from envkit.cli import (
     new,
     play,
     push,
+    router,
     sandbox,
     serve,
     support,
@@ -98,6 +99,7 @@ app.command(cls=Command, rich_help_panel=_MEASURE)(interference.interference)
 app.command(cls=Command, rich_help_panel=_MEASURE)(measure.prices)
 app.command(cls=Command, rich_help_panel=_MEASURE)(info.report)
 app.command(cls=Command, rich_help_panel=_MEASURE)(view.view)
+app.command(cls=Command, rich_help_panel=_SERVE)(router.router)
 app.command(cls=Command, rich_help_panel=_SERVE)(serve.serve)
 app.command(cls=Command, rich_help_panel=_SERVE)(serve.bill)
 

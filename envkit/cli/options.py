@@ -164,3 +164,24 @@ def exit_if_stopped(stopped_by: signal.Signals | None) -> None:
     """
     if stopped_by is not None:
         raise typer.Exit(128 + stopped_by)
+
+
+def read_named(what: str, words: Iterable[str]) -> dict[str, Path]:
+    """Read words of the form ``NAME=PATH``.
+
+    Args:
+        what: the option or argument, for messages.
+        words: as they were typed.
+
+    Raises:
+        UsageError: one is not of that form, or a name comes twice.
+    """
+    named: dict[str, Path] = {}
+    for word in words:
+        name, found, path = word.partition("=")
+        if not (name and found and path):
+            raise UsageError(f"{what} {word}: expected NAME=PATH")
+        if name in named:
+            raise UsageError(f"{what} {name}: given twice")
+        named[name] = Path(path)
+    return named

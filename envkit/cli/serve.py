@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from envkit.cli.options import Json, complete_models, require_at_least
+from envkit.cli.options import Json, complete_models, read_named, require_at_least
 from envkit.cli.output import emit, out
 from envkit.errors import UsageError
 
@@ -37,6 +37,13 @@ def serve(
         typer.Option(
             metavar="FOLDER",
             help="Serve every adapter in this folder under its own name, also those that come later.",
+        ),
+    ] = None,
+    router: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Serve the model id auto: this router, of `envkit router`, picks each request's specialist.",
         ),
     ] = None,
     host: Annotated[
@@ -100,8 +107,9 @@ def serve(
             ServeConfig(
                 model=model,
                 name=name,
-                adapters=_named(adapter or []),
+                adapters=read_named("--adapter", adapter or []),
                 adapter_folder=adapters,
+                router=router,
                 host=host,
                 port=port,
                 keys=keys,
@@ -158,20 +166,3 @@ def bill(
         numbers = (line.requests, line.prompt_tokens, line.completion_tokens)
         table.add_row(line.client, line.model, *(f"{number:,}" for number in numbers), usd)
     out.print(table)
-
-
-def _named(words: list[str]) -> dict[str, Path]:
-    """Read ``NAME=PATH`` options.
-
-    Raises:
-        UsageError: one is not of that form, or a name comes twice.
-    """
-    named: dict[str, Path] = {}
-    for word in words:
-        name, found, path = word.partition("=")
-        if not (name and found and path):
-            raise UsageError(f"--adapter {word}: expected NAME=PATH")
-        if name in named:
-            raise UsageError(f"--adapter {name}: given twice")
-        named[name] = Path(path)
-    return named

@@ -239,7 +239,7 @@ class TorchEngine(AdapterEngine):
         layout.restore(rows)
         adapters = [requests[group[0]].adapter for group in wave]
         logits: list[Tensor] = []
-        for piece in _pieces([len(ids) for ids in added], _PREFILL_TOKENS):
+        for piece in pieces([len(ids) for ids in added], _PREFILL_TOKENS):
             raise_if_stopped(should_stop)
             layout.select(piece)
             width = max(map(len, added[piece]))
@@ -401,10 +401,10 @@ class TorchEngine(AdapterEngine):
         ).last_hidden_state
 
 
-def _pieces(lengths: Sequence[int], limit: int) -> Iterator[slice]:
+def pieces(lengths: Sequence[int], limit: int) -> Iterator[slice]:
     """Cut rows into consecutive pieces of at most ``limit`` tokens, padding included, but at least one row.
 
-    >>> [*_pieces([3, 4, 9, 1, 1], 10)]
+    >>> [*pieces([3, 4, 9, 1, 1], 10)]
     [slice(0, 2, None), slice(2, 3, None), slice(3, 5, None)]
     """
     start = widest = 0

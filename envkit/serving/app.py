@@ -20,7 +20,8 @@ from envkit.serving.api_errors import ApiError, handle_errors
 from envkit.serving.body_limit import BodyLimit
 from envkit.serving.host_check import HostCheck
 from envkit.serving.metrics import ErrorCount
-from envkit.serving.play import Play, find, require_allowance
+from envkit.serving.play import Play, find, require_allowance, require_room
+from envkit.serving.router import AUTO
 from envkit.serving.server import Server
 
 #: Seconds that requests have to write their rows of the ledger after the drain has cancelled them.
@@ -156,6 +157,14 @@ async def _chat(
     except UsageError as error:
         raise ApiError(400, str(error), param="messages") from error
     prompt = await _ids(server, lambda: server.renderer.messages(messages, tools), "messages")
+    if _is_routed(server, body):
+        answers = (number for number, message in enumerate(messages) if message["role"] == "assistant")
+        first, opening = next(answers, 0), prompt
+        if first:  # a conversation keeps the specialist that its beginning was sent to
+            opening = await _ids(
+                server, lambda: server.renderer.messages(messages[:first], tools), "messages"
+            )
+        body = body.model_copy(update={"model": await _route(server, client, opening)})
     top = (body.top_logprobs or 0) if body.logprobs else None
     longest = body.max_completion_tokens or body.max_tokens
     play = Play(server, client, body, [prompt], longest, top, with_tools, session)
@@ -169,6 +178,10 @@ async def _complete(
     texts = _prompts(body)
     _require_few(client, len(texts), body.n or 1)
     prompts = [await _prompt_ids(server, text) for text in texts]
+    if _is_routed(server, body):
+        if len(prompts) > 1:
+            raise ApiError(400, f"the model {AUTO!r} takes one prompt a request", param="prompt")
+        body = body.model_copy(update={"model": await _route(server, client, prompts[0])})
     play = Play(server, client, body, prompts, body.max_tokens, body.logprobs, False, session)
     told = [prompt for prompt in prompts for _ in range(body.n or 1)] if body.return_token_ids else None
     return await play.answer(request, CompletionReply(body.model, told))
@@ -220,8 +233,41 @@ def _require_few(client: Client, prompts: int, count: int) -> None:
         )
 
 
+def _is_routed(server: Server, body: ChatBody | CompletionBody) -> bool:
+    """True if a router chooses the model of a request."""
+    return server.routing is not None and body.model == AUTO
+
+
+async def _route(server: Server, client: Client, prompt: tuple[int, ...]) -> str:
+    """Choose the model that answers a prompt, among those that the key may use.
+
+    Raises:
+        ApiError: there is none, or too many rows wait.
+    """
+    routing, base = server.routing, server.models.base
+    assert routing is not None
+
+    def usable(_: str) -> list[str]:
+        found = [name for name in routing.names if client.may_use(name) and server.models.path(name)]
+        if not found and not client.may_use(base):
+            raise LookupError(AUTO)
+        return found
+
+    allowed = find(client, AUTO, usable)
+    require_room(server, client, 1)
+    server.open_rows[client.name] += 1
+    try:
+        chosen, seconds = await routing.choose(prompt, allowed, client.may_use(base))
+    except EnvkitError as error:
+        raise ApiError(503, "the server cannot answer now", "unavailable", wait_s=1) from error
+    finally:
+        server.open_rows[client.name] -= 1
+    server.metrics.count_routed(chosen or base, seconds)
+    return chosen or base
+
+
 def _model(server: Server, client: Client, name: str) -> dict[str, Any]:
-    created, base = find(client, name, server.models.created), server.models.base
+    created, base = find(client, name, server.created), server.models.base
     parent = {"parent": base} if name != base and client.may_use(base) else {}
     return {
         "id": name,
@@ -235,7 +281,7 @@ def _model(server: Server, client: Client, name: str) -> dict[str, Any]:
 
 def _models(server: Server, client: Client) -> Iterator[dict[str, Any]]:
     """All models that a key may use."""
-    for name in server.models.ids():
+    for name in server.ids():
         with suppress(ApiError):
             yield _model(server, client, name)
 

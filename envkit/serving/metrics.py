@@ -21,6 +21,7 @@ from envkit.serving.decoder import Adapters, Decoder
 from envkit.serving.ledger import Entry
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60)
+_ROUTING_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 
 @final
@@ -49,6 +50,15 @@ class Metrics:
         self._whole = Histogram(
             "envkit_request_seconds", "Time of a request.", registry=registry, buckets=_SECONDS
         )
+        self._routed = Counter(
+            "envkit_routed", "Requests that the router sent to a model.", ("model",), registry=registry
+        )
+        self._routing = Histogram(
+            "envkit_routing_seconds",
+            "Time to read a prompt for the router.",
+            registry=registry,
+            buckets=_ROUTING_SECONDS,
+        )
         for name, text, read in (
             ("envkit_rows_running", "Rows in the running batch.", lambda: worker.running),
             ("envkit_rows_waiting", "Rows that wait.", lambda: worker.waiting),
@@ -74,6 +84,11 @@ class Metrics:
         if first_s is not None:
             self._first.labels(entry.model).observe(first_s)
             self._queue.observe(waited_s)
+
+    def count_routed(self, model: str, seconds: float) -> None:
+        """Count a request that the router sent to a model, and the time to read its prompt for that."""
+        self._routed.labels(model).inc()
+        self._routing.observe(seconds)
 
     def count_error(self, status: int) -> None:
         """Count a response with an error status."""

@@ -156,18 +156,8 @@ class Play:
         Raises:
             ApiError: too many rows wait, or the key has no allowance left.
         """
-        server = self.server
-        if server.worker.waiting + len(self.rows) > server.limits.max_waiting:
-            raise ApiError(503, "too many requests are waiting; try again later", "overloaded", wait_s=1)
-        is_open, client = server.open_rows[self.client.name], self.client
-        if client.max_open_rows and is_open + len(self.rows) > client.max_open_rows:
-            raise ApiError(
-                429,
-                f"this key has {is_open} open answers and asks for {len(self.rows)}; it may have "
-                f"{client.max_open_rows}",
-                "rate_limit_exceeded",
-                wait_s=1,
-            )
+        server, client = self.server, self.client
+        require_room(server, client, len(self.rows))
         tokens = sum(map(len, self.prompts)) + sum(row.sampling.max_new_tokens for row in self.rows)
         require_allowance(server.rates.reserve(client, tokens))
         server.open_rows[client.name] += len(self.rows)
@@ -245,6 +235,24 @@ class Play:
                 entry.seconds,
                 outcome,
             ),
+        )
+
+
+def require_room(server: Server, client: Client, rows: int) -> None:
+    """Refuse rows that have no place to wait, or that the key may not have beside its open ones.
+
+    Raises:
+        ApiError: 503 or 429.
+    """
+    if server.worker.waiting + rows > server.limits.max_waiting:
+        raise ApiError(503, "too many requests are waiting; try again later", "overloaded", wait_s=1)
+    is_open = server.open_rows[client.name]
+    if client.max_open_rows and is_open + rows > client.max_open_rows:
+        raise ApiError(
+            429,
+            f"this key has {is_open} open answers and asks for {rows}; it may have {client.max_open_rows}",
+            "rate_limit_exceeded",
+            wait_s=1,
         )
 
 

@@ -15,6 +15,8 @@ from envkit.serving.decoder import Adapters, Decoder
 from envkit.serving.ledger import Ledger
 from envkit.serving.metrics import Metrics
 from envkit.serving.models import Models
+from envkit.serving.router import AUTO
+from envkit.serving.routing import Routing
 from envkit.serving.sessions import Sessions
 
 
@@ -51,6 +53,8 @@ class Server:
     log_prompts: bool = False
     #: Names that requests may be sent to; ``None`` for any.
     hosts: Set[str] | None = None
+    #: Chooses the model of requests for `AUTO`; without one, there is no such model id.
+    routing: Routing | None = None
     renderer: ChatRenderer = field(init=False)
     #: Renders and encodes prompts beside the event loop. One thread, as encoding switches the tokenizer.
     encoder: ThreadPoolExecutor = field(init=False)
@@ -66,6 +70,21 @@ class Server:
         self.renderer = ChatRenderer(self.tokenizer)
         self.encoder = ThreadPoolExecutor(1, "envkit-encoder")
         self.metrics = Metrics(self.worker, self.pool)
+
+    def ids(self) -> list[str]:
+        """All model ids, the base first."""
+        found = self.models.ids()
+        return found if self.routing is None else [*(name for name in found if name != AUTO), AUTO]
+
+    def created(self, model: str) -> int:
+        """Time of a model's files, in seconds since 1970.
+
+        Raises:
+            LookupError: there is no such model.
+        """
+        if self.routing is not None and model == AUTO:
+            return self.routing.created
+        return self.models.created(model)
 
     def drain(self, seconds: float) -> None:
         """Refuse new completions from now on. Those that are open have this time to end."""

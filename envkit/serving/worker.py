@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import final
+from typing import TypeVar, final
 
 from envkit.engine.running import Drawn, Failed, RowRequest, RunningBatch
 from envkit.errors import ContractError, EnvkitError
 from envkit.serving.decoder import DecoderStopped, Event
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,33 @@ class Worker:
             self._inbox.append(action)
             self._arriving += rows
             self._wake.notify()
+
+    async def ask(self, work: Callable[[], _T]) -> _T:
+        """Return the result of some work in the decoding thread, between two ticks; it counts as one row.
+
+        Raises:
+            DecoderStopped: the thread has ended.
+            Exception: what the work raises; the thread goes on.
+        """
+        future = Future[_T]()
+
+        def run() -> None:
+            with self._wake:
+                self._arriving -= 1
+                self._count()
+            if not future.set_running_or_notify_cancel():  # the client has left
+                return
+            try:
+                if self._stopping or self.error is not None:
+                    raise DecoderStopped("the server is shutting down, or its decoder has failed")
+                result = work()
+            except Exception as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        self.do(run, 1)
+        return await asyncio.wrap_future(future)
 
     async def stream(
         self, requests: Sequence[RowRequest], prepare: Callable[[], None]

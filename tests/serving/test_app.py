@@ -9,55 +9,20 @@ import os
 import shutil
 import sqlite3
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-import tiny
+from app_server import asking, make
 
-from envkit.engine.adapter_pool import AdapterPool
-from envkit.engine.running import RunningBatch
-from envkit.engine.torch_engine import TorchEngine
-from envkit.models import ModelRef
 from envkit.serving.access import Access, Client, digest
-from envkit.serving.app import make_app
 from envkit.serving.ledger import Ledger
-from envkit.serving.models import Models
-from envkit.serving.server import Limits, Server
-from envkit.serving.worker import Worker
+from envkit.serving.server import Server
 
 #: PEFT uses what transformers warns of.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-
-
-def make(model: Path, adapters: Path | None = None, **parts: Any) -> Server:
-    """A server of the tiny model, which is not started."""
-
-    def decode(ids: Sequence[int]) -> str:
-        return str(tiny.tokenizer().decode(ids))
-
-    engine = TorchEngine(tiny.plain(ModelRef("tiny", model, "")), (), kv_cache_bytes=2**24, decode=decode)
-    pool = AdapterPool(engine.linears, parts.pop("budget_bytes", 2**30))
-    batch = RunningBatch(engine, pool, parts.pop("max_rows", 64))
-    models = Models("tiny", model, {}, adapters, lambda folder: None)
-    limits = Limits(2**20, parts.pop("max_waiting", 64), 8, 1024, len(tiny.tokenizer()))
-    return Server(
-        Worker(batch), pool, models, tiny.tokenizer(), limits, parts.pop("access", Access()), **parts
-    )
-
-
-@contextlib.asynccontextmanager
-async def asking(server: Server) -> AsyncGenerator[httpx2.AsyncClient]:
-    """Start a server; gives a client of it."""
-    app = make_app(server)
-    transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
-    async with (
-        app.router.lifespan_context(app),
-        httpx2.AsyncClient(transport=transport, base_url="http://server") as client,
-    ):
-        yield client
 
 
 def test_other_requests_are_answered_while_a_prompt_is_encoded(

@@ -1,0 +1,247 @@
+"""Train a router on the prompts that specialists were trained on, and measure where it sends others."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+import numpy as np
+
+from envkit.benchmark.stats import Interval, rate_interval
+from envkit.display import Display
+from envkit.engine.early import EarlyLayers
+from envkit.engine.torch_engine import TorchEngine
+from envkit.errors import StoreError, UsageError
+from envkit.serving.router import MISSED, Features, Router, fit
+from envkit.store import RunFolder
+from envkit.studies.before_after_setup import environments_of
+from envkit.taskfile import read_tasks
+
+#: Shares of the prompts to learn from, and to set limits; the others are measured on.
+_LEARNED, _LIMITING = 0.6, 0.2
+#: Prompts that are read in one go while a progress bar stands still.
+_READ: Final = 16
+#: Prompts that are timed.
+_TIMED: Final = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The first prompt of an episode.
+
+    Args:
+        source: what its task was made from: the cluster of statistics.
+        ids: its tokens.
+    """
+
+    source: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """Where the router sends prompts of one specialist, from sources that it has not learned from.
+
+    Args:
+        name: the specialist.
+        counts: prompts by who answers: each specialist, and ``""`` for the base.
+        own: share that goes to the specialist itself. The interval resamples sources.
+        unknown: share that goes to the base if the router has never seen this specialist; ``None`` if it is
+            the only one.
+    """
+
+    name: str
+    counts: Mapping[str, int]
+    own: Interval
+    unknown: Interval | None
+
+
+@dataclass(frozen=True, slots=True)
+class RouterStudy:
+    """What a router does and costs.
+
+    Args:
+        sent: by specialist.
+        layers: of the base that prompts are read with.
+        all_layers: how many it has.
+        tokens: of a prompt that are read at most.
+        learned: prompts that it learned from.
+        fit_s: seconds to read those and to fit it.
+        read_ms: median milliseconds to read one prompt.
+        whole_ms: the same with all layers, as the base itself would.
+    """
+
+    sent: tuple[Sent, ...]
+    layers: int
+    all_layers: int
+    tokens: int
+    learned: int
+    fit_s: float
+    read_ms: float
+    whole_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The prompts of one specialist; parts share no source."""
+
+    learned: Sequence[Prompt]
+    limiting: Sequence[Prompt]
+    measured: Sequence[Prompt]
+
+
+def first_prompts(adapter: Path, count: int, seed: int) -> list[Prompt]:
+    """Draw tasks that an adapter was trained on; returns the prompts that its episodes began with.
+
+    Args:
+        adapter: its folder, inside its training run. The run's episodes hold the prompts to the token.
+        count: number of tasks; fewer, if it was trained on fewer.
+        seed: which ones.
+
+    Raises:
+        UsageError: the adapter is in no training run, or that run has played no episodes.
+    """
+    run = RunFolder.holding(adapter)
+    if run is None:
+        raise UsageError(f"{adapter} is in no training run, so its prompts are not known")
+    names = environments_of(run)
+    sources = dict[tuple[str, str], str]()
+    for name in names:
+        folder = run.path if len(names) == 1 else run.path / name
+        sources |= {(name, task.id): task.source for task in read_tasks(folder / "tasks" / "train.jsonl")}
+    found = dict[tuple[str, str], Prompt]()
+    for episode in run.trajectories("episodes"):
+        key = (episode.env, episode.key.task)
+        tokens = episode.steps[0].turn.tokens if episode.steps else None
+        if tokens is not None and key not in found:
+            if key not in sources:
+                raise StoreError(f"{run.path}: task {key[1]} was played and is not in the run's train tasks")
+            found[key] = Prompt(sources[key], tokens.prompt_ids)
+    if not found:
+        raise UsageError(
+            f"{run.path} has played no RL episodes, whose prompts a router learns from; name a run with RL "
+            "steps"
+        )
+    return random.Random(seed).sample([*found.values()], min(count, len(found)))
+
+
+def train(
+    engine: TorchEngine,
+    prompts: Mapping[str, Sequence[Prompt]],
+    *,
+    base_digest: str,
+    layers: int,
+    tokens: int,
+    seed: int,
+    display: Display,
+) -> tuple[Router, RouterStudy]:
+    """Fit a router and measure it on prompts of other sources.
+
+    Args:
+        engine: samples from the base.
+        prompts: of each specialist.
+        base_digest, tokens: see `Router`.
+        layers: see `EarlyLayers`.
+        seed: decides which sources are measured on.
+        display: shows the progress.
+
+    Raises:
+        ModelError: the base has not so many layers.
+        UsageError: a specialist has too few prompts.
+    """
+    early = EarlyLayers(engine, layers)
+    parts = {name: _split(found, seed) for name, found in prompts.items()}
+    display.phase("read prompts", sum(map(len, prompts.values())))
+    done = 0
+
+    def read(some: Sequence[Prompt]) -> Features:
+        nonlocal done
+        found = list[Features]()
+        for start in range(0, len(some), _READ):
+            piece = some[start : start + _READ]
+            found.append(early.means([prompt.ids[:tokens] for prompt in piece]))
+            done += len(piece)
+            display.advance(done, "")
+        return np.concatenate(found)
+
+    started_s = time.monotonic()
+    learned = {name: read(part.learned) for name, part in parts.items()}
+    limiting = {name: read(part.limiting) for name, part in parts.items()}
+
+    def fitted(names: Sequence[str]) -> Router:
+        return fit(
+            {name: learned[name] for name in names},
+            {name: limiting[name] for name in names},
+            layers=early.count,
+            tokens=tokens,
+            base_digest=base_digest,
+        )
+
+    router = fitted([*parts])
+    fit_s = time.monotonic() - started_s
+    sent = list[Sent]()
+    for name, part in parts.items():
+        features = read(part.measured)
+        sources = [prompt.source for prompt in part.measured]
+        chosen = [one or "" for one in router.choose(features)]
+        counts = {one: chosen.count(one) for one in (*parts, "")}
+        others = [other for other in parts if other != name]
+        unknown = None
+        if others:
+            is_base = [one is None for one in fitted(others).choose(features)]
+            unknown = rate_interval(is_base, sources)
+        sent.append(Sent(name, counts, rate_interval([one == name for one in chosen], sources), unknown))
+    timed = [prompt.ids[:tokens] for part in parts.values() for prompt in part.measured[:_TIMED]]
+    read_ms = _median_ms(early, timed)
+    whole_ms = _median_ms(EarlyLayers(engine, early.all), timed)
+    count = sum(map(len, learned.values())) + sum(map(len, limiting.values()))
+    study = RouterStudy((*sent,), early.count, early.all, tokens, count, fit_s, read_ms, whole_ms)
+    return router, study
+
+
+def _split(prompts: Sequence[Prompt], seed: int) -> _Parts:
+    """Split prompts so that the parts share no source."""
+    sources = sorted({prompt.source for prompt in prompts})
+    random.Random(seed).shuffle(sources)
+    places = {source: place for place, source in enumerate(sources)}
+    ordered = sorted(prompts, key=lambda prompt: places[prompt.source])
+    parts = list[Prompt](), list[Prompt](), list[Prompt]()
+    first: dict[str, int] = {}
+    for index, prompt in enumerate(ordered):
+        share = first.setdefault(prompt.source, index) / len(ordered)
+        parts[(share >= _LEARNED) + (share >= _LEARNED + _LIMITING)].append(prompt)
+    if not parts[2]:
+        raise UsageError(
+            f"{len(prompts)} prompts are of {len(sources)} sources, too few to learn from some and to "
+            "measure on others"
+        )
+    return _Parts(*parts)
+
+
+def _median_ms(early: EarlyLayers, prompts: Sequence[Sequence[int]]) -> float:
+    """Median milliseconds to read one prompt."""
+    early.means([prompts[0]])
+    times = list[float]()
+    for prompt in prompts:
+        started_s = time.perf_counter()
+        early.means([prompt])
+        times.append((time.perf_counter() - started_s) * 1000)
+    return median(times)
+
+
+def sentences(study: RouterStudy) -> list[str]:
+    """Say in sentences what a router costs and how it treats what it does not know."""
+    said = [
+        f"Learned from {study.learned:,} prompts in {study.fit_s:.1f} s. It reads a prompt's first "
+        f"{study.tokens} tokens with {study.layers} of {study.all_layers} layers: {study.read_ms:.0f} ms, "
+        f"where all layers take {study.whole_ms:.0f} ms.",
+        f"Of a specialist's own prompts, at most {MISSED:.0%} should go to the base.",
+    ]
+    if len(study.sent) < 2:
+        said.append("How it treats prompts of a task that it does not know is not measured: that takes two.")
+    return said
