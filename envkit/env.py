@@ -22,7 +22,7 @@ from envkit.grading import Grade
 from envkit.judging import ask, judge, open_model
 from envkit.plugins import sandbox_backend
 from envkit.random_calls import random_calls
-from envkit.sandbox import Contents, Sandbox, SandboxBackend
+from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.secret_values import blotted_out, read_secrets
 from envkit.spaces import Utf8
 from envkit.tool_runner import run_tool
@@ -95,8 +95,9 @@ class Env(gymnasium.Env[str, str], ABC):
     #: Python packages that programs in the sandbox can import, as lines of a pip requirements file, such as
     #: ``pandas==2.3.3``. Installed once per machine, from wheels only.
     packages: ClassVar[Sequence[str]] = ()
-    #: Modules of these packages that a sandbox imports ahead, if it can, so that programs start faster. Only
-    #: programs of the form ``[sandbox.python, *PYTHON_OPTIONS, "-c", ...]`` have them.
+    #: Modules of these packages or of the standard library that a sandbox imports ahead, if it can, so that
+    #: programs start faster; for a web service, `envkit.service.PRELOAD`. Only programs of the form
+    #: ``[sandbox.python, *PYTHON_OPTIONS, "-c", ...]`` have them.
     preload: ClassVar[Sequence[str]] = ()
     #: Other languages of the sandbox, such as ``node`` or ``node==22.*``.
     toolchains: ClassVar[Sequence[str]] = ()
@@ -258,10 +259,9 @@ class Env(gymnasium.Env[str, str], ABC):
         if sandbox is None:
             sandbox = sandbox_backend("docker" if cls.image else "auto")
         declared = declared_contents(cls)
-        if declared == Contents():
-            return sandbox
         wanted = sandbox.contents | declared
-        return sandbox if wanted == sandbox.contents else sandbox.with_contents(wanted, cls.preload)
+        has_all = wanted == sandbox.contents and {*cls.preload} <= {*sandbox.warm}
+        return sandbox if has_all else sandbox.with_contents(wanted, cls.preload)
 
     @classmethod
     def make_tasks(cls, split: str, *, sandbox: SandboxBackend, display: Display) -> Sequence[Task]:

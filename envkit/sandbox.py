@@ -324,6 +324,8 @@ class SandboxBackend(Protocol):
     isolated: bool
     #: What its sandboxes hold beside Python.
     contents: Contents = Contents()
+    #: Modules that they import ahead, if sandboxes of this kind do that.
+    warm: Sequence[str] = ()
     #: Limit of each workspace; ``None`` if there is none.
     quota: Quota | None = None
 
@@ -355,6 +357,8 @@ class SandboxBackend(Protocol):
                 for this Python, or no such file.
             SandboxUnavailable: the package index or the image registry cannot be reached.
         """
+        if contents == self.contents:  # whatever it imports ahead
+            return self
         added = (*contents.packages, *contents.toolchains, *map(str, contents.data), contents.image)
         raise ConfigError(
             f"sandbox {self.name!r} cannot hold {added[0]!r}; choose another sandbox: envkit list"

@@ -95,6 +95,7 @@ class BubblewrapBackend(SandboxBackend):
     def with_contents(self, contents: Contents, warm: Sequence[str] = ()) -> BubblewrapBackend:
         """See `envkit.sandbox.SandboxBackend.with_contents`."""
         made = BubblewrapBackend(contents, self._quota)
+        made.warm = (*warm,)
         layers.folders(os.geteuid() or NOBODY, contents)
         return made
 

@@ -100,6 +100,7 @@ class DockerBackend(SandboxBackend):
     def with_contents(self, contents: Contents, warm: Sequence[str] = ()) -> DockerBackend:
         """See `envkit.sandbox.SandboxBackend.with_contents`."""
         made = DockerBackend(contents, self.image, self.runtime, self._quota)
+        made.warm = (*warm,)
         layers.folders(docker_engine.user(), contents)
         if contents.image:
             made._base(docker_engine.answering(os.getpid()))

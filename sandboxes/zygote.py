@@ -47,7 +47,7 @@ class ZygoteBackend(SandboxBackend):
         self, contents: Contents = Contents(), warm: Sequence[str] = (), quota: Quota = Quota()
     ) -> None:
         layers.require_no_image(self.name, contents)
-        self.contents, self._warm, self.quota = contents, tuple(warm), quota
+        self.contents, self.warm, self.quota = contents, tuple(warm), quota
         self._quota = quota
 
     def available(self) -> str | None:
@@ -73,7 +73,7 @@ class ZygoteBackend(SandboxBackend):
     def create(self) -> Sandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
         with system_errors("make a sandbox"):
-            return _ZygoteSandbox(shared_zygote(os.getpid(), self.contents, self._warm), self._quota)
+            return _ZygoteSandbox(shared_zygote(os.getpid(), self.contents, self.warm), self._quota)
 
 
 @final

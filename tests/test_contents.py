@@ -89,6 +89,18 @@ def test_modules_are_imported_ahead_where_the_sandbox_can() -> None:
             assert done.stdout == b"False\n"
 
 
+def test_modules_of_the_standard_library_need_no_packages(backend: SandboxBackend) -> None:
+    kind = declaring(preload=["http.server"])
+    equipped = kind.equip(backend)
+    assert kind.equip(equipped) is equipped
+    assert kind.equip(captured := CapturingBackend(equipped)) is captured
+    with equipped.create() as sandbox:
+        program = "import sys; print('http.server' in sys.modules)"
+        assert sandbox.run([sandbox.python, *PYTHON_OPTIONS, "-c", program]).stdout == b"True\n"
+    plain = ProcessBackend()
+    assert kind.equip(plain) is plain
+
+
 def test_data_is_found_beside_the_class_that_names_it() -> None:
     folder = Path(letters_env.__file__).parent / "letters_data"
     assert data_paths(Letters) == [folder / "letter.txt", folder / "stamp.bin"]

@@ -58,6 +58,62 @@ def test_requests_carry_token_and_body(sandbox: Sandbox) -> None:
     assert posted.json() == ["POST", "/csv", True, "text/csv", "a,b\r\n1,\N{SNOWMAN}"]
 
 
+#: Tells what a program finds around itself.
+FINDS = """
+import dataclasses, json, os, sys
+sys.path.insert(0, "")
+import colours
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import get_type_hints
+
+@dataclasses.dataclass
+class Row:
+    other: "Row | None" = None
+
+told = sys.stdin.read()
+print("this goes nowhere")
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        descriptors = [int(name) for name in os.listdir("/proc/self/fd")]
+        found = [
+            __name__, sys.argv, len(told), get_type_hints(Row)["other"].__args__[0] is Row, colours.NAME,
+            sorted(number for number in descriptors if number < 3), len(descriptors) < 8, input is not None,
+        ]
+        data = json.dumps(found).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+HTTPServer(("127.0.0.1", 8123), Handler).serve_forever()
+"""
+
+
+@pytest.mark.parametrize("shadowed", [False, True])
+def test_a_python_service_finds_what_a_new_interpreter_would(sandbox: Sandbox, shadowed: bool) -> None:
+    sandbox.write("colours.py", b"NAME = 'red'")
+    if shadowed:  # such a name may not be imported from the process that the service is forked from
+        sandbox.write("http/__init__.py", b"")
+        sandbox.write("http/server.py", b"raise SystemExit('the workspace has its own')")
+    argv = [sandbox.python, *PYTHON_OPTIONS, "-c", FINDS, "one", "-c"]
+    if shadowed:
+        with pytest.raises(SandboxError, match="the workspace has its own"):
+            Service(sandbox, argv, port=8123)
+        return
+    service = Service(sandbox, argv, port=8123, with_token=True)
+    expected = ["__main__", ["-c", "one", "-c"], 33, True, "red", [0, 1, 2], True, True]
+    assert service.request("GET", "/").json() == expected
+
+
+def test_a_service_that_is_started_by_its_file_works_as_well(sandbox: Sandbox) -> None:
+    sandbox.write("service.py", PROGRAM.encode())
+    service = Service(
+        sandbox, [sandbox.python, "service.py"], port=8123, ready_path="/ready", with_token=True
+    )
+    assert service.request("GET", "/").json() == ["GET", "/", True, "", ""]
+
+
 def test_without_a_token_none_is_sent(sandbox: Sandbox) -> None:
     assert started(sandbox).request("GET", "/").json() == ["GET", "/", False, "", ""]
 

@@ -15,7 +15,7 @@ from envkit.environments.service_desk.tasks import PEOPLE, STORE, TicketHidden, 
 from envkit.errors import UsageError
 from envkit.grading import Grade
 from envkit.sandbox import PYTHON_OPTIONS, SandboxBackend
-from envkit.service import Service
+from envkit.service import PRELOAD, Service
 from envkit.tools import format_call, tool
 from envkit.types import Task, Verdict
 
@@ -48,6 +48,7 @@ class ServiceDeskEnv(Env):
 
     id: ClassVar[str] = "service-desk"
     system: ClassVar[str] = "You look after the tickets of a help desk. Answer with one call of a tool."
+    preload: ClassVar[Sequence[str]] = PRELOAD
 
     def __init__(self, *, warm_up_s: float = 0.05, ready_s: float = 20.0, **options: Any) -> None:
         super().__init__(**options)

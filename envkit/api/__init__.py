@@ -4,12 +4,14 @@ The names are also in `envkit`: ``envkit.train(...)``. PyTorch is imported only 
 """
 
 from envkit.api.adapter import Adapter, load_adapter
+from envkit.api.controlling import compare_controls, resume_controls
 from envkit.api.forgotten import forgetting
 from envkit.api.interfering import interference, resume_interference
 from envkit.api.measuring import bench, evaluate, leaderboard, pass_at_k, rescore, resume_bench, spec_of
 from envkit.api.pushing import push_adapter
 from envkit.api.results import (
     BenchResult,
+    ControlResult,
     EvalResult,
     InterferenceResult,
     PushResult,
@@ -17,11 +19,13 @@ from envkit.api.results import (
     RescoreResult,
     RouterResult,
     SFTResult,
+    SteerResult,
     SupportResult,
     TrainResult,
     VerifyResult,
 )
 from envkit.api.routing import train_router
+from envkit.api.steering import steer
 from envkit.api.supporting import support
 from envkit.api.training import resume_train, sft, train
 from envkit.api.verifying import verify
@@ -29,6 +33,7 @@ from envkit.api.verifying import verify
 __all__ = [
     "Adapter",
     "BenchResult",
+    "ControlResult",
     "EvalResult",
     "InterferenceResult",
     "PushResult",
@@ -36,10 +41,12 @@ __all__ = [
     "RescoreResult",
     "RouterResult",
     "SFTResult",
+    "SteerResult",
     "SupportResult",
     "TrainResult",
     "VerifyResult",
     "bench",
+    "compare_controls",
     "evaluate",
     "forgetting",
     "interference",
@@ -49,10 +56,12 @@ __all__ = [
     "push_adapter",
     "rescore",
     "resume_bench",
+    "resume_controls",
     "resume_interference",
     "resume_train",
     "sft",
     "spec_of",
+    "steer",
     "support",
     "train",
     "train_router",

@@ -53,7 +53,7 @@ def forgetting(
     from envkit import registry
     from envkit.api.adapter import adapter_folder, lora_settings, training_of
     from envkit.models import DEFAULT_MODEL, require_training, resolve
-    from envkit.models.adapter_folder import recorded_base
+    from envkit.models.adapter_folder import recorded_base, recorded_control
 
     folder = adapter_folder(Path(adapter))
     require_training()
@@ -75,6 +75,7 @@ def forgetting(
         model=base,
         lora_r=rank,
         lora_alpha=alpha,
+        control=recorded_control(folder),
         engine="torch",
         kv_cache_mb=0,  # the run's may have been chosen on a larger machine
     )

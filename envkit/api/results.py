@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 from envkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from envkit.benchmark.controls import Controls
     from envkit.benchmark.interference import Interference
     from envkit.benchmark.stats import Interval
     from envkit.benchmark.summary import Summary
     from envkit.studies.claim import Replayed
     from envkit.studies.rescore import Change
     from envkit.studies.routing import RouterStudy
+    from envkit.studies.steering import Steering
     from envkit.studies.support import Support
 
 
@@ -266,6 +268,36 @@ class RouterResult:
     path: Path
     size_bytes: int
     study: RouterStudy
+
+
+@dataclass(frozen=True, slots=True)
+class SteerResult:
+    """The result of `envkit.steer`.
+
+    Args:
+        adapter: the folder of the steering vector.
+        found: what it was computed from.
+    """
+
+    adapter: Path
+    found: Steering
+
+
+@dataclass(frozen=True, slots=True)
+class ControlResult:
+    """The result of `envkit.compare_controls`.
+
+    Args:
+        run: the run folder.
+        found: the comparison; ``None`` if the run was stopped before all was measured.
+        page: path of the comparison as a page of Markdown; ``None`` likewise.
+        stopped_by: signal that stopped the run; `envkit.resume_controls` continues it.
+    """
+
+    run: Path
+    found: Controls | None
+    page: Path | None
+    stopped_by: signal.Signals | None
 
 
 def read_report(page: Path) -> Report:

@@ -51,6 +51,7 @@ def train(
     max_task_chars: int | None = None,
     model: Path | str | None = None,
     warm_start: Path | str | None = None,
+    control: str | None = None,
     backend: str | None = None,
     engine: str | None = None,
     sandbox: SandboxBackend | str = "auto",
@@ -83,6 +84,8 @@ def train(
         model: model id, folder or hub id; by default the one of ``config``.
         warm_start: an adapter's folder, such as another run's ``sft``. RL begins with it, in place of a warm
             start of its own.
+        control: what of the model is trained: ``"all-linear"``, ``"attention"``, ``"mlp"`` or ``"steering"``;
+            by default as in ``config``.
         backend: trainer that takes the steps, ``"envkit"`` or ``"trl"``; by default as in ``config``.
         engine: engine that samples, ``"torch"`` or ``"vllm"``; by default as in ``config``.
         sandbox: a backend or its registered name; ``"auto"`` takes the best one of this machine.
@@ -121,6 +124,7 @@ def train(
         model=model,
         warm_start=warm_start,
         sft_examples=None if warm_start is None else 0,
+        control=control,
         backend=backend,
         engine=engine,
     )

@@ -41,6 +41,7 @@ def verify(
     from envkit import registry
     from envkit.api.adapter import adapter_folder, lora_settings
     from envkit.models import require_training, resolve, weights_digest
+    from envkit.models.adapter_folder import recorded_control
 
     folder = adapter_folder(Path(adapter))
     require_training()
@@ -80,6 +81,7 @@ def verify(
                 ref,
                 lora_r=rank,
                 lora_alpha=alpha,
+                control=recorded_control(folder),
                 dtype=claim.hardware.dtype,
                 kv_cache_mb=claim.sampling.kv_cache_mb,
             )

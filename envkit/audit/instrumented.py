@@ -60,7 +60,7 @@ class InstrumentedBackend(SandboxBackend):
     ) -> None:
         self._inner, self._calls, self._scans = inner, _Calls(fault), scans
         self.name, self.isolated = inner.name, inner.isolated
-        self.contents, self.quota = inner.contents, inner.quota
+        self.contents, self.warm, self.quota = inner.contents, inner.warm, inner.quota
         #: Closes each sandbox that is open.
         self._open: dict[int, Callable[[], None]] = {}
         #: Scanner of the first sandbox; ``None`` without ``scans``, isolation or a sandbox.
@@ -87,7 +87,7 @@ class InstrumentedBackend(SandboxBackend):
         """See `envkit.sandbox.SandboxBackend.with_contents`. Either backend closes the sandboxes of both."""
         other = copy.copy(self)
         other._inner = self._inner.with_contents(contents, warm)
-        other.contents = contents
+        other.contents, other.warm = contents, warm
         return other
 
     def create(self) -> Sandbox:

@@ -51,8 +51,8 @@ class Cell:
 
     Args:
         rate: solve rate.
-        difference: solve rate minus that of the environment's specialist, paired by task; ``None`` for the
-            specialist itself, or if there is none.
+        difference: solve rate minus that of the row it is compared with, paired by task; ``None`` for that
+            row itself, or if there is none.
         detectable: smallest true difference that as many tasks would show with 80 % probability; NaN or
             infinite if it is not known.
     """
@@ -114,7 +114,7 @@ def make_matrix(reports: Sequence[ReportData], arms: Sequence[Arm]) -> Interfere
             )
         special = [a.row for a in arms if a.kind == SPECIALIST and report.environment in a.episodes]
         against = rows[special[0]] if special else None
-        columns.append([_cell(rows[arm.row], against) for arm in arms])
+        columns.append([make_cell(rows[arm.row], against) for arm in arms])
     return Interference(
         tuple(report.environment for report in reports),
         tuple(arms),
@@ -122,15 +122,20 @@ def make_matrix(reports: Sequence[ReportData], arms: Sequence[Arm]) -> Interfere
     )
 
 
-def _cell(row: Row, specialist: Row | None) -> Cell:
+def make_cell(row: Row, against: Row | None) -> Cell:
+    """Measure a row, and compare it with another.
+
+    Raises:
+        UsageError: a row has no graded episode, or both have none of the same task.
+    """
     rate = summarise_row(row, (1,)).solve_rate.interval
     if rate is None:
         raise UsageError(f"{row.name} has no graded episode; all are void: read why in its episodes")
-    if specialist is None or specialist.name == row.name:
+    if against is None or against.name == row.name:
         return Cell(rate)
-    found = summarise_difference(Difference(row.name, specialist.name, ""), row, specialist)
+    found = summarise_difference(Difference(row.name, against.name, ""), row, against)
     if found.interval is None:
-        raise UsageError(f"{row.name} and {specialist.name} have no graded task in common")
+        raise UsageError(f"{row.name} and {against.name} have no graded task in common")
     return Cell(rate, found.interval, found.detectable)
 
 

@@ -19,6 +19,7 @@ from rich.markup import escape
 from envkit.api.interrupts import Interrupted, handling_signals, raise_interrupted
 from envkit.cli import (
     audit,
+    control,
     forgetting,
     info,
     interference,
@@ -30,6 +31,7 @@ from envkit.cli import (
     router,
     sandbox,
     serve,
+    steer,
     support,
     tasks,
     train,
@@ -87,6 +89,7 @@ app.add_typer(models.app, cls=Group, name="models", rich_help_panel=_TRAIN)
 app.command(cls=Command, rich_help_panel=_TRAIN)(support.support)
 app.command(cls=Command, rich_help_panel=_TRAIN)(train.train)
 app.command(cls=Command, rich_help_panel=_TRAIN)(train.sft)
+app.command(cls=Command, rich_help_panel=_TRAIN)(steer.steer)
 app.command(cls=Command, rich_help_panel=_TRAIN)(push.push)
 app.command("eval", cls=Command, rich_help_panel=_MEASURE)(measure.evaluate)
 app.command(cls=Command, rich_help_panel=_MEASURE)(verify.verify)
@@ -94,6 +97,7 @@ app.command(cls=Command, rich_help_panel=_MEASURE)(measure.bench)
 app.command(cls=Command, rich_help_panel=_MEASURE)(measure.rescore)
 app.command(cls=Command, rich_help_panel=_MEASURE)(measure.leaderboard)
 app.command(cls=Command, rich_help_panel=_MEASURE)(measure.passk)
+app.command(cls=Command, rich_help_panel=_MEASURE)(control.control)
 app.command(cls=Command, rich_help_panel=_MEASURE)(forgetting.forgetting)
 app.command(cls=Command, rich_help_panel=_MEASURE)(interference.interference)
 app.command(cls=Command, rich_help_panel=_MEASURE)(measure.prices)

@@ -45,6 +45,13 @@ def complete_models(incomplete: str) -> list[str]:
     return _beginning(incomplete, KNOWN)
 
 
+def complete_controls(incomplete: str) -> list[str]:
+    """Complete what can be trained of a model."""
+    from envkit.training.config import CONTROLS
+
+    return _beginning(incomplete, CONTROLS)
+
+
 def complete_trackers(incomplete: str) -> list[str]:
     """Complete the name of an experiment tracker."""
     from envkit.trackers import NAMES

@@ -23,7 +23,7 @@ class CapturingBackend(SandboxBackend):
     def __init__(self, inner: SandboxBackend) -> None:
         self._inner = inner
         self.name, self.isolated = inner.name, inner.isolated
-        self.contents, self.quota = inner.contents, inner.quota
+        self.contents, self.warm, self.quota = inner.contents, inner.warm, inner.quota
         self._is_first = True
         #: Set it once the tasks are made: the next sandbox is then the episode's.
         self.capturing = False

@@ -18,6 +18,7 @@ from envkit.cli.options import (
     SandboxName,
     Split,
     command_line,
+    complete_controls,
     complete_environments,
     complete_trackers,
     exit_if_stopped,
@@ -127,6 +128,15 @@ def train(
             help="An adapter that RL begins with, such as another run's sft, in place of a warm start.",
         ),
     ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What of the model is trained: LoRA on all-linear, attention or mlp layers, or steering, "
+            "one vector for each layer. Default: the config's, or all-linear.",
+            autocompletion=complete_controls,
+        ),
+    ] = None,
     backend: Annotated[
         str | None, typer.Option(metavar="NAME", help="Trainer that takes the steps: envkit or trl.")
     ] = None,
@@ -166,6 +176,7 @@ def train(
             "max-task-chars": max_task_chars,
             "model": model,
             "warm-start": warm_start,
+            "control": control,
             "backend": backend,
             "engine": engine,
             "no-evaluation": no_evaluation or None,
@@ -188,6 +199,7 @@ def train(
         max_task_chars=max_task_chars,
         model=model,
         warm_start=warm_start,
+        control=control,
         backend=backend,
         engine=engine,
         sandbox=sandbox,

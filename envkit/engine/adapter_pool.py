@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, cast, final
+from typing import TypeAlias, final
 
 from envkit.engine.lora import Linears, Update
 from envkit.errors import ContractError, ModelError
@@ -19,7 +19,7 @@ Reader: TypeAlias = Callable[[], Mapping[str, Update]]
 #: The base model's number.
 BASE = -1
 _PREFIX = "base_model.model."
-_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
+_DOWN, _UP, _BIAS = ".lora_A.weight", ".lora_B.weight", ".lora_B.bias"
 
 
 @dataclass(slots=True)
@@ -173,7 +173,7 @@ class AdapterPool:
 
 
 def read_adapter(folder: Path) -> dict[str, Update]:
-    """Read the updates of a plain LoRA adapter from PEFT's files.
+    """Read the updates of a plain LoRA adapter, or of a steering vector, from PEFT's files.
 
     Raises:
         ModelError: the files cannot be read, or hold something else than LoRA updates of linear layers.
@@ -205,9 +205,10 @@ def read_adapter(folder: Path) -> dict[str, Update]:
                     "[out, r]"
                 )
             scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-            update = Update(cast("Any", tensors[key]).float(), tensors[up].float() * scale)
+            bias = key.removesuffix(_DOWN) + _BIAS
+            update = Update.of(tensors[key], tensors[up], tensors.get(bias), scale)
             updates[key.removeprefix(_PREFIX).removesuffix(_DOWN)] = update
-            others -= {key, up}
+            others -= {key, up, bias}
     if others or not updates:
         found = min(others, default="nothing")
         raise ModelError(f"{folder}: found {found}; expected LoRA matrices of linear layers")

@@ -10,10 +10,11 @@ Shapes: B rows, S tokens, M adapters, N of them in the batch, R their largest ra
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, cast, final
+from typing import Any, NamedTuple, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +30,29 @@ _FUSIBLE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """The LoRA update of one layer: ``up @ down``, with the scale multiplied in.
+    """The update of one layer: ``up @ down``, with the scale multiplied in, and a shift of its output.
 
     Args:
         down: (r, in), float32.
         up: (out, r), float32.
+        shift: (out,), float32: added to every output, whatever the input; ``None`` for none.
     """
 
     down: Tensor
     up: Tensor
+    shift: Tensor | None = None
+
+    @classmethod
+    def of(cls, down: Tensor, up: Tensor, bias: Tensor | None, scale: float) -> Update:
+        """Make an update from PEFT's matrices and its bias, all of which are scaled.
+
+        With a bias and without an effect of the matrices, it is a shift alone: a steering vector.
+        """
+        if bias is None:
+            return cls(down.float(), up.float() * scale)
+        if not up.any():
+            down, up = down[:0], up[:, :0]
+        return cls(down.float(), up.float() * scale, bias.float() * scale)
 
 
 def updates_of(peft_model: Any, adapter: str) -> dict[str, Update]:
@@ -58,10 +73,11 @@ def updates_of(peft_model: Any, adapter: str) -> dict[str, Update]:
             continue
         unsupported = adapter in layer.lora_embedding_A
         if adapter in layer.lora_A:
-            down, up = layer.lora_A[adapter], layer.lora_B[adapter]
-            unsupported = up.bias is not None
-            scaled = up.weight.detach().float() * layer.scaling[adapter]
-            updates[name] = Update(down.weight.detach().float(), scaled)
+            down, up = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
+            bias: Any = layer.lora_B[adapter].bias
+            updates[name] = Update.of(
+                down, up, None if bias is None else bias.detach(), layer.scaling[adapter]
+            )
         if unsupported:
             raise ModelError(f"adapter {adapter!r} changes {name} in a way that the engine does not support")
     return updates
@@ -152,10 +168,10 @@ class Linears:
             return
         parts = self._by_product(adapter)
         is_full = len(self._positions) == self._room
-        if is_full or any(product.rank < _rank(updates) for product, updates in parts):
+        if is_full or any(not product.size.holds(_Size.of(updates)) for product, updates in parts):
             self._room = max(room, len(self._positions) + 1)
             for product, updates in parts:
-                product.resize(self._room, _rank(updates))
+                product.resize(self._room, _Size.of(updates))
         for product, updates in parts:
             product.append(updates)
         self._positions[number] = len(self._positions)
@@ -175,12 +191,12 @@ class Linears:
 
     def bytes_alone(self, adapter: Mapping[str, Update]) -> int:
         """Memory of an adapter if there is no other."""
-        return sum(product.bytes_of(_rank(updates)) for product, updates in self._by_product(adapter))
+        return sum(product.bytes_of(_Size.of(updates)) for product, updates in self._by_product(adapter))
 
     def bytes_each(self, adapter: Mapping[str, Update]) -> int:
         """Memory of each adapter if this one is among them: every one has room for the highest rank."""
         return sum(
-            product.bytes_of(max(product.rank, _rank(updates)))
+            product.bytes_of(product.size.joined(_Size.of(updates)))
             for product, updates in self._by_product(adapter)
         )
 
@@ -247,6 +263,10 @@ class Linears:
                 raise ModelError(f"an adapter of shape {shape} changes {path}, which {problem}")
             if (rank := update.up.shape[-1]) != len(update.down):
                 raise ModelError(f"an adapter's matrices of {path} have ranks {len(update.down)} and {rank}")
+            if update.shift is not None and update.shift.shape != shape[:1]:
+                raise ModelError(
+                    f"an adapter shifts {path} by {len(update.shift)} numbers; expected {shape[0]}"
+                )
 
 
 def _groups(layers: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -260,6 +280,34 @@ def _groups(layers: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def _input(layer: Any) -> tuple[int, bool]:
     """Input width and presence of a bias; fused layers must agree on both."""
     return layer.in_features, layer.bias is None
+
+
+class _Size(NamedTuple):
+    """What an adapter needs of a product.
+
+    Args:
+        rank: its matrices' rank: the sum of those of fused layers.
+        has_shift: it shifts an output.
+    """
+
+    rank: int = 0
+    has_shift: bool = False
+
+    @classmethod
+    def of(cls, adapter: Sequence[Update | None]) -> _Size:
+        """The size of one update for each layer of a product."""
+        updates = [update for update in adapter if update]
+        return cls(
+            sum(len(update.down) for update in updates), any(update.shift is not None for update in updates)
+        )
+
+    def joined(self, other: _Size) -> _Size:
+        """The smallest size that holds both."""
+        return _Size(max(self.rank, other.rank), self.has_shift or other.has_shift)
+
+    def holds(self, other: _Size) -> bool:
+        """True if an adapter of another size fits."""
+        return self.joined(other) == self
 
 
 @final
@@ -286,26 +334,28 @@ class _Product:
         self._base = PrepackedLinear(self._weight, bias, [layer.weight for layer in layers])
         self._downs_MRI: Tensor | None = None
         self._ups_MOR: Tensor | None = None
-        #: Rank of each adapter, by position; the stacks have room for the largest.
-        self._ranks: list[int] = []
+        self._shifts_MO: Tensor | None = None
+        #: Size of each adapter, by position; the stacks have room for the largest.
+        self._sizes: list[_Size] = []
         self._last_input: Tensor | None = None
         self._last_outputs: Sequence[Tensor] = ()
 
     @property
-    def rank(self) -> int:
-        """The highest rank of an adapter; 0 if none changes these layers."""
-        return max(self._ranks, default=0)
+    def size(self) -> _Size:
+        """The smallest size that holds every adapter."""
+        return functools.reduce(_Size.joined, self._sizes, _Size())
 
     def load(self, adapters: Sequence[Sequence[Update | None]]) -> None:
         """Stack the updates: one per adapter and layer, or ``None``."""
-        self._ranks = []
-        self.resize(len(adapters), max(map(_rank, adapters), default=0))
+        self._sizes = []
+        self.resize(len(adapters), functools.reduce(_Size.joined, map(_Size.of, adapters), _Size()))
         for adapter in adapters:
             self.append(adapter)
 
-    def resize(self, room: int, rank: int = 0) -> None:
-        """Make stacks with room for so many adapters, of this rank or the highest that is there."""
-        rank = max(rank, self.rank)
+    def resize(self, room: int, size: _Size | None = None) -> None:
+        """Make stacks with room for so many adapters, of this size and of all that are there."""
+        rank, has_shift = self.size.joined(size or _Size())
+        self._resize_shifts(room if has_shift else 0)
         downs, ups = self._downs_MRI, self._ups_MOR
         if downs is not None and downs.shape[:2] == (room, rank):
             return
@@ -315,45 +365,59 @@ class _Product:
         self._downs_MRI = self._weight.new_zeros(room, rank, self.width)
         self._ups_MOR = self._new_ups(room, rank)
         if downs is not None and ups is not None:
-            count, both = len(self._ranks), min(rank, downs.shape[1])
+            count, both = len(self._sizes), min(rank, downs.shape[1])
             self._downs_MRI[:count, :both] = downs[:count, :both]
             self._ups_MOR[:count, :, :both] = ups[:count, :, :both]
 
+    def _resize_shifts(self, room: int) -> None:
+        old = self._shifts_MO
+        if room == (0 if old is None else len(old)):
+            return
+        self._shifts_MO = self._weight.new_zeros(room, sum(self.sizes)) if room else None
+        if old is not None and self._shifts_MO is not None:
+            self._shifts_MO[: len(self._sizes)] = old[: len(self._sizes)]
+
     def append(self, adapter: Sequence[Update | None]) -> None:
         """Write the updates of an adapter behind those of the others, where there is room."""
-        position, used = len(self._ranks), 0
-        self._ranks.append(_rank(adapter))
-        downs, ups = self._downs_MRI, self._ups_MOR
-        if downs is None or ups is None:
-            return
-        downs[position], ups[position] = 0, 0
+        position, used = len(self._sizes), 0
+        self._sizes.append(_Size.of(adapter))
+        downs, ups, shifts = self._downs_MRI, self._ups_MOR, self._shifts_MO
+        for stack in (downs, ups, shifts):
+            if stack is not None:
+                stack[position] = 0
         for update, (start, stop) in zip(adapter, pairwise([0, *accumulate(self.sizes)]), strict=True):
-            if update is not None:
+            if update is None:
+                continue
+            if downs is not None and ups is not None:
                 ranks = slice(used, used := used + len(update.down))
                 downs[position, ranks] = update.down
                 ups[position, start:stop, ranks] = update.up
+            if shifts is not None and update.shift is not None:
+                shifts[position, start:stop] = update.shift
 
     def drop(self, position: int) -> None:
         """Drop an adapter; the last one takes its place."""
-        self.swap(position, len(self._ranks) - 1)
-        self._ranks.pop()
+        self.swap(position, len(self._sizes) - 1)
+        self._sizes.pop()
 
     def swap(self, one: int, other: int) -> None:
         """Let two adapters change places."""
         places, swapped = [one, other], [other, one]
-        self._ranks[one], self._ranks[other] = self._ranks[other], self._ranks[one]
-        for stack in (self._downs_MRI, self._ups_MOR):
+        self._sizes[one], self._sizes[other] = self._sizes[other], self._sizes[one]
+        for stack in (self._downs_MRI, self._ups_MOR, self._shifts_MO):
             if stack is not None and one != other:
                 stack[places] = stack[swapped]
 
-    def bytes_of(self, rank: int) -> int:
-        """Memory of an adapter of some rank."""
-        return rank * (self.width + sum(self.sizes)) * self._weight.element_size()
+    def bytes_of(self, size: _Size) -> int:
+        """Memory of an adapter of some size."""
+        outputs = sum(self.sizes)
+        numbers = size.rank * (self.width + outputs) + size.has_shift * outputs
+        return numbers * self._weight.element_size()
 
     @property
     def adapter_bytes(self) -> int:
         """Memory of the stacks."""
-        stacks = (self._downs_MRI, self._ups_MOR)
+        stacks = (self._downs_MRI, self._ups_MOR, self._shifts_MO)
         return sum(stack.numel() * stack.element_size() for stack in stacks if stack is not None)
 
     def _new_ups(self, count: int, rank: int) -> Tensor:
@@ -384,28 +448,36 @@ class _Product:
     def _compute(self, x_BSI: Tensor) -> Tensor:
         out_BSO = self._base(x_BSI)
         chosen = self._owner.chosen
-        if self._downs_MRI is None or self._ups_MOR is None or not chosen.positions:
+        if not chosen.positions:
             return out_BSO
         start, stop = chosen.positions.start, chosen.positions.stop
         if chosen.rectangle is None:
-            inner_NR = linear(x_BSI, self._downs_MRI[start]).flatten(0, -2)
-            out_BSO.flatten(0, -2).addmm_(inner_NR, self._ups_MOR[start].T)
+            if self._downs_MRI is not None and self._ups_MOR is not None:
+                inner_NR = linear(x_BSI, self._downs_MRI[start]).flatten(0, -2)
+                out_BSO.flatten(0, -2).addmm_(inner_NR, self._ups_MOR[start].T)
+            if self._shifts_MO is not None:
+                out_BSO += self._shifts_MO[start]
             return out_BSO
-        downs_NRI, ups_NOR = self._downs_MRI[start:stop], self._ups_MOR[start:stop]
-        by_adapter = chosen.rectangle.fold(x_BSI if chosen.rows is None else x_BSI[chosen.rows])
-        inner = torch.bmm(by_adapter.flatten(1, 2), downs_NRI.transpose(1, 2))
-        update = torch.bmm(inner, ups_NOR.transpose(1, 2))
-        updates = chosen.rectangle.unfold(update.view(*by_adapter.shape[:-1], -1))
-        if chosen.rows is None:
-            out_BSO += updates
-        else:
-            out_BSO.index_add_(0, chosen.rows, updates)
+        rows, rectangle = chosen.rows, chosen.rectangle
+        if self._downs_MRI is not None and self._ups_MOR is not None:
+            downs_NRI, ups_NOR = self._downs_MRI[start:stop], self._ups_MOR[start:stop]
+            by_adapter = rectangle.fold(x_BSI if rows is None else x_BSI[rows])
+            inner = torch.bmm(by_adapter.flatten(1, 2), downs_NRI.transpose(1, 2))
+            update = torch.bmm(inner, ups_NOR.transpose(1, 2))
+            _add(out_BSO, rows, rectangle.unfold(update.view(*by_adapter.shape[:-1], -1)))
+        if self._shifts_MO is not None:
+            shifts_NWO = self._shifts_MO[start:stop, None].expand(-1, rectangle.widest, -1)
+            shifts_RSO = rectangle.unfold(shifts_NWO)[:, None].expand(-1, x_BSI.shape[1], -1)
+            _add(out_BSO, rows, shifts_RSO)
         return out_BSO
 
 
-def _rank(adapter: Sequence[Update | None]) -> int:
-    """Rank of an adapter's update of fused layers: the sum of theirs."""
-    return sum(len(update.down) for update in adapter if update)
+def _add(out_BSO: Tensor, rows: Tensor | None, updates: Tensor) -> None:
+    """Add the updates of some rows, or of all, in place."""
+    if rows is None:
+        out_BSO += updates
+    else:
+        out_BSO.index_add_(0, rows, updates)
 
 
 @final

@@ -255,12 +255,16 @@ def zero_adapter(example: Mapping[str, Update]) -> dict[str, Update]:
 
 
 def require_rank(updates: Mapping[str, Update], max_rank: int) -> None:
-    """Refuse an adapter of a rank that vLLM was not started for.
+    """Refuse an adapter of a rank that vLLM was not started for, or with more than matrices.
 
     Raises:
-        ModelError: the rank of a layer is too large.
+        ModelError: the rank of a layer is too large, or its output is shifted.
     """
     for name, update in updates.items():
+        if update.shift is not None:
+            raise ModelError(
+                f"an adapter shifts the output of {name}; vLLM cannot do that, and the torch engine can"
+            )
         if (rank := update.down.shape[0]) > max_rank:
             raise ModelError(f"an adapter has rank {rank} at {name}; this engine supports up to {max_rank}")
 

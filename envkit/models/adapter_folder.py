@@ -26,7 +26,6 @@ _PLAIN_LORA = {
     "peft_type": "LORA",
     "use_dora": False,
     "bias": "none",
-    "lora_bias": False,
     "modules_to_save": None,
     "trainable_token_indices": None,
 }
@@ -106,6 +105,17 @@ def require_fit(folder: Path, ref: ModelRef) -> None:
             f"{folder} was trained on {base['model']} with weights {str(base['digest'])[:12]}, "
             f"and {ref.id} has {ref.digest[:12]}; name its own base with --model"
         )
+
+
+def recorded_control(folder: Path) -> str:
+    """Return what an adapter changes, as `envkit.training.config.TrainConfig` names it.
+
+    Folders of other tools and of older versions do not name it: they hold LoRA on all linear layers.
+    """
+    try:
+        return str(read_json_object(folder / BASE).get("control", "all-linear"))
+    except (OSError, ValueError):
+        return "all-linear"
 
 
 def require_scale(folder: Path, lora_r: int, lora_alpha: int) -> None:

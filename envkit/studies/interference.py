@@ -20,6 +20,7 @@ from envkit.plain import decode, encode
 from envkit.store import RunFolder, write_atomic
 from envkit.studies.before_after_setup import environments_of
 from envkit.studies.run_records import LoggedStep
+from envkit.training.checkpoint import step_of
 from envkit.training.config import TrainConfig, of_run
 from envkit.training.merging import merge_adapters, require_method
 
@@ -42,7 +43,7 @@ def arms_of(adapters: Sequence[Path]) -> list[Arm]:
         if run is None:
             raise UsageError(f"{folder} is in no training run, so what it was trained on is not known")
         config = of_run(run)
-        episodes = _episodes(run, config, _step(folder))
+        episodes = _episodes(run, config, step_of(folder))
         if len(episodes) == 1:
             [environment] = episodes
             arms.append(Arm(f"only {environment}", SPECIALIST, episodes))
@@ -55,12 +56,6 @@ def arms_of(adapters: Sequence[Path]) -> list[Arm]:
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"two runs are {twice[0]}; name one specialist for each environment")
     return arms
-
-
-def _step(adapter: Path) -> int:
-    """The step of a checkpoint; 0 for a warm start."""
-    number = adapter.name.removeprefix("step-")
-    return int(number) if number.isdecimal() else 0
 
 
 def _episodes(run: RunFolder, config: TrainConfig, last_step: int) -> dict[str, int]:

@@ -165,7 +165,7 @@ def start(
     ref = resolve(config.model, display)
     if config.warm_start:
         require_fit(Path(config.warm_start), ref)
-        require_scale(Path(config.warm_start), config.lora_r, config.lora_alpha)
+        require_scale(Path(config.warm_start), *config.lora_shape)
     config = replace(config, kv_cache_mb=config.kv_cache_mb or choose_cache_mb(ref, config))
     chosen = random.Random(config.seed).sample([*tasks], min(LOOKS[-1], len(tasks)))
     manifest = {

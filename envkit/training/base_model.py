@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import Any, cast
 
 import torch
@@ -102,11 +103,28 @@ def _require_layers(ref: ModelRef) -> None:
         )
 
 
-def add_lora(base: Any, r: int, alpha: int, seed: int) -> Any:
-    """Put a new LoRA adapter on all linear layers of a model but its head; returns the PEFT model.
+@contextlib.contextmanager
+def without_false_alarms() -> Generator[None]:
+    """Silence PEFT: it uses what transformers warns of, and takes a bias for a damaged matrix."""
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        warnings.filterwarnings("ignore", "`lora_bias=True` was passed")
+        warnings.filterwarnings("ignore", r"Adapter '.*': \d+ LoRA tensor\(s\) have invalid shape")
+        yield
+
+
+def add_lora(base: Any, r: int, alpha: int, seed: int, control: str = "all-linear") -> Any:
+    """Put a new LoRA adapter on linear layers of a model; returns the PEFT model.
+
+    Args:
+        base: the model.
+        r, alpha: see `envkit.training.config.TrainConfig`.
+        seed: of the initial weights.
+        control: which layers, see `envkit.training.config.TrainConfig`. A steering vector is the bias of an
+            adapter whose matrices have no effect, on the last linear layer of each MLP.
 
     Raises:
-        ModelError: the adapter would change a layer that the engine cannot sample from.
+        ModelError: the adapter would change a layer that the engine cannot sample from, or the model's layers
+            of attention and MLP cannot be told apart.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -115,7 +133,12 @@ def add_lora(base: Any, r: int, alpha: int, seed: int) -> Any:
     torch.manual_seed(seed)
     # all-linear: LoRA Without Regret (2025); never lm_head.
     config = LoraConfig(
-        r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        lora_bias=control == "steering",
+        target_modules=_layers_of(base, control),
+        task_type="CAUSAL_LM",
     )
     config._register_custom_module({nn.Linear: LoraLinear})  # pyright: ignore[reportPrivateUsage]
     kinds: dict[str, type] = {name: type(module) for name, module in base.named_modules()}
@@ -129,3 +152,32 @@ def add_lora(base: Any, r: int, alpha: int, seed: int) -> Any:
                 "layers only, so no mixture of experts and no GPT-2; use another model"
             )
     return model
+
+
+def _layers_of(base: Any, control: str) -> str | list[str]:
+    """Names of the layers that an adapter is put on, as PEFT takes them."""
+    if control == "all-linear":
+        return control
+    modules: dict[str, Any] = dict(base.named_modules())
+    linears = {
+        name: module
+        for name, module in modules.items()
+        if isinstance(module, nn.Linear) and module is not base.get_output_embeddings()
+    }
+    attention = {name.rpartition(".")[2] for name in linears if "attn" in name or "attention" in name}
+    mlp = {name.rpartition(".")[2] for name in linears} - attention
+    if control == "steering":
+        # Those that write to the residual stream: one in each layer.
+        width: int = base.get_input_embeddings().embedding_dim
+        mlp = {
+            name.rpartition(".")[2]
+            for name, module in linears.items()
+            if name.rpartition(".")[2] in mlp and module.out_features == width != module.in_features
+        }
+    chosen = attention if control == "attention" else mlp
+    if not attention or not mlp or (control == "steering" and len(mlp) > 1):
+        raise ModelError(
+            f"control is {control!r}, and the layers of attention ({', '.join(sorted(attention)) or 'none'}) "
+            f"and MLP ({', '.join(sorted(mlp)) or 'none'}) cannot be told apart; use 'all-linear'"
+        )
+    return sorted(chosen)

@@ -27,6 +27,7 @@ from envkit.models.adapter_folder import (
     write_manifest,
 )
 from envkit.store import whole_folder, write_atomic
+from envkit.training.base_model import without_false_alarms
 from envkit.training.policy import Policy
 
 #: How many checkpoints are kept.
@@ -168,6 +169,12 @@ def _state(folder: Path) -> dict[str, Any]:
         raise StoreError(f"checkpoint {folder} cannot be read ({error}); delete it") from error
 
 
+def step_of(adapter: Path) -> int:
+    """The step of a checkpoint's folder; 0 for a warm start, or another adapter."""
+    match = _STEP.fullmatch(adapter.name)
+    return int(match[1]) if match else 0
+
+
 def save_adapter(policy: Policy, folder: Path) -> None:
     """Write the policy's adapter and its manifest to a new folder, whole or not at all.
 
@@ -229,7 +236,9 @@ def load_adapter(policy: Policy, folder: Path) -> None:
             f"{folder / damaged[0]} differs from its manifest: the file is damaged; restore it or delete "
             f"{folder}"
         )
-    if difference := shape_difference(weights, get_peft_model_state_dict(policy.model)):
+    with without_false_alarms():
+        own = get_peft_model_state_dict(policy.model)
+    if difference := shape_difference(weights, own):
         raise StoreError(f"{file}: {difference}; its rank or its layers are others")
     with model_errors(f"{file}: not an adapter for {policy.ref.id}"):
         set_peft_model_state_dict(policy.model, weights)

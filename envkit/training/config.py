@@ -7,12 +7,15 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from envkit.errors import ConfigError, StoreError
 from envkit.files import read_settings
 from envkit.plain import decode, encode
 from envkit.store import RunFolder
+
+#: What can be trained of a model; see `TrainConfig`.
+CONTROLS: Final = ("all-linear", "attention", "mlp", "steering")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,10 @@ class TrainConfig:
             resume bit for bit.
         seed: of training's random draws. Evaluation has one of its own, the same for every run.
         max_turns: actions per episode; 0 for the environment's own number, `envkit.env.Env.max_turns`.
-        lora_r: rank of the adapter on all linear layers.
+        control: what of the model is trained. LoRA on ``"all-linear"`` layers but the head, on those of
+            ``"attention"`` or of ``"mlp"`` alone; or ``"steering"``: one vector for each layer, added to its
+            output whatever the input (arXiv:2505.18706), which wants a larger learning rate.
+        lora_r: rank of the adapter; for ``"steering"``, neither it nor ``lora_alpha`` matters.
         lora_alpha: the update is scaled by ``lora_alpha / lora_r``.
         warm_start: folder of an adapter that RL begins with, such as another run's ``sft``. There is no warm
             start then: ``sft_examples`` must be 0. ``""`` for none.
@@ -118,6 +124,7 @@ class TrainConfig:
     device: str = "cpu"
     seed: int = 0
     max_turns: int = 0
+    control: str = "all-linear"
     lora_r: int = 16
     lora_alpha: int = 32
     warm_start: str = ""
@@ -209,6 +216,9 @@ class TrainConfig:
             raise ConfigError(
                 f"device is {self.device!r}; engine 'vllm' takes all of a GPU's memory: set device to 'cpu'"
             )
+        if self.control == "steering" and (self.engine == "vllm" or self.backend == "trl"):
+            other = "engine 'vllm'" if self.engine == "vllm" else "backend 'trl'"
+            raise ConfigError(f"control is 'steering', which {other} cannot train: leave one of them out")
         if self.backend == "trl" and self.max_context_length:
             raise ConfigError(
                 f"max_context_length is {self.max_context_length}; backend 'trl' cannot train truncated "
@@ -242,6 +252,11 @@ class TrainConfig:
         known, 1 stands in for it.
         """
         return self.max_turns or 1
+
+    @property
+    def lora_shape(self) -> tuple[int, int]:
+        """Rank and alpha of the adapter. A steering vector is an adapter of rank 1 that is scaled by one."""
+        return (1, 1) if self.control == "steering" else (self.lora_r, self.lora_alpha)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -279,6 +294,7 @@ _CHOICES = {
     "engine": ("torch", "vllm"),
     "dtype": ("auto", "float32", "bfloat16"),
     "device": ("cpu", "cuda"),
+    "control": CONTROLS,
     "advantage": ("group", "solved", "hacked"),
     "loss_type": ("dapo", "grpo", "dr_grpo", "cispo"),
     "importance_sampling_level": _LEVELS,

@@ -18,6 +18,8 @@ class LoraLinear(lora.Linear):
     With a bfloat16 base, both together take a quarter of the activations' memory and of a step's time, for
     precision that a bfloat16 output cannot keep. The adapter's weights and their gradients stay float32.
 
+    A bias without an effect of the matrices, a steering vector, is added in the base's dtype, too.
+
     Register it with `peft.LoraConfig._register_custom_module`; the layers' names and files are PEFT's.
     """
 
@@ -25,6 +27,10 @@ class LoraLinear(lora.Linear):
         """(..., in) -> (..., out)."""
         names: list[str] = self.active_adapters
         layer: Any = self
+        if not self.disable_adapters and not self.merged and len(names) == 1 and _is_shift(layer, *names):
+            [name] = names
+            shift = layer.lora_B[name].bias * layer.scaling[name]
+            return cast("Tensor", layer.get_base_layer()(x) + shift.to(x.dtype))
         if (
             self.disable_adapters
             or self.merged
@@ -44,6 +50,13 @@ def _is_plain(layer: Any, name: str) -> bool:
     if name not in layer.lora_A or name in layer.lora_variant or layer.lora_B[name].bias is not None:
         return False
     return not layer.training or isinstance(layer.lora_dropout[name], nn.Identity)
+
+
+def _is_shift(layer: Any, name: str) -> bool:
+    """True if an adapter only adds a vector to the output."""
+    if name not in layer.lora_B or layer.lora_B[name].bias is None:
+        return False
+    return not layer.lora_B[name].weight.any()
 
 
 class _Sum(torch.autograd.Function):

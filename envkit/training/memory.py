@@ -100,7 +100,8 @@ def estimate_bytes(ref: ModelRef, config: TrainConfig) -> dict[str, int]:
     linears = [shape for shape in matrices if shape[0] != vocabulary]
     head = max((math.prod(shape) for shape in matrices if shape[0] == vocabulary), default=0)
     prepacked = itemsize * sum(map(math.prod, linears)) + 4 * head
-    adapter = sum(config.lora_r * sum(shape) for shape in linears)
+    # An adapter on some of the layers takes too little to count.
+    adapter = sum(config.lora_r * sum(shape) for shape in linears) if config.control == "all-linear" else 0
     answer = config.max_completion_length
     rows = min(_MAX_ROWS, config.groups_per_step * config.num_generations)
     tokens = min(config.max_tokens_per_forward, config.num_generations * answer * config.turns)

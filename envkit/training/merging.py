@@ -12,7 +12,7 @@ import torch
 
 from envkit.errors import UsageError
 from envkit.models import ModelRef, model_errors
-from envkit.models.adapter_folder import BASE, require_fit, write_manifest
+from envkit.models.adapter_folder import BASE, recorded_control, require_fit, write_manifest
 from envkit.training.base_model import load_base
 from envkit.training.checkpoint import new_adapter_folder
 
@@ -61,6 +61,8 @@ def merge_adapters(
         raise UsageError(f"found {len(adapters)} adapter to merge; expected two or more")
     for folder in adapters:
         require_fit(folder, ref)
+        if recorded_control(folder) == "steering":
+            raise UsageError(f"{folder} is a steering vector; only LoRA adapters can be merged")
     base, _ = load_base(ref, "float32")
     names = [f"adapter {number}" for number in range(len(adapters))]
     with (

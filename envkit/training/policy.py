@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
@@ -22,7 +21,7 @@ from envkit.engine.vllm_engine import VLLMEngine
 from envkit.errors import ConfigError, ModelError
 from envkit.models import ModelRef, model_errors
 from envkit.models.adapter_folder import BASE, require_fit, shape_difference
-from envkit.training.base_model import add_lora, load_base
+from envkit.training.base_model import add_lora, load_base, without_false_alarms
 from envkit.training.config import TrainConfig
 from envkit.training.logprobs import PrefilledPrompt, logprobs
 from envkit.training.memory import choose_cache_mb, require_memory
@@ -35,7 +34,7 @@ class Policy:
 
     Args:
         ref: the base model.
-        lora_r, lora_alpha: see `envkit.training.config.TrainConfig`.
+        lora_r, lora_alpha, control: see `envkit.training.config.TrainConfig`.
         dtype: of the base, ``"float32"`` or ``"bfloat16"``. The adapter is always float32.
         device: of base and adapter, ``"cpu"`` or ``"cuda"``.
         engine: ``"torch"`` or ``"vllm"``.
@@ -53,6 +52,7 @@ class Policy:
         *,
         lora_r: int = 16,
         lora_alpha: int = 32,
+        control: str = "all-linear",
         dtype: str = "float32",
         device: str = "cpu",
         engine: str = "torch",
@@ -74,7 +74,7 @@ class Policy:
             raise ModelError(f"{ref.id} does not fit into the GPU's memory ({error})") from error
         #: Shared by engine and learner.
         self.head = Head(base.get_output_embeddings())
-        self._base, self._lora = base, (lora_r, lora_alpha)
+        self._base, self._lora, self._control = base, (lora_r, lora_alpha), control
         self._add_adapter(seed)
         stops = [self.renderer.stop_id]
         self.engine: AdapterEngine = (
@@ -94,10 +94,12 @@ class Policy:
         if config.dtype == "auto":
             raise ConfigError("dtype is 'auto'; choose one first, with envkit.studies.machine.resolve_dtype")
         require_memory(ref, config)
+        rank, alpha = config.lora_shape
         return cls(
             ref,
-            lora_r=config.lora_r,
-            lora_alpha=config.lora_alpha,
+            lora_r=rank,
+            lora_alpha=alpha,
+            control=config.control,
             dtype=config.dtype,
             device=config.device,
             engine=config.engine,
@@ -112,7 +114,7 @@ class Policy:
         return policy
 
     def _add_adapter(self, seed: int) -> None:
-        self.model: Any = add_lora(copy_without_weights(self._base), *self._lora, seed)
+        self.model: Any = add_lora(copy_without_weights(self._base), *self._lora, seed, self._control)
         self.use_layout_attention()
 
     def add(self, adapter: Path, name: str) -> None:
@@ -123,7 +125,7 @@ class Policy:
         """
         require_fit(adapter, self.ref)
         with (
-            warnings.catch_warnings(action="ignore", category=FutureWarning),
+            without_false_alarms(),
             model_errors(f"{adapter}: not an adapter for {self.ref.id}"),
         ):
             self.model.load_adapter(
@@ -145,7 +147,7 @@ class Policy:
         from peft import get_peft_model_state_dict  # pyright: ignore[reportUnknownVariableType]
         from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 
-        with model_errors(f"{adapter}: not an adapter for {self.ref.id}"):
+        with without_false_alarms(), model_errors(f"{adapter}: not an adapter for {self.ref.id}"):
             saved: dict[str, Any] = load_file(adapter / "adapter_model.safetensors")
             loaded: dict[str, Any] = get_peft_model_state_dict(self.model, adapter_name=name)
         if difference := shape_difference(saved, loaded):
@@ -158,8 +160,12 @@ class Policy:
         self.model.eval()
 
     def trainable(self) -> list[torch.nn.Parameter]:
-        """The adapter's parameters, in a fixed order."""
-        return [p for p in self.model.parameters() if p.requires_grad]
+        """The adapter's parameters, in a fixed order; of a steering vector, its numbers and no matrix."""
+        return [
+            parameter
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and (self._control != "steering" or name.endswith(".bias"))
+        ]
 
     def prefill(self, prompt: Sequence[int]) -> PrefilledPrompt:
         """Read a prompt that several batches share, with the adapter in training."""
@@ -180,9 +186,11 @@ class Policy:
         self.engine.load([updates_of(policy.model, "default") for policy in (self, *siblings)])
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the adapter as a PEFT folder, with the digest of its base model."""
-        self.model.save_pretrained(folder, safe_serialization=True, selected_adapters=["default"])
-        (folder / BASE).write_text(json.dumps({"model": self.ref.id, "digest": self.ref.digest}))
+        """Write the adapter as a PEFT folder, with the digest of its base model and what it changes."""
+        with without_false_alarms():
+            self.model.save_pretrained(folder, safe_serialization=True, selected_adapters=["default"])
+        facts = {"model": self.ref.id, "digest": self.ref.digest, "control": self._control}
+        (folder / BASE).write_text(json.dumps(facts))
 
 
 def _find_device(device: str) -> torch.device:

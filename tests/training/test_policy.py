@@ -180,7 +180,6 @@ def test_an_adapter_of_another_model_is_refused(ref: ModelRef, tmp_path: Path) -
         ("use_dora", True),
         ("bias", "all"),
         ("modules_to_save", ["n"]),
-        ("lora_bias", True),
     ],
 )
 def test_an_adapter_that_is_not_plain_lora_is_refused(

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from envkit import Env, Exploit, Grade, SandboxBackend, Task, check, tool
 from envkit.display import Display
 from envkit.sandbox import PYTHON_OPTIONS
-from envkit.service import Service
+from envkit.service import PRELOAD, Service
 from envkit.tools import format_call
 from invoice_office.tasks import START, generate
 
@@ -35,6 +35,7 @@ class InvoiceOffice(Env):
     id: ClassVar[str] = "invoice-office"
     system: ClassVar[str] = "You work in a back office. Answer with one call of a tool."
     max_turns = 10
+    preload = PRELOAD
     turn_cost = 0.01
     reward_range = (-0.1, 1.0)
 

@@ -1,0 +1,176 @@
+"""Compare ways of changing a model: what each is worth, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from envkit.api.adapter import training_of
+from envkit.api.bench_runs import (
+    adapter_folders,
+    distinct_names,
+    play_bench,
+    recorded_model,
+    start_bench,
+    trained_limits,
+)
+from envkit.api.common import DEFAULT_ENVIRONMENT, RUNS, command_of, isolated_backend
+from envkit.api.results import ControlResult
+from envkit.api.rich_display import DisplayChoice, open_display
+from envkit.benchmark.spec import DEFAULT_SAMPLES
+from envkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from envkit.display import Display
+    from envkit.sandbox import SandboxBackend
+    from envkit.store import RunFolder
+
+#: Tasks on which the divergence from the base is measured.
+DEFAULT_KL_TASKS = 50
+
+
+def compare_controls(
+    adapters: Sequence[Path | str],
+    *,
+    environment: str | None = None,
+    model: Path | str | None = None,
+    limit: int | None = None,
+    split: str = "heldout",
+    max_task_chars: int | None = None,
+    samples: int = DEFAULT_SAMPLES,
+    temperature: float = 0.7,
+    max_turns: int | None = None,
+    kl_tasks: int = DEFAULT_KL_TASKS,
+    sandbox: SandboxBackend | str = "auto",
+    root: Path | str = RUNS,
+    display: DisplayChoice = "rich",
+    command: str | None = None,
+) -> ControlResult:
+    """Compare ways of changing a model: solve rate, bytes, sampled tokens, and divergence from the base.
+
+    A row is on the Pareto front if no other solves as much and costs no more in any of these.
+
+    Args:
+        adapters: training runs of one base, steering vectors, or adapter folders.
+        environment: its registered name; by default the one that the first run trained on.
+        model: the base; by default the one that the adapters name.
+        limit: play only the first ``limit`` tasks.
+        split, max_task_chars, samples, temperature: as for `envkit.evaluate`.
+        max_turns: actions per episode; by default as the first adapter was trained. Other limits are too.
+        kl_tasks: tasks on which the divergence is measured, once each.
+        sandbox: a backend or its registered name.
+        root: folder in which the run folder is created.
+        display: ``"rich"``, ``"quiet"`` or a display of your own.
+        command: command to show in the report; by default this call.
+
+    Raises:
+        UsageError: bad input, found before any long work.
+        EnvkitError: the comparison failed; see `envkit.errors`.
+    """
+    from envkit.models import DEFAULT_MODEL, require_training
+
+    require_training()
+    from envkit.benchmark.controls import Control
+    from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
+    from envkit.studies.controls import control_of, write_controls
+
+    if not adapters:
+        raise UsageError("expected at least one adapter to compare with its base")
+    folders = adapter_folders(adapters)
+    names = distinct_names(folders)
+    if twice := [name for name in names if names.count(name) > 1 or name == "base"]:
+        raise UsageError(f"{twice[0]} is no name of one adapter alone; rename its folder")
+    kind = training_of(folders[0])[1]
+    name = environment or (kind.id if kind is not None else DEFAULT_ENVIRONMENT)
+    base = str(model or _base_of(folders) or recorded_model(folders) or DEFAULT_MODEL)
+    limits: dict[str, Any] = trained_limits(folders)
+    if max_turns is not None:
+        limits["max_turns"] = max_turns
+    controls = [control_of(row, folder) for row, folder in zip(names, folders, strict=True)]
+    with open_display(display) as progress:
+        spec = BenchSpec(
+            (EnvironmentSpec(name, "", limit, split, max_task_chars),),
+            (
+                AgentSpec("base", model=base),
+                *(
+                    AgentSpec(row, model=base, adapter=str(folder))
+                    for row, folder in zip(names, folders, strict=True)
+                ),
+            ),
+            samples,
+            temperature,
+            title="Ways to change a model",
+            **limits,
+        )
+        backend = isolated_backend(sandbox, progress)
+        typed = command or command_of("compare_controls", repr([*map(str, adapters)]))
+        run = start_bench(spec, root, backend, progress, typed)
+        write_controls(run, [Control("base"), *controls], kl_tasks)
+        return _finish(run, backend, progress)
+
+
+def resume_controls(
+    run: Path | str,
+    *,
+    sandbox: SandboxBackend | str = "auto",
+    display: DisplayChoice = "rich",
+) -> ControlResult:
+    """Continue `compare_controls` where it was interrupted, or make its page again.
+
+    Args:
+        run: the run folder.
+        sandbox: a backend or its registered name.
+        display: ``"rich"``, ``"quiet"`` or a display of your own.
+
+    Raises:
+        StoreError: not such a run, or its tasks or adapters have changed.
+        EnvkitError: the comparison failed; see `envkit.errors`.
+    """
+    from envkit.models import require_training
+    from envkit.store import RunFolder
+
+    require_training()
+    from envkit.studies.controls import read_controls
+
+    folder = RunFolder.open(Path(run))
+    read_controls(folder)  # raises before anything is played
+    with open_display(display) as progress:
+        return _finish(folder, isolated_backend(sandbox, progress), progress)
+
+
+def _base_of(folders: Sequence[Path]) -> str:
+    """The base of the adapters' training runs; empty if none is in a run.
+
+    Raises:
+        UsageError: they have several.
+    """
+    configs = [training_of(folder)[0] for folder in folders]
+    models = {config.model for config in configs if config is not None}
+    if len(models) > 1:
+        raise UsageError(f"the adapters belong to several bases: {', '.join(sorted(models))}")
+    return next(iter(models), "")
+
+
+def _finish(run: RunFolder, backend: SandboxBackend, display: Display) -> ControlResult:
+    """Play what is missing and write the page, unless the run is stopped before."""
+    from envkit.api.interrupts import stopping_on_signal
+    from envkit.benchmark.controls import make_controls, write_page
+    from envkit.benchmark.report import load_reports
+    from envkit.studies.controls import measure_kl, read_controls
+
+    request, refused = play_bench(run, backend, display, resume="envkit control")
+    if refused:
+        raise refused
+    if request.signal is not None:
+        return ControlResult(run.path, None, None, request.signal)
+    controls, kl_tasks = read_controls(run)
+    message = f"stopping after this row; continue with: envkit control --resume {run.path}"
+    with stopping_on_signal(display.say, message) as stopping:
+        kl = measure_kl(run, controls, kl_tasks, backend, display, stopping.should_stop)
+    if stopping.signal is not None:
+        return ControlResult(run.path, None, None, stopping.signal)
+    [report] = load_reports(run.path)
+    found = make_controls(report, controls, kl)
+    page = write_page(found, run.path, str(run.manifest.get("command", "")))
+    return ControlResult(run.path, found, page, None)

@@ -1,0 +1,61 @@
+"""Compute a steering vector from episodes, without training."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from envkit.api.results import SteerResult
+from envkit.api.rich_display import DisplayChoice, open_display
+from envkit.errors import UsageError
+
+
+def steer(
+    run: Path | str,
+    output: Path | str,
+    *,
+    layer: int = 0,
+    strength: float = 1.0,
+    display: DisplayChoice = "rich",
+) -> SteerResult:
+    """Compute a steering vector: what the base's episodes that solved a train task have in common inside.
+
+    It is the mean difference, at one layer's output, from episodes that failed the same task. As an adapter
+    it is added to that output, whatever the input. Nothing is trained.
+
+    Args:
+        run: a run of `support` of the untouched base, which has played train tasks in groups.
+        output: the adapter's folder, which must not exist.
+        layer: the layer, from 1; 0 is the middle one.
+        strength: multiplies the difference; a negative one steers away from what solves.
+        display: ``"rich"``, ``"quiet"`` or a display of your own.
+
+    Raises:
+        UsageError: bad input, found before any long work; for instance, no task was solved sometimes only.
+        ModelError: the base cannot be had.
+    """
+    from envkit.models import require_training, resolve
+    from envkit.store import RunFolder
+
+    require_training()
+    from envkit.studies.machine import resolve_dtype, use_threads
+    from envkit.studies.steering import contrasts, make_vector, read_config
+
+    if Path(output).exists():
+        raise UsageError(f"{output} exists; name another folder, or remove it first")
+    if not math.isfinite(strength) or not strength:
+        raise UsageError(f"strength is {strength}; expected a number other than 0")
+    folder = RunFolder.open(Path(run))
+    config, tasks = read_config(folder), contrasts(folder)
+    with open_display(display) as progress:
+        use_threads()
+        found = make_vector(
+            resolve(config.model, progress),
+            resolve_dtype(config, progress.say),
+            tasks,
+            Path(output),
+            layer,
+            strength,
+            progress,
+        )
+    return SteerResult(Path(output), found)

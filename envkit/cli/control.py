@@ -1,0 +1,123 @@
+"""`envkit control`: compare ways of changing a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from envkit import api
+from envkit.api.common import RUNS
+from envkit.api.controlling import DEFAULT_KL_TASKS
+from envkit.benchmark.spec import DEFAULT_SAMPLES
+from envkit.cli.options import (
+    Json,
+    Limit,
+    MaxTaskChars,
+    Resume,
+    Root,
+    SandboxName,
+    Split,
+    command_line,
+    complete_environments,
+    complete_models,
+    complete_runs,
+    exit_if_stopped,
+    require_at_least,
+)
+from envkit.cli.output import emit, out
+from envkit.errors import UsageError
+from envkit.plain import encode
+
+
+def control(
+    adapters: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="ADAPTER",
+            help="Training runs of one base, or adapters' folders, such as those of `envkit steer`.",
+            autocompletion=complete_runs,
+        ),
+    ] = None,
+    resume: Resume = None,
+    env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Environment. Default: the one that the first run trained on.",
+            autocompletion=complete_environments,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The base. Default: the one that the adapters name.",
+            autocompletion=complete_models,
+        ),
+    ] = None,
+    limit: Limit = None,
+    split: Split = "heldout",
+    max_task_chars: MaxTaskChars = None,
+    samples: Annotated[int, typer.Option(metavar="N", help="Episodes per task.")] = DEFAULT_SAMPLES,
+    temperature: Annotated[float, typer.Option(metavar="NUMBER", help="Sampling temperature.")] = 0.7,
+    max_turns: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Actions per episode. Default: as the first adapter was trained."),
+    ] = None,
+    kl_tasks: Annotated[
+        int, typer.Option(metavar="N", help="Tasks on which the divergence from the base is measured.")
+    ] = DEFAULT_KL_TASKS,
+    sandbox: SandboxName = "auto",
+    root: Root = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Compare ways of changing a model: solve rate, bytes, sampled tokens, divergence from the base.
+
+    Marks the rows on the Pareto front: no other solves as much and costs no more in any respect.
+    """
+    if (resume is not None) == bool(adapters):
+        raise UsageError("give adapters, or --resume RUN")
+    if resume is not None:
+        result = api.resume_controls(resume, sandbox=sandbox)
+    else:
+        require_at_least(1, samples=samples, kl_tasks=kl_tasks)
+        result = api.compare_controls(
+            adapters or [],
+            environment=env,
+            model=model,
+            limit=limit,
+            split=split,
+            max_task_chars=max_task_chars,
+            samples=samples,
+            temperature=temperature,
+            max_turns=max_turns,
+            kl_tasks=kl_tasks,
+            sandbox=sandbox,
+            root=root,
+            command=command_line(),
+        )
+    if as_json:
+        emit({"run": str(result.run), "page": str(result.page or ""), "found": encode(result.found)})
+    elif result.found is not None:
+        _show(result)
+    exit_if_stopped(result.stopped_by)
+
+
+def _show(result: api.ControlResult) -> None:
+    from rich.table import Table
+
+    from envkit.benchmark.controls import sentences, table_of
+
+    assert result.found is not None
+    content = table_of(result.found)
+    out.print(content.caption)
+    table = Table(*map(escape, content.head), box=None)
+    for row in content.rows:
+        table.add_row(*map(escape, row))
+    out.print(table)
+    for sentence in sentences(result.found):
+        out.print(sentence, markup=False, soft_wrap=True)
+    out.print(f"page: {result.page}", markup=False, soft_wrap=True)

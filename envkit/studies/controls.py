@@ -1,0 +1,152 @@
+"""Prepare a comparison of ways to change a model: what each adapter is, and how far it is from the base."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from envkit import registry
+from envkit.benchmark.controls import BASE, Control
+from envkit.benchmark.spec import BenchSpec
+from envkit.benchmark.stats import Interval
+from envkit.display import Display
+from envkit.errors import StoreError
+from envkit.files import read_json_object
+from envkit.models import resolve
+from envkit.models.adapter_folder import recorded_control
+from envkit.plain import decode, encode
+from envkit.sandbox import SandboxBackend
+from envkit.stop import ShouldStop
+from envkit.store import RunFolder, write_atomic
+from envkit.studies.bench_setup import TASKS_FILE
+from envkit.studies.forgetting import movement
+from envkit.studies.machine import resolve_dtype
+from envkit.studies.run_records import LoggedStep
+from envkit.studies.turns import turns_of
+from envkit.taskfile import read_tasks
+from envkit.training.checkpoint import load_adapter, step_of
+from envkit.training.config import TrainConfig, of_run
+from envkit.training.policy import Policy
+
+#: Files of a bench run: what its adapters are, and how far each is from the base.
+CONTROLS_FILE, KL_FILE = "controls.json", "kl.json"
+
+
+def control_of(name: str, adapter: Path) -> Control:
+    """Describe an adapter by its folder, and by the run that trained it, if it is in one.
+
+    Args:
+        name: of its row.
+        adapter: its folder.
+    """
+    settings = read_json_object(adapter / "adapter_config.json")
+    control = recorded_control(adapter)
+    known = Control(
+        name,
+        control,
+        0 if control == "steering" else int(settings["r"]),
+        (adapter / "adapter_model.safetensors").stat().st_size,
+        None,
+        None,
+    )
+    run = RunFolder.holding(adapter)
+    if run is None or "plan" not in run.manifest:
+        return known
+    config, last = of_run(run), step_of(adapter)
+    steps = {found.step: found for found in run.read("metrics", LoggedStep) if found.phase == "rl"}
+    sampled = sum(found.completion_tokens for number, found in steps.items() if number <= last)
+    examples: int | None = config.sft_examples
+    if config.warm_start:  # of another run
+        before = RunFolder.holding(Path(config.warm_start))
+        examples = None if before is None else of_run(before).sft_examples
+    return replace(known, examples=examples, sampled_tokens=sampled)
+
+
+def write_controls(run: RunFolder, controls: Sequence[Control], kl_tasks: int) -> None:
+    """Keep beside a bench run what its rows are, and on how many tasks their divergence is measured."""
+    kept = {"kl_tasks": kl_tasks, "controls": encode((*controls,))}
+    write_atomic(run.path / CONTROLS_FILE, json.dumps(kept, indent=1).encode())
+
+
+def read_controls(run: RunFolder) -> tuple[list[Control], int]:
+    """Read what `write_controls` wrote.
+
+    Raises:
+        StoreError: the run has no such file, or it is damaged.
+    """
+    file = run.path / CONTROLS_FILE
+    try:
+        kept = read_json_object(file)
+        found = cast("list[object]", kept["controls"])
+        controls = [decode(Control, one, f"controls[{number}]") for number, one in enumerate(found)]
+        return controls, int(kept["kl_tasks"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{file} cannot be read ({error!r}); expected a run of `envkit control`") from error
+
+
+def read_kl(run: RunFolder) -> dict[str, Interval]:
+    """Read the divergences that were measured already.
+
+    Raises:
+        StoreError: the file is damaged.
+    """
+    file = run.path / KL_FILE
+    if not file.exists():
+        return {}
+    try:
+        return {name: decode(Interval, one, name) for name, one in read_json_object(file).items()}
+    except (OSError, TypeError, ValueError) as error:
+        raise StoreError(f"{file} cannot be read ({error}); delete it, and it is measured again") from error
+
+
+def measure_kl(
+    run: RunFolder,
+    controls: Sequence[Control],
+    count: int,
+    backend: SandboxBackend,
+    display: Display,
+    should_stop: ShouldStop,
+) -> Mapping[str, Interval]:
+    """Measure how far each adapter is from the base; what was measured before is kept.
+
+    Args:
+        run: the bench run; its tasks are played once more by each adapter, at temperature 1.
+        controls: its rows.
+        count: tasks to play.
+        backend: isolates the episodes.
+        display: live view.
+        should_stop: asked before each adapter.
+    """
+    spec: Any = decode(BenchSpec, run.manifest["spec"], "spec")
+    adapters = {row.name: (row.model, Path(row.adapter)) for row in spec.agents if row.adapter}
+    [environment] = spec.environments
+    kind = registry.environment(environment.name)
+    tasks = read_tasks(run.path / environment.name / TASKS_FILE)[:count]
+    found = read_kl(run)
+    for control in controls:
+        if control.control == BASE or control.row in found or should_stop():
+            continue
+        model, adapter = adapters[control.row]
+        settings = read_json_object(adapter / "adapter_config.json")
+        config = TrainConfig(
+            model=model,
+            control=control.control,
+            lora_r=int(settings["r"]),
+            lora_alpha=int(settings["lora_alpha"]),
+            max_turns=turns_of([kind], spec.max_turns),
+            max_completion_length=spec.max_completion_length or TrainConfig().max_completion_length,
+            stop_strings=spec.stop_strings,
+            max_context_length=spec.max_context_length,
+        )
+        ref = resolve(model, display)
+        with contextlib.closing(Policy.of(ref, resolve_dtype(config, display.say))) as policy:
+            load_adapter(policy, adapter)
+            moved = movement(policy, config, kind, tasks, backend, display)
+        if moved is not None:
+            found[control.row] = moved.kl
+            write_atomic(run.path / KL_FILE, json.dumps(encode(found), indent=1).encode())
+    return found

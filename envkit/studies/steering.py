@@ -1,0 +1,174 @@
+"""Compute a steering vector: the mean difference inside the base between solved and failed episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from envkit.display import Display
+from envkit.errors import ModelError, UsageError
+from envkit.models import ModelRef
+from envkit.store import RunFolder
+from envkit.studies.support import KIND, ROW
+from envkit.training.checkpoint import save_adapter
+from envkit.training.config import TrainConfig, from_manifest
+from envkit.training.policy import Policy
+from envkit.types import Outcome, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """Episodes of one task, some of which solved it.
+
+    Args:
+        solved, failed: at least one of each.
+    """
+
+    solved: tuple[Trajectory, ...]
+    failed: tuple[Trajectory, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """What a steering vector was computed from.
+
+    Args:
+        tasks: tasks with episodes of both outcomes.
+        episodes: their number.
+        layer: the layer whose output is shifted, from 1.
+        layers: how many the base has.
+        strength: the difference was multiplied by this.
+        share: length of the shift, relative to the mean length of the layer's outputs.
+    """
+
+    tasks: int
+    episodes: int
+    layer: int
+    layers: int
+    strength: float
+    share: float
+
+
+def read_config(run: RunFolder) -> TrainConfig:
+    """Read the settings of a run of `envkit support` of an untouched base.
+
+    Raises:
+        UsageError: it is another run, or an adapter played it.
+        StoreError: its manifest is damaged.
+    """
+    if (kind := run.manifest.get("kind")) != KIND:
+        raise UsageError(
+            f"{run.path} is a run of kind {kind!r}; expected one of `envkit support`, which plays train "
+            "tasks in groups"
+        )
+    settings: Any = run.manifest.get("train", {})
+    config = from_manifest(settings, str(run.path / "manifest.json"))
+    if config.warm_start:
+        raise UsageError(f"{run.path} was played by an adapter; expected one of the untouched base")
+    return config
+
+
+def contrasts(run: RunFolder) -> list[Contrast]:
+    """Read the tasks that were solved sometimes, with their episodes.
+
+    Raises:
+        UsageError: there are none.
+    """
+    by_task: dict[str, list[Trajectory]] = {}
+    for episode in run.trajectories(f"eval-{ROW}"):
+        if episode.outcome is not Outcome.VOID and episode.steps:
+            by_task.setdefault(episode.key.task, []).append(episode)
+    found = [
+        Contrast(tuple(one for one in some if one.solved), tuple(one for one in some if not one.solved))
+        for some in by_task.values()
+    ]
+    mixed = [each for each in found if each.solved and each.failed]
+    if not mixed:
+        raise UsageError(
+            f"none of the {len(by_task)} tasks in {run.path} was solved sometimes and failed sometimes, so "
+            "there is no difference to learn from"
+        )
+    return mixed
+
+
+def make_vector(
+    ref: ModelRef,
+    config: TrainConfig,
+    tasks: Sequence[Contrast],
+    output: Path,
+    layer: int,
+    strength: float,
+    display: Display,
+) -> Steering:
+    """Compute a steering vector of one layer, and write it as an adapter (CAA, arXiv:2312.06681).
+
+    Each task counts alike, whatever its numbers of episodes, and is compared with itself, so that what makes
+    a task easy is no part of the difference.
+
+    Args:
+        ref: the base.
+        config: settings of the run; its dtype must be chosen.
+        tasks: from `contrasts`.
+        output: the adapter's folder, which must not exist.
+        layer: from 1; 0 is the middle one.
+        strength: multiplies the difference.
+        display: shows the progress.
+
+    Raises:
+        UsageError: the base has no such layer.
+        ModelError: an episode has no tokens.
+        StoreError: the folder exists or cannot be written.
+    """
+    policy = Policy(ref, lora_r=1, lora_alpha=1, control="steering", dtype=config.dtype, kv_cache_mb=0)
+    vectors: list[Any] = [
+        parameter
+        for name, parameter in policy.model.named_parameters()
+        if name.endswith("lora_B.default.bias")
+    ]
+    number = layer or (len(vectors) + 1) // 2
+    if not 1 <= number <= len(vectors):
+        raise UsageError(f"layer is {layer}, and {ref.id} has layers 1 to {len(vectors)}")
+    episodes = [one for task in tasks for one in (*task.solved, *task.failed)]
+    display.phase("read episodes", len(episodes))
+    means: dict[int, Tensor] = {}
+    for count, episode in enumerate(episodes, 1):
+        means[id(episode)] = _mean_output(policy, episode, number)
+        display.advance(count, "")
+
+    def mean_of(some: Sequence[Trajectory]) -> Tensor:
+        return torch.stack([means[id(one)] for one in some]).mean(dim=0)
+
+    difference = torch.stack([mean_of(task.solved) - mean_of(task.failed) for task in tasks]).mean(dim=0)
+    with torch.no_grad():
+        vectors[number - 1].copy_(difference * strength)
+    save_adapter(policy, output)
+    usual = float(torch.stack([*means.values()]).square().sum(dim=-1).sqrt().mean())
+    share = float(difference.square().sum().sqrt()) * abs(strength) / usual
+    return Steering(len(tasks), len(episodes), number, len(vectors), strength, share)
+
+
+@torch.no_grad()
+def _mean_output(policy: Policy, episode: Trajectory, layer: int) -> Tensor:
+    """Mean output (width,) of a layer of the base over what the first turn of an episode wrote."""
+    tokens = episode.steps[0].turn.tokens
+    if tokens is None or not tokens.completion_ids:
+        raise ModelError(f"an episode of task {episode.key.task} has no tokens; it was not sampled here")
+    ids = torch.tensor([[*tokens.prompt_ids, *tokens.completion_ids]], device=policy.device)
+    kept: list[Tensor] = []
+    with policy.model.disable_adapter(), ExitStack() as hooks:
+        decoder: Any = policy.model.get_base_model().get_decoder()
+
+        def keep(_: object, __: object, output: Any) -> None:
+            first: Any = output[0]  # of a tuple, or of a batch of one
+            kept.append(first.reshape(-1, first.shape[-1]))
+
+        hooks.callback(decoder.layers[layer - 1].register_forward_hook(keep).remove)
+        policy.model.set_attn_implementation("sdpa")
+        decoder(input_ids=ids, use_cache=False)
+    return kept[0][len(tokens.prompt_ids) :].float().mean(dim=0)
