@@ -59,15 +59,33 @@ def ending(env: ServiceDeskEnv, kind: str, *actions: str) -> tuple[float, str]:
     return step[1], step[4]["evidence"]["left_as_asked"]
 
 
-def service_processes(warm_up_s: float) -> list[int]:
-    """Return the processes that run the service with exactly this warm-up time."""
+def service_processes() -> list[int]:
+    """Return this process's services: in a sandbox of its own, what its first command has started."""
     found: list[int] = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    own = len(namespaces(os.getpid()))
+    for path in Path("/proc").glob("[0-9]*"):
+        process = int(path.name)
         with contextlib.suppress(OSError):
-            words = path.read_bytes().split(b"\0")
-            if words[-2:-1] == [str(warm_up_s).encode()] and STORE.encode() in words:
-                found.append(int(path.parent.name))
+            inner = namespaces(process)
+            # In its innermost namespace, 1 is the init process and 2 the command.
+            if len(inner) > own and inner[-1] > 2 and os.getpid() in ancestors(process):
+                found.append(process)
     return found
+
+
+def namespaces(process: int) -> list[int]:
+    """The process's number in each namespace of processes, the innermost last."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next([*map(int, line.split()[1:])] for line in lines if line.startswith("NSpid:"))
+
+
+def ancestors(process: int) -> Iterator[int]:
+    while process > 1:
+        yield (process := parent(process))
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 # Tasks.
@@ -244,13 +262,13 @@ def test_a_service_that_is_not_ready_in_time_makes_the_episode_void(backend: San
     env = too_slow()
     with pytest.raises(SandboxError, match=r"^the service failed: it was not ready in time: .*refused"):
         env.reset()
-    assert service_processes(60.125) == []
+    assert service_processes() == []
     task = STARTERS[0]
     with Rollouts(too_slow, workers=1) as rollouts:
         [played] = rollouts.play(oracle({task.id: env.oracle(task)}), [EpisodeKey(0, 0, 0, 0, task.id)])
     assert played.outcome is Outcome.VOID
     assert (played.scores, [step.reward for step in played.steps]) == ({}, [])
-    assert service_processes(60.125) == []
+    assert service_processes() == []
 
 
 def test_the_error_quotes_the_output_of_a_service_that_ended(backend: SandboxBackend) -> None:
@@ -264,17 +282,17 @@ def test_the_error_quotes_the_output_of_a_service_that_ended(backend: SandboxBac
 
 
 def test_a_dead_service_makes_the_episode_void_but_not_the_next(backend: SandboxBackend) -> None:
-    env = ServiceDeskEnv(tasks=STARTERS, sandbox=backend, warm_up_s=0.0625)
+    env = ServiceDeskEnv(tasks=STARTERS, sandbox=backend, warm_up_s=0.0)
     env.reset()
-    [process] = service_processes(0.0625)
+    [process] = service_processes()
     os.kill(process, signal.SIGKILL)
     with pytest.raises(SandboxError, match="the service failed: "):
         env.step("done()")
     env.reset()
     assert env.step("list_tickets()")[0].endswith("(10 tickets)")
-    [process] = service_processes(0.0625)
+    [process] = service_processes()
     env.close()
-    assert service_processes(0.0625) == [], "it has outlived its sandbox"
+    assert service_processes() == [], "it has outlived its sandbox"
 
 
 @pytest.fixture
@@ -356,13 +374,13 @@ def test_the_token_is_visible_to_no_other_program(
     tools = ["list_tickets()", "search('token')", "show(1)", "assign([1], 'Eve')", "show(2 / 0)", "done()"]
     agent = ScriptedAgent("asks all", lambda key, turn, observation: tools[turn])
     seen: list[str] = []
-    env = ServiceDeskEnv(tasks=STARTERS, sandbox=backend, max_turns=9, warm_up_s=0.03125, render_mode="ansi")
+    env = ServiceDeskEnv(tasks=STARTERS, sandbox=backend, max_turns=9, render_mode="ansi")
     observation, info = env.reset(seed=1)
     seen += [observation, repr(info), repr(env), repr(vars(env)), str(env.render())]
     files = env.sandbox.export(["**"], 2**24)
     assert [*files] == [STORE]
     seen += [data.decode() for data in files.values()]
-    programs = service_processes(0.03125)
+    programs = service_processes()
     assert programs, "the service is not where it was looked for"
     for process in (programs[0], parent(programs[0])):
         for name in ("cmdline", "environ"):
@@ -381,10 +399,6 @@ def test_the_token_is_visible_to_no_other_program(
     out, err = capfd.readouterr()
     seen += [repr(played), out, err, caplog.text]
     assert [text for text in seen if CANARY in text] == []
-
-
-def parent(process: int) -> int:
-    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_the_token_reaches_launcher_and_service(
