@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import hashlib
 import json
@@ -343,22 +344,24 @@ class SandboxBackend(Protocol):
         return Lock()
 
     def with_contents(self, contents: Contents, warm: Sequence[str] = ()) -> SandboxBackend:
-        """A copy of this backend whose sandboxes hold ``contents`` instead of its own.
+        """A copy of this backend whose sandboxes hold ``contents`` instead of its own, with `warm` set.
 
         Packages are installed by this call, once per machine.
 
         Args:
             contents: usually ``backend.contents | more``.
-            warm: modules of trusted packages to import ahead, if the backend does that. They are imported
-                with more rights than a command has.
+            warm: modules of trusted packages, or of the standard library, to import ahead, if the backend
+                does that. They are imported with more rights than a command has.
 
         Raises:
             ConfigError: sandboxes of this kind cannot hold them; or there is no such package, no wheel of it
                 for this Python, or no such file.
             SandboxUnavailable: the package index or the image registry cannot be reached.
         """
-        if contents == self.contents:  # whatever it imports ahead
-            return self
+        if contents == self.contents:
+            made = copy.copy(self)
+            made.warm = (*warm,)  # asked for, whether or not it imports ahead
+            return made
         added = (*contents.packages, *contents.toolchains, *map(str, contents.data), contents.image)
         raise ConfigError(
             f"sandbox {self.name!r} cannot hold {added[0]!r}; choose another sandbox: envkit list"

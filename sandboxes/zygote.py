@@ -36,7 +36,8 @@ class ZygoteBackend(SandboxBackend):
 
     Args:
         contents: what its sandboxes hold beside Python.
-        warm: modules of trusted packages among these that the zygote imports ahead.
+        warm: modules of trusted packages among these, or of the standard library, that the zygote imports
+            ahead.
         quota: limit of each workspace.
     """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from envkit.api.results import RouterResult
@@ -53,7 +52,7 @@ def train_router(
     from envkit.serving.router import AUTO, write_router
     from envkit.store import RunFolder
     from envkit.studies.machine import resolve_dtype, use_threads
-    from envkit.studies.routing import first_prompts, train
+    from envkit.studies.routing import first_prompts, split, train
     from envkit.training.base_model import load_base
     from envkit.training.config import TrainConfig, of_run
 
@@ -68,7 +67,9 @@ def train_router(
     if AUTO in folders:
         raise UsageError(f"{AUTO!r} is the router's own model id; give the specialist another name")
     require_names("", folders)
-    found = {name: first_prompts(folder, prompts, seed) for name, folder in folders.items()}
+    parts = {
+        name: split(name, first_prompts(folder, prompts, seed), seed) for name, folder in folders.items()
+    }
     models = {of_run(run).model for folder in folders.values() if (run := RunFolder.holding(folder))}
     if len(models) > 1:
         raise UsageError(f"the specialists belong to several bases: {', '.join(sorted(models))}")
@@ -77,15 +78,16 @@ def train_router(
         for folder in folders.values():
             require_fit(folder, ref)
         use_threads()
-        base, tokenizer = load_base(ref, resolve_dtype(replace(TrainConfig(), dtype="auto")).dtype)
+        dtype = resolve_dtype(TrainConfig(), progress.say).dtype
+        base, tokenizer = load_base(ref, dtype)
         engine = TorchEngine(base, [tokenizer.eos_token_id], kv_cache_bytes=0)
         router, study = train(
             engine,
-            found,
+            parts,
             base_digest=ref.digest,
+            dtype=dtype,
             layers=layers,
             tokens=tokens,
-            seed=seed,
             display=progress,
         )
         write_router(router, path)

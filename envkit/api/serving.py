@@ -119,6 +119,11 @@ def serve(config: ServeConfig, display: Display) -> None:
         base_name, ref.path, named, config.adapter_folder, lambda folder: require_fit(folder, ref)
     )
     router = None if config.router is None else _read_router(config.router, ref, models)
+    if router is not None and router.dtype != (dtype := _dtype(config)):
+        display.say(
+            f"the router was trained in {router.dtype} and reads in {dtype} here, so it may send some "
+            "prompts elsewhere; train it again here, or set --dtype"
+        )
     engine = _vllm(config, ref) if config.engine == "vllm" else _torch(config, ref, router)
     server = Server(
         engine.decoder,

@@ -20,8 +20,8 @@ def steer(
 ) -> SteerResult:
     """Compute a steering vector: what the base's episodes that solved a train task have in common inside.
 
-    It is the mean difference, at one layer's output, from episodes that failed the same task. As an adapter
-    it is added to that output, whatever the input. Nothing is trained.
+    It is the mean difference, at one layer's output, from episodes that failed the same task, over the tokens
+    of their first turns. As an adapter it is added to that output, whatever the input. Nothing is trained.
 
     Args:
         run: a run of `support` of the untouched base, which has played train tasks in groups.
@@ -48,9 +48,12 @@ def steer(
     folder = RunFolder.open(Path(run))
     config, tasks = read_config(folder), contrasts(folder)
     with open_display(display) as progress:
+        ref = resolve(config.model, progress)
+        if ref.digest != folder.manifest.get("model_digest"):
+            raise UsageError(f"{folder.path} was played by other weights than {ref.id} has now")
         use_threads()
         found = make_vector(
-            resolve(config.model, progress),
+            ref,
             resolve_dtype(config, progress.say),
             tasks,
             Path(output),

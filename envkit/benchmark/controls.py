@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from envkit.benchmark.interference import Cell, make_cell
-from envkit.benchmark.number_text import NONE, bounds, number, percent, points
+from envkit.benchmark.number_text import NONE, bounds, nats, number, percent, points
 from envkit.benchmark.report import templates
 from envkit.benchmark.report_data import ReportData
 from envkit.benchmark.stats import LEVEL, RESAMPLES, Interval
@@ -77,10 +77,12 @@ class Controls:
     def front(self) -> frozenset[str]:
         """Names of the rows on the Pareto front: no other solves as much and costs no more in every respect.
 
-        It goes by the estimates: rows whose intervals overlap may change places in a repetition.
+        It goes by the estimates: rows whose intervals overlap may change places in a repetition. A row whose
+        costs are not all known is not on it, and keeps no other from it.
         """
+        known = [row for row in self.rows if all(map(math.isfinite, row.costs))]
         return frozenset(
-            row.control.row for row in self.rows if not any(_dominates(other, row) for other in self.rows)
+            row.control.row for row in known if not any(_dominates(other, row) for other in known)
         )
 
 
@@ -138,7 +140,7 @@ def table_of(found: Controls) -> Table:
                 number(row.control.size_bytes, 0),
                 _count(row.control.examples),
                 _count(row.control.sampled_tokens),
-                NONE if row.kl is None else _kl(row.kl),
+                NONE if row.kl is None else nats(row.kl),
                 "yes" if row.control.row in found.front else "",
             )
             for row in rows
@@ -158,15 +160,12 @@ def _count(value: int | None) -> str:
     return NONE if value is None else number(value, 0)
 
 
-def _kl(value: Interval) -> str:
-    return f"{number(value.estimate, 3)} [{number(value.low, 3)}, {number(value.high, 3)}]"
-
-
 def sentences(found: Controls) -> tuple[str, ...]:
     """Say how to read the comparison."""
     return (
         "On the front: no other row solves as much and takes no more bytes, sampled tokens and divergence. "
-        "It goes by the estimates; rows whose intervals overlap may change places in a repetition.",
+        "It goes by the estimates; rows whose intervals overlap may change places in a repetition. Rows "
+        "whose costs are not all known are left out of it.",
         "KL: estimated on episodes that each row plays at temperature 1.",
         "One seed a row: the intervals say nothing of other seeds.",
     )

@@ -56,6 +56,12 @@ def bounds(interval: Interval | None, *, signed: bool = False) -> str:
     return f"[{show(interval.low)}, {show(interval.high)}]"
 
 
+def nats(interval: Interval) -> str:
+    """Mean and interval of a number of nats."""
+    low, high = number(interval.low, 3), number(interval.high, 3)
+    return f"{number(interval.estimate, 3)} [{low}, {high}]"
+
+
 def share(interval: Interval | None) -> str:
     """Mean and interval of a share, in percent."""
     return "no result" if interval is None else f"{percent(interval.estimate)} % {bounds(interval)}"

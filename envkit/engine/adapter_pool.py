@@ -206,6 +206,10 @@ def read_adapter(folder: Path) -> dict[str, Update]:
                 )
             scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
             bias = key.removesuffix(_DOWN) + _BIAS
+            if bias in tensors and [*tensors[bias].shape] != shapes[1][:1]:
+                raise ModelError(
+                    f"{folder}: {bias} has shape {[*tensors[bias].shape]}; expected {shapes[1][:1]}"
+                )
             update = Update.of(tensors[key], tensors[up], tensors.get(bias), scale)
             updates[key.removeprefix(_PREFIX).removesuffix(_DOWN)] = update
             others -= {key, up, bias}

@@ -265,7 +265,8 @@ class Linears:
                 raise ModelError(f"an adapter's matrices of {path} have ranks {len(update.down)} and {rank}")
             if update.shift is not None and update.shift.shape != shape[:1]:
                 raise ModelError(
-                    f"an adapter shifts {path} by {len(update.shift)} numbers; expected {shape[0]}"
+                    f"an adapter shifts {path} by numbers of shape {[*update.shift.shape]}; expected "
+                    f"{[*shape[:1]]}"
                 )
 
 

@@ -42,11 +42,14 @@ class Fork:
         self.returncode: int | None = None
         self.pid = os.fork()
         if not self.pid:
-            os.dup2(stdin, 0)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            os.closerange(3, 4096)
-            # Without what this process has read ahead.
-            sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+            try:
+                os.dup2(stdin, 0)
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                os.closerange(3, 4096)
+                # Without what this process has read ahead.
+                sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+            except BaseException:  # or it would answer as a second launcher
+                os._exit(127)
 
     def poll(self) -> int | None:
         """Return the exit code; ``None`` while it runs."""

@@ -20,7 +20,7 @@ from envkit.serving.api_errors import ApiError, handle_errors
 from envkit.serving.body_limit import BodyLimit
 from envkit.serving.host_check import HostCheck
 from envkit.serving.metrics import ErrorCount
-from envkit.serving.play import Play, find, require_allowance, require_room
+from envkit.serving.play import Play, failure, find, require_allowance, require_length, require_room
 from envkit.serving.router import AUTO
 from envkit.serving.server import Server
 
@@ -158,13 +158,15 @@ async def _chat(
         raise ApiError(400, str(error), param="messages") from error
     prompt = await _ids(server, lambda: server.renderer.messages(messages, tools), "messages")
     if _is_routed(server, body):
-        answers = (number for number, message in enumerate(messages) if message["role"] == "assistant")
-        first, opening = next(answers, 0), prompt
-        if first:  # a conversation keeps the specialist that its beginning was sent to
+        require_length(server, client, len(prompt))
+        opening = prompt
+        roles = [message["role"] for message in messages]
+        if "assistant" in roles and "user" in roles[: (first := roles.index("assistant"))]:
+            # A conversation keeps the specialist that its beginning was sent to.
             opening = await _ids(
                 server, lambda: server.renderer.messages(messages[:first], tools), "messages"
             )
-        body = body.model_copy(update={"model": await _route(server, client, opening)})
+        body = body.model_copy(update={"model": await _route(server, client, opening, body.n or 1)})
     top = (body.top_logprobs or 0) if body.logprobs else None
     longest = body.max_completion_tokens or body.max_tokens
     play = Play(server, client, body, [prompt], longest, top, with_tools, session)
@@ -181,7 +183,8 @@ async def _complete(
     if _is_routed(server, body):
         if len(prompts) > 1:
             raise ApiError(400, f"the model {AUTO!r} takes one prompt a request", param="prompt")
-        body = body.model_copy(update={"model": await _route(server, client, prompts[0])})
+        require_length(server, client, len(prompts[0]))
+        body = body.model_copy(update={"model": await _route(server, client, prompts[0], body.n or 1)})
     play = Play(server, client, body, prompts, body.max_tokens, body.logprobs, False, session)
     told = [prompt for prompt in prompts for _ in range(body.n or 1)] if body.return_token_ids else None
     return await play.answer(request, CompletionReply(body.model, told))
@@ -238,35 +241,44 @@ def _is_routed(server: Server, body: ChatBody | CompletionBody) -> bool:
     return server.routing is not None and body.model == AUTO
 
 
-async def _route(server: Server, client: Client, prompt: tuple[int, ...]) -> str:
+def _specialists(server: Server, client: Client) -> list[str]:
+    """Specialists of the router that are there and that a key may use.
+
+    Raises:
+        LookupError: there is no router, or neither a specialist nor the base may answer.
+    """
+    if server.routing is None:
+        raise LookupError(AUTO)
+    found = [name for name in server.routing.names if client.may_use(name) and server.models.path(name)]
+    if not found and not client.may_use(server.models.base):
+        raise LookupError(AUTO)
+    return found
+
+
+async def _route(server: Server, client: Client, prompt: tuple[int, ...], rows: int) -> str:
     """Choose the model that answers a prompt, among those that the key may use.
 
     Raises:
         ApiError: there is none, or too many rows wait.
     """
-    routing, base = server.routing, server.models.base
-    assert routing is not None
-
-    def usable(_: str) -> list[str]:
-        found = [name for name in routing.names if client.may_use(name) and server.models.path(name)]
-        if not found and not client.may_use(base):
-            raise LookupError(AUTO)
-        return found
-
-    allowed = find(client, AUTO, usable)
-    require_room(server, client, 1)
-    server.open_rows[client.name] += 1
+    allowed = find(client, AUTO, lambda _: _specialists(server, client))
+    assert server.routing is not None
+    require_room(server, client, rows)
+    server.open_rows[client.name] += rows
     try:
-        chosen, seconds = await routing.choose(prompt, allowed, client.may_use(base))
+        base = server.models.base
+        chosen, seconds = await server.routing.choose(prompt, allowed, client.may_use(base))
     except EnvkitError as error:
-        raise ApiError(503, "the server cannot answer now", "unavailable", wait_s=1) from error
+        raise failure(error) from error
     finally:
-        server.open_rows[client.name] -= 1
+        server.open_rows[client.name] -= rows
     server.metrics.count_routed(chosen or base, seconds)
     return chosen or base
 
 
 def _model(server: Server, client: Client, name: str) -> dict[str, Any]:
+    if server.routing is not None and name == AUTO:
+        find(client, name, lambda _: _specialists(server, client))
     created, base = find(client, name, server.created), server.models.base
     parent = {"parent": base} if name != base and client.may_use(base) else {}
     return {

@@ -76,18 +76,7 @@ class Play:
 
     def _sampling(self, prompt_tokens: int, max_tokens: int | None) -> Sampling:
         client, limits = self.client, self.server.limits
-        if client.max_prompt_tokens and prompt_tokens > client.max_prompt_tokens:
-            raise ApiError(
-                400,
-                f"the prompt has {prompt_tokens} tokens; this key allows {client.max_prompt_tokens}",
-                "context_length_exceeded",
-            )
-        if prompt_tokens >= limits.context:
-            raise ApiError(
-                400,
-                f"the prompt has {prompt_tokens} tokens; the limit is {limits.context}, answer included",
-                "context_length_exceeded",
-            )
+        require_length(self.server, client, prompt_tokens)
         wanted = max_tokens or limits.default_max_tokens
         wanted = min(wanted, client.max_tokens or wanted, limits.context - prompt_tokens)
         temperature = 1.0 if self.body.temperature is None else self.body.temperature
@@ -177,7 +166,7 @@ class Play:
                 async for index, event in events:
                     if isinstance(event, Failed):
                         outcome = "failed"
-                        raise _failure(event.error)
+                        raise failure(event.error)
                     if not self.first_s:
                         self.first_s, self.waited_s = time.monotonic(), event.waited_s
                     yield index, self.choices[index].push(event)
@@ -185,7 +174,7 @@ class Play:
             self._record()
         except EnvkitError as error:
             outcome = "failed"
-            raise _failure(error) from error
+            raise failure(error) from error
         finally:
             server.open_rows[self.client.name] -= len(self.rows)
             self._account(outcome, reserved)
@@ -238,6 +227,26 @@ class Play:
         )
 
 
+def require_length(server: Server, client: Client, prompt_tokens: int) -> None:
+    """Refuse a prompt that is too long for the key or the model.
+
+    Raises:
+        ApiError: 400.
+    """
+    if client.max_prompt_tokens and prompt_tokens > client.max_prompt_tokens:
+        raise ApiError(
+            400,
+            f"the prompt has {prompt_tokens} tokens; this key allows {client.max_prompt_tokens}",
+            "context_length_exceeded",
+        )
+    if prompt_tokens >= (context := server.limits.context):
+        raise ApiError(
+            400,
+            f"the prompt has {prompt_tokens} tokens; the limit is {context}, answer included",
+            "context_length_exceeded",
+        )
+
+
 def require_room(server: Server, client: Client, rows: int) -> None:
     """Refuse rows that have no place to wait, or that the key may not have beside its open ones.
 
@@ -285,7 +294,7 @@ def _decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
     return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
-def _failure(error: EnvkitError) -> ApiError:
+def failure(error: EnvkitError) -> ApiError:
     """Make the error that a client sees for a row that failed. Paths of this machine stay in the log."""
     log.error("a request failed: %s", error)
     if isinstance(error, UsageError):

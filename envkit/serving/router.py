@@ -2,8 +2,9 @@
 
 A prompt is the mean hidden state of its first tokens after the base's first layers
 (`envkit.engine.early.EarlyLayers`). The specialist is the one whose train prompts have the nearest mean, by
-Mahalanobis distance with one covariance for all, as in a linear discriminant. If the prompt is farther from
-it than nearly all of the specialist's own prompts, the base answers (Lee et al., arXiv:1807.03888).
+Mahalanobis distance with one covariance for all, as in a linear discriminant. A specialist does not answer a
+prompt that is farther from it than nearly all of its own; if none does, the base answers (Lee et al.,
+arXiv:1807.03888).
 
 Shapes: N prompts, D width of the hidden state, K specialists.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias, cast
 
@@ -32,7 +33,7 @@ MISSED: Final = 0.05
 #: Fewest prompts of a specialist that set its limit: with fewer, no distance is exceeded by `MISSED` of them.
 FEWEST_TO_LIMIT: Final = math.ceil(1 / MISSED) - 1
 _VERSION: Final = "1"
-_HEADER: Final = ("base_digest", "layers", "names", "tokens")
+_HEADER: Final = ("base_digest", "dtype", "layers", "names", "tokens")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +48,7 @@ class Router:
         layers: of the base that the prompts were read with.
         tokens: a prompt's first tokens that count.
         base_digest: of the base's weights.
+        dtype: of the base, when the prompts were read.
     """
 
     names: tuple[str, ...]
@@ -56,6 +58,7 @@ class Router:
     layers: int
     tokens: int
     base_digest: str
+    dtype: str = ""
 
     def distances(self, features_ND: Features) -> Features:
         """Distance of each prompt from each specialist's mean, shape (N, K)."""
@@ -65,7 +68,9 @@ class Router:
     def choose(
         self, features_ND: Features, allowed: Collection[str] | None = None, *, with_base: bool = True
     ) -> list[str | None]:
-        """Choose who answers each prompt; ``None`` is the base.
+        """Choose who answers each prompt: the nearest specialist of those whose limit it keeps.
+
+        ``None`` is the base.
 
         Args:
             features_ND: of the prompts.
@@ -83,9 +88,12 @@ class Router:
         distances_NK = self.distances(features_ND)[:, some]
         chosen = list[str | None]()
         for row in distances_NK:
-            nearest = int(row.argmin())
-            is_far = bool(row[nearest] > self.limits_K[some[nearest]])
-            chosen.append(None if is_far and with_base else self.names[some[nearest]])
+            is_near = row <= self.limits_K[some]
+            if with_base and not is_near.any():
+                chosen.append(None)
+            else:
+                nearest = np.where(is_near, row, np.inf) if is_near.any() else row
+                chosen.append(self.names[some[int(nearest.argmin())]])
         return chosen
 
 
@@ -96,15 +104,16 @@ def fit(
     layers: int,
     tokens: int,
     base_digest: str,
+    dtype: str = "",
 ) -> Router:
     """Fit a router.
 
     Args:
         train: prompts of each specialist, shape (N, D), at least two of each.
         limiting: others of each specialist, at least `FEWEST_TO_LIMIT`, which set how far a prompt may be:
-            one more prompt of the same kind is farther with a probability of at most `MISSED` (split
-            conformal prediction, arXiv:2107.07511).
-        layers, tokens, base_digest: see `Router`.
+            one more prompt that is drawn as these were is farther with a probability of at most `MISSED`
+            (split conformal prediction, arXiv:2107.07511). Prompts of few sources promise less for others.
+        layers, tokens, base_digest, dtype: see `Router`.
 
     Raises:
         UsageError: there are too few prompts.
@@ -123,14 +132,13 @@ def fit(
     whitening_DD = whitening_DD.astype(np.float32).astype(np.float64)
     means_KD = (np.stack([*means.values()]) @ whitening_DD).astype(np.float32).astype(np.float64)
     unlimited = Router(
-        tuple(train), means_KD, whitening_DD, np.full(len(train), np.inf), layers, tokens, base_digest
+        tuple(train), means_KD, whitening_DD, np.full(len(train), np.inf), layers, tokens, base_digest, dtype
     )
     limits = list[float]()
     for k, name in enumerate(train):
         own = np.sort(unlimited.distances(limiting[name])[:, k])
         limits.append(float(own[math.ceil((len(own) + 1) * (1 - MISSED)) - 1]))
-    limits_K = np.array(limits)
-    return Router(tuple(train), means_KD, whitening_DD, limits_K, layers, tokens, base_digest)
+    return replace(unlimited, limits_K=np.array(limits))
 
 
 def _covariance(centered_ND: Features, groups: int) -> Features:
@@ -158,6 +166,7 @@ def write_router(router: Router, path: Path) -> None:
     header = {
         "version": _VERSION,
         "base_digest": router.base_digest,
+        "dtype": router.dtype,
         "layers": str(router.layers),
         "names": json.dumps(router.names),
         "tokens": str(router.tokens),
@@ -196,6 +205,7 @@ def read_router(path: Path) -> Router:
             int(header["layers"]),
             int(header["tokens"]),
             header["base_digest"],
+            header["dtype"],
         )
         _require_shapes(router)
     except (OSError, ValueError, TypeError, SafetensorError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -46,6 +47,8 @@ class Worker:
         self._batch = batch
         self._wake = threading.Condition()
         self._inbox: list[Callable[[], None]] = []
+        #: Work of `ask`. One is done between two ticks, so that running rows do not wait for all of them.
+        self._asked: deque[Callable[[], None]] = deque()
         self._stopping = False
         #: The error that ended the thread.
         self.error: Exception | None = None
@@ -88,14 +91,15 @@ class Worker:
             DecoderStopped: the thread has ended.
         """
         with self._wake:
-            if self._stopping or self.error is not None:
-                raise DecoderStopped("the server is shutting down, or its decoder has failed")
+            self._require_running()
             self._inbox.append(action)
             self._arriving += rows
             self._wake.notify()
 
     async def ask(self, work: Callable[[], _T]) -> _T:
-        """Return the result of some work in the decoding thread, between two ticks; it counts as one row.
+        """Return the result of some work in the decoding thread, between two ticks.
+
+        Until it is done, it counts as a row that waits.
 
         Raises:
             DecoderStopped: the thread has ended.
@@ -104,22 +108,34 @@ class Worker:
         future = Future[_T]()
 
         def run() -> None:
-            with self._wake:
-                self._arriving -= 1
-                self._count()
-            if not future.set_running_or_notify_cancel():  # the client has left
-                return
             try:
-                if self._stopping or self.error is not None:
-                    raise DecoderStopped("the server is shutting down, or its decoder has failed")
+                if not future.set_running_or_notify_cancel():  # the client has left
+                    return
+                self._require_running()
                 result = work()
             except Exception as error:
                 future.set_exception(error)
             else:
                 future.set_result(result)
+            finally:
+                with self._wake:
+                    self._arriving -= 1
 
-        self.do(run, 1)
+        with self._wake:
+            self._require_running()
+            self._asked.append(run)
+            self._arriving += 1
+            self._wake.notify()
         return await asyncio.wrap_future(future)
+
+    def _require_running(self) -> None:
+        """Raise if the thread has ended, or is about to.
+
+        Raises:
+            DecoderStopped: see above.
+        """
+        if self._stopping or self.error is not None:
+            raise DecoderStopped("the server is shutting down, or its decoder has failed")
 
     async def stream(
         self, requests: Sequence[RowRequest], prepare: Callable[[], None]
@@ -178,7 +194,8 @@ class Worker:
         except Exception as error:  # reported by every open request, and by /health
             with self._wake:
                 self.error = error
-                inbox, self._inbox = self._inbox, []
+                inbox, self._inbox = [*self._inbox, *self._asked], []
+                self._asked.clear()
             for action in inbox:
                 action()  # they get the error too
             failed = error if isinstance(error, EnvkitError) else DecoderStopped("the decoder has failed")
@@ -190,9 +207,13 @@ class Worker:
     def _take(self) -> bool:
         """Wait for something to do, and do what was left here; False if the thread is to end."""
         with self._wake:
-            while not (self._inbox or self._stopping or self._batch.waiting or self._batch.running):
+            while not (
+                self._inbox or self._asked or self._stopping or self._batch.waiting or self._batch.running
+            ):
                 self._wake.wait()
             inbox, self._inbox = self._inbox, []
+            if self._asked and not self._stopping:
+                inbox.append(self._asked.popleft())
             if self._stopping:
                 self._inbox = inbox
                 return False

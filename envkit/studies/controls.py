@@ -14,10 +14,11 @@ from envkit.benchmark.controls import BASE, Control
 from envkit.benchmark.spec import BenchSpec
 from envkit.benchmark.stats import Interval
 from envkit.display import Display
-from envkit.errors import StoreError
+from envkit.errors import StoreError, UsageError
 from envkit.files import read_json_object
 from envkit.models import resolve
-from envkit.models.adapter_folder import recorded_control
+from envkit.models.adapter_folder import BASE as ADAPTER_BASE
+from envkit.models.adapter_folder import MANIFEST, recorded_control
 from envkit.plain import decode, encode
 from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop
@@ -42,28 +43,40 @@ def control_of(name: str, adapter: Path) -> Control:
     Args:
         name: of its row.
         adapter: its folder.
+
+    Raises:
+        UsageError: envkit did not save it, so what it changes is not known.
+        StoreError: a file is missing or damaged.
     """
-    settings = read_json_object(adapter / "adapter_config.json")
-    control = recorded_control(adapter)
-    known = Control(
-        name,
-        control,
-        0 if control == "steering" else int(settings["r"]),
-        (adapter / "adapter_model.safetensors").stat().st_size,
-        None,
-        None,
-    )
+    try:
+        settings = read_json_object(adapter / "adapter_config.json")
+        is_own = (adapter / ADAPTER_BASE).exists()
+        control = recorded_control(adapter)
+        rank = 0 if control == "steering" else int(settings["r"])
+        size_bytes = (adapter / "adapter_model.safetensors").stat().st_size
+        facts = read_json_object(adapter / MANIFEST) if (adapter / MANIFEST).exists() else {}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{adapter}: the adapter cannot be read ({error!r})") from error
+    if not is_own:
+        raise UsageError(f"{adapter} was not saved by envkit, so what it changes is not known")
+    known = Control(name, control, rank, size_bytes, None, None)
+    sampled = facts.get("sampled_tokens")  # of a vector that was computed without training
+    if isinstance(sampled, int):
+        return replace(known, examples=0, sampled_tokens=sampled)
     run = RunFolder.holding(adapter)
     if run is None or "plan" not in run.manifest:
         return known
     config, last = of_run(run), step_of(adapter)
     steps = {found.step: found for found in run.read("metrics", LoggedStep) if found.phase == "rl"}
-    sampled = sum(found.completion_tokens for number, found in steps.items() if number <= last)
-    examples: int | None = config.sft_examples
-    if config.warm_start:  # of another run
-        before = RunFolder.holding(Path(config.warm_start))
-        examples = None if before is None else of_run(before).sft_examples
-    return replace(known, examples=examples, sampled_tokens=sampled)
+    tokens = sum(found.completion_tokens for number, found in steps.items() if number <= last)
+    if not config.warm_start:
+        return replace(known, examples=config.sft_examples, sampled_tokens=tokens)
+    if not Path(config.warm_start).is_dir():
+        return known
+    before = control_of(name, Path(config.warm_start))
+    if before.examples is None or before.sampled_tokens is None:
+        return known
+    return replace(known, examples=before.examples, sampled_tokens=before.sampled_tokens + tokens)
 
 
 def write_controls(run: RunFolder, controls: Sequence[Control], kl_tasks: int) -> None:
@@ -125,7 +138,8 @@ def measure_kl(
     adapters = {row.name: (row.model, Path(row.adapter)) for row in spec.agents if row.adapter}
     [environment] = spec.environments
     kind = registry.environment(environment.name)
-    tasks = read_tasks(run.path / environment.name / TASKS_FILE)[:count]
+    tasks = read_tasks(run.path / environment.name / TASKS_FILE)
+    tasks = tasks[:: -(-len(tasks) // count)]  # from all parts of the list, which may be sorted
     found = read_kl(run)
     for control in controls:
         if control.control == BASE or control.row in found or should_stop():

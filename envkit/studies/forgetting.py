@@ -9,7 +9,7 @@ import torch
 
 from envkit.agents.local import LocalAgent
 from envkit.benchmark.evaluation import episode_keys
-from envkit.benchmark.number_text import number
+from envkit.benchmark.number_text import nats
 from envkit.benchmark.spec import EVALUATION_SEED
 from envkit.benchmark.stats import Interval, mean_interval
 from envkit.display import Display
@@ -80,16 +80,16 @@ class Forgetting:
         """Say the numbers in sentences."""
         text = self.text
         said = (
-            f"On {text.passages} passages of other text ({text.tokens:,} tokens): {_nats(text.base)} nats "
-            f"per token for the base, {_nats(text.adapter)} with the adapter.",
-            f"Rise: {_nats(text.rise)}. {_verdict(text.rise)}",
+            f"On {text.passages} passages of other text ({text.tokens:,} tokens): {nats(text.base)} nats "
+            f"per token for the base, {nats(text.adapter)} with the adapter.",
+            f"Rise: {nats(text.rise)}. {_verdict(text.rise)}",
         )
         if self.task is None:
             return said
         return (
             *said,
             f"On {self.task.episodes} tasks of {self.task.environment}: KL divergence from the base "
-            f"{_nats(self.task.kl)} nats per sampled token.",
+            f"{nats(self.task.kl)} nats per sampled token.",
         )
 
 
@@ -185,11 +185,6 @@ def _kl(policy: Policy, episode: Trajectory) -> float:
         with policy.model.disable_adapter():
             base_N = policy.logprobs(batch, 1.0)
     return float(divergence(new_N, base_N).mean())
-
-
-def _nats(value: Interval) -> str:
-    low, high = number(value.low, 3), number(value.high, 3)
-    return f"{number(value.estimate, 3)} [{low}, {high}]"
 
 
 def _verdict(rise: Interval) -> str:

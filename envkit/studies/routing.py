@@ -17,7 +17,7 @@ from envkit.display import Display
 from envkit.engine.early import EarlyLayers
 from envkit.engine.torch_engine import TorchEngine
 from envkit.errors import StoreError, UsageError
-from envkit.serving.router import MISSED, Features, Router, fit
+from envkit.serving.router import FEWEST_TO_LIMIT, MISSED, Features, Router, fit
 from envkit.store import RunFolder
 from envkit.studies.before_after_setup import environments_of
 from envkit.taskfile import read_tasks
@@ -87,8 +87,8 @@ class RouterStudy:
 
 
 @dataclass(frozen=True, slots=True)
-class _Parts:
-    """The prompts of one specialist; parts share no source."""
+class Parts:
+    """Prompts of one specialist: to learn from, to set its limit, to measure on. They share no source."""
 
     learned: Sequence[Prompt]
     limiting: Sequence[Prompt]
@@ -130,33 +130,58 @@ def first_prompts(adapter: Path, count: int, seed: int) -> list[Prompt]:
     return random.Random(seed).sample([*found.values()], min(count, len(found)))
 
 
+def split(name: str, prompts: Sequence[Prompt], seed: int) -> Parts:
+    """Split a specialist's prompts so that the parts share no source.
+
+    Raises:
+        UsageError: a part has too few.
+    """
+    sources = sorted({prompt.source for prompt in prompts})
+    random.Random(seed).shuffle(sources)
+    places = {source: place for place, source in enumerate(sources)}
+    ordered = sorted(prompts, key=lambda prompt: places[prompt.source])
+    parts = list[Prompt](), list[Prompt](), list[Prompt]()
+    first: dict[str, int] = {}
+    for index, prompt in enumerate(ordered):
+        share = first.setdefault(prompt.source, index) / len(ordered)
+        parts[(share >= _LEARNED) + (share >= _LEARNED + _LIMITING)].append(prompt)
+    for part, fewest, purpose in zip(
+        parts, (2, FEWEST_TO_LIMIT, 1), ("learn from", "set its limit", "measure on"), strict=True
+    ):
+        if len(part) < fewest:
+            raise UsageError(
+                f"{name} has {len(prompts)} prompts of {len(sources)} sources, and {len(part)} of them to "
+                f"{purpose}; expected {fewest} or more: train it on more tasks, or raise --prompts"
+            )
+    return Parts(*parts)
+
+
 def train(
     engine: TorchEngine,
-    prompts: Mapping[str, Sequence[Prompt]],
+    parts: Mapping[str, Parts],
     *,
     base_digest: str,
+    dtype: str,
     layers: int,
     tokens: int,
-    seed: int,
     display: Display,
 ) -> tuple[Router, RouterStudy]:
     """Fit a router and measure it on prompts of other sources.
 
     Args:
         engine: samples from the base.
-        prompts: of each specialist.
-        base_digest, tokens: see `Router`.
+        parts: prompts of each specialist, from `split`.
+        base_digest, dtype, tokens: see `Router`.
         layers: see `EarlyLayers`.
-        seed: decides which sources are measured on.
         display: shows the progress.
 
     Raises:
         ModelError: the base has not so many layers.
-        UsageError: a specialist has too few prompts.
     """
     early = EarlyLayers(engine, layers)
-    parts = {name: _split(found, seed) for name, found in prompts.items()}
-    display.phase("read prompts", sum(map(len, prompts.values())))
+    display.phase(
+        "read prompts", sum(len(p.learned) + len(p.limiting) + len(p.measured) for p in parts.values())
+    )
     done = 0
 
     def read(some: Sequence[Prompt]) -> Features:
@@ -180,6 +205,7 @@ def train(
             layers=early.count,
             tokens=tokens,
             base_digest=base_digest,
+            dtype=dtype,
         )
 
     router = fitted([*parts])
@@ -204,25 +230,6 @@ def train(
     return router, study
 
 
-def _split(prompts: Sequence[Prompt], seed: int) -> _Parts:
-    """Split prompts so that the parts share no source."""
-    sources = sorted({prompt.source for prompt in prompts})
-    random.Random(seed).shuffle(sources)
-    places = {source: place for place, source in enumerate(sources)}
-    ordered = sorted(prompts, key=lambda prompt: places[prompt.source])
-    parts = list[Prompt](), list[Prompt](), list[Prompt]()
-    first: dict[str, int] = {}
-    for index, prompt in enumerate(ordered):
-        share = first.setdefault(prompt.source, index) / len(ordered)
-        parts[(share >= _LEARNED) + (share >= _LEARNED + _LIMITING)].append(prompt)
-    if not parts[2]:
-        raise UsageError(
-            f"{len(prompts)} prompts are of {len(sources)} sources, too few to learn from some and to "
-            "measure on others"
-        )
-    return _Parts(*parts)
-
-
 def _median_ms(early: EarlyLayers, prompts: Sequence[Sequence[int]]) -> float:
     """Median milliseconds to read one prompt."""
     early.means([prompts[0]])
@@ -240,7 +247,8 @@ def sentences(study: RouterStudy) -> list[str]:
         f"Learned from {study.learned:,} prompts in {study.fit_s:.1f} s. It reads a prompt's first "
         f"{study.tokens} tokens with {study.layers} of {study.all_layers} layers: {study.read_ms:.0f} ms, "
         f"where all layers take {study.whole_ms:.0f} ms.",
-        f"Of a specialist's own prompts, at most {MISSED:.0%} should go to the base.",
+        f"Of a specialist's own prompts, at most {MISSED:.0%} should go to the base, if they are drawn like "
+        "those of its training.",
     ]
     if len(study.sent) < 2:
         said.append("How it treats prompts of a task that it does not know is not measured: that takes two.")

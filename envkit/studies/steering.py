@@ -18,8 +18,9 @@ from envkit.store import RunFolder
 from envkit.studies.support import KIND, ROW
 from envkit.training.checkpoint import save_adapter
 from envkit.training.config import TrainConfig, from_manifest
+from envkit.training.memory import layer_count
 from envkit.training.policy import Policy
-from envkit.types import Outcome, Trajectory
+from envkit.types import Outcome, Tokens, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Steering:
         layer: the layer whose output is shifted, from 1.
         layers: how many the base has.
         strength: the difference was multiplied by this.
-        share: length of the shift, relative to the mean length of the layer's outputs.
+        share: length of the shift, relative to the mean length of the layer's outputs, token by token.
     """
 
     tasks: int
@@ -108,8 +109,8 @@ def make_vector(
 ) -> Steering:
     """Compute a steering vector of one layer, and write it as an adapter (CAA, arXiv:2312.06681).
 
-    Each task counts alike, whatever its numbers of episodes, and is compared with itself, so that what makes
-    a task easy is no part of the difference.
+    Only the first turn of an episode is read. Each task counts alike, whatever its numbers of episodes, and
+    is compared with itself, so that what makes a task easy is no part of the difference.
 
     Args:
         ref: the base.
@@ -125,40 +126,59 @@ def make_vector(
         ModelError: an episode has no tokens.
         StoreError: the folder exists or cannot be written.
     """
-    policy = Policy(ref, lora_r=1, lora_alpha=1, control="steering", dtype=config.dtype, kv_cache_mb=0)
+    count = layer_count(ref.path)
+    number = layer or (count + 1) // 2
+    if not 1 <= number <= count:
+        raise UsageError(f"layer is {layer}, and {ref.id} has layers 1 to {count}")
+    policy = Policy(
+        ref,
+        lora_r=1,
+        lora_alpha=1,
+        control="steering",
+        dtype=config.dtype,
+        device=config.device,
+        kv_cache_mb=0,
+    )
     vectors: list[Any] = [
         parameter
         for name, parameter in policy.model.named_parameters()
         if name.endswith("lora_B.default.bias")
     ]
-    number = layer or (len(vectors) + 1) // 2
-    if not 1 <= number <= len(vectors):
-        raise UsageError(f"layer is {layer}, and {ref.id} has layers 1 to {len(vectors)}")
     episodes = [one for task in tasks for one in (*task.solved, *task.failed)]
     display.phase("read episodes", len(episodes))
     means: dict[int, Tensor] = {}
-    for count, episode in enumerate(episodes, 1):
-        means[id(episode)] = _mean_output(policy, episode, number)
-        display.advance(count, "")
+    lengths: list[float] = []
+    for read, episode in enumerate(episodes, 1):
+        outputs_SD = _outputs(policy, episode, number)
+        means[id(episode)] = outputs_SD.mean(dim=0)
+        lengths.append(float(outputs_SD.square().sum(dim=-1).sqrt().mean()))
+        display.advance(read, "")
 
     def mean_of(some: Sequence[Trajectory]) -> Tensor:
         return torch.stack([means[id(one)] for one in some]).mean(dim=0)
 
     difference = torch.stack([mean_of(task.solved) - mean_of(task.failed) for task in tasks]).mean(dim=0)
+    if not difference.any():
+        raise UsageError("the first turns of solved and failed episodes are equal: there is no difference")
     with torch.no_grad():
         vectors[number - 1].copy_(difference * strength)
-    save_adapter(policy, output)
-    usual = float(torch.stack([*means.values()]).square().sum(dim=-1).sqrt().mean())
-    share = float(difference.square().sum().sqrt()) * abs(strength) / usual
-    return Steering(len(tasks), len(episodes), number, len(vectors), strength, share)
+    sampled = sum(len(_tokens(episode).completion_ids) for episode in episodes)
+    save_adapter(policy, output, {"sampled_tokens": sampled})
+    share = float(difference.square().sum().sqrt()) * abs(strength) * len(lengths) / sum(lengths)
+    return Steering(len(tasks), len(episodes), number, count, strength, share)
 
 
-@torch.no_grad()
-def _mean_output(policy: Policy, episode: Trajectory, layer: int) -> Tensor:
-    """Mean output (width,) of a layer of the base over what the first turn of an episode wrote."""
+def _tokens(episode: Trajectory) -> Tokens:
     tokens = episode.steps[0].turn.tokens
     if tokens is None or not tokens.completion_ids:
         raise ModelError(f"an episode of task {episode.key.task} has no tokens; it was not sampled here")
+    return tokens
+
+
+@torch.no_grad()
+def _outputs(policy: Policy, episode: Trajectory, layer: int) -> Tensor:
+    """Outputs (tokens, width) of a layer of the base for what the first turn of an episode wrote."""
+    tokens = _tokens(episode)
     ids = torch.tensor([[*tokens.prompt_ids, *tokens.completion_ids]], device=policy.device)
     kept: list[Tensor] = []
     with policy.model.disable_adapter(), ExitStack() as hooks:
@@ -171,4 +191,4 @@ def _mean_output(policy: Policy, episode: Trajectory, layer: int) -> Tensor:
         hooks.callback(decoder.layers[layer - 1].register_forward_hook(keep).remove)
         policy.model.set_attn_implementation("sdpa")
         decoder(input_ids=ids, use_cache=False)
-    return kept[0][len(tokens.prompt_ids) :].float().mean(dim=0)
+    return kept[0][len(tokens.prompt_ids) :].float()

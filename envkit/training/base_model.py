@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from collections.abc import Generator, Iterable
 from typing import Any, cast
@@ -174,6 +175,13 @@ def _layers_of(base: Any, control: str) -> str | list[str]:
             for name, module in linears.items()
             if name.rpartition(".")[2] in mlp and module.out_features == width != module.in_features
         }
+        names = {name.rpartition(".")[2] for name in modules}
+        norms = {name for name in names if re.search(r"post_(mlp|feedforward)_\w*norm", name)}
+        if norms:
+            raise ModelError(
+                f"this model normalises what an MLP writes ({min(norms)}), so a vector cannot be added to "
+                "its output; use another control"
+            )
     chosen = attention if control == "attention" else mlp
     if not attention or not mlp or (control == "steering" and len(mlp) > 1):
         raise ModelError(

@@ -175,15 +175,20 @@ def step_of(adapter: Path) -> int:
     return int(match[1]) if match else 0
 
 
-def save_adapter(policy: Policy, folder: Path) -> None:
+def save_adapter(policy: Policy, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
     """Write the policy's adapter and its manifest to a new folder, whole or not at all.
+
+    Args:
+        policy: has the adapter.
+        folder: to write.
+        facts: more of the manifest.
 
     Raises:
         StoreError: the disk refused, or the folder is there already.
     """
     with new_adapter_folder(folder) as making:
         policy.save_adapter(making)
-        write_manifest(making, {"model": policy.ref.id, "base": policy.ref.digest})
+        write_manifest(making, {"model": policy.ref.id, "base": policy.ref.digest, **(facts or {})})
 
 
 def copy_adapter(source: Path, folder: Path) -> None:

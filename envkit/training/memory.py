@@ -100,8 +100,8 @@ def estimate_bytes(ref: ModelRef, config: TrainConfig) -> dict[str, int]:
     linears = [shape for shape in matrices if shape[0] != vocabulary]
     head = max((math.prod(shape) for shape in matrices if shape[0] == vocabulary), default=0)
     prepacked = itemsize * sum(map(math.prod, linears)) + 4 * head
-    # An adapter on some of the layers takes too little to count.
-    adapter = sum(config.lora_r * sum(shape) for shape in linears) if config.control == "all-linear" else 0
+    # Which of the layers are attention's, shapes do not tell; steering vectors are too small to count.
+    adapter = 0 if config.control == "steering" else sum(config.lora_r * sum(shape) for shape in linears)
     answer = config.max_completion_length
     rows = min(_MAX_ROWS, config.groups_per_step * config.num_generations)
     tokens = min(config.max_tokens_per_forward, config.num_generations * answer * config.turns)

@@ -11,6 +11,7 @@ from typing import Any, Final
 import torch
 
 from envkit.errors import UsageError
+from envkit.files import read_json_object
 from envkit.models import ModelRef, model_errors
 from envkit.models.adapter_folder import BASE, recorded_control, require_fit, write_manifest
 from envkit.training.base_model import load_base
@@ -61,8 +62,8 @@ def merge_adapters(
         raise UsageError(f"found {len(adapters)} adapter to merge; expected two or more")
     for folder in adapters:
         require_fit(folder, ref)
-        if recorded_control(folder) == "steering":
-            raise UsageError(f"{folder} is a steering vector; only LoRA adapters can be merged")
+        if read_json_object(folder / "adapter_config.json").get("lora_bias"):  # PEFT would drop it
+            raise UsageError(f"{folder} has biases, as a steering vector; only plain LoRA can be merged")
     base, _ = load_base(ref, "float32")
     names = [f"adapter {number}" for number in range(len(adapters))]
     with (
@@ -80,5 +81,7 @@ def merge_adapters(
     model.add_weighted_adapter(names, [1.0] * len(names), "default", combination_type=method, **density)
     with new_adapter_folder(output) as making:
         model.save_pretrained(making, safe_serialization=True, selected_adapters=["default"])
-        (making / BASE).write_text(json.dumps({"model": ref.id, "digest": ref.digest}))
+        controls = {recorded_control(folder) for folder in adapters}
+        control = {"control": controls.pop()} if len(controls) == 1 else {}
+        (making / BASE).write_text(json.dumps({"model": ref.id, "digest": ref.digest, **control}))
         write_manifest(making, {"model": ref.id, "base": ref.digest, "merged": [*map(str, adapters)]})

@@ -15,6 +15,7 @@ from app_server import asking, make
 
 from envkit.engine.chat import ChatRenderer
 from envkit.engine.early import EarlyLayers
+from envkit.engine.running import RunningBatch
 from envkit.models import ModelRef
 from envkit.prices import load_prices
 from envkit.serving.access import Access, Client, digest
@@ -110,6 +111,47 @@ def test_a_conversation_keeps_its_specialist_whatever_follows(
     assert reply.json()["model"] == "red"
 
 
+def test_a_conversation_that_a_system_message_begins_is_routed_as_a_whole(
+    model: Path, adapters: Path, router: Router
+) -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": TASKS["red"].format(3)},
+    ]
+    [reply] = ask(make(model, adapters, router=router), {"messages": messages})
+    assert reply.status_code == 200
+
+
+def test_requests_are_read_one_between_two_tokens_of_the_others(
+    model: Path, adapters: Path, router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make(model, adapters, router=router)
+    order: list[str] = []
+    means, tick = EarlyLayers.means, RunningBatch.tick
+
+    def note_read(self: EarlyLayers, prompts: Any) -> Any:
+        order.append("read")
+        return means(self, prompts)
+
+    def note_tick(self: RunningBatch) -> Any:
+        order.append("tick")
+        return tick(self)
+
+    monkeypatch.setattr(EarlyLayers, "means", note_read)
+    monkeypatch.setattr(RunningBatch, "tick", note_tick)
+
+    async def run() -> None:
+        async with asking(server) as client:
+            body = {"model": AUTO, "max_tokens": 4, **chat(TASKS["red"].format(1))}
+            found = [client.post("/v1/chat/completions", json=body) for _ in range(6)]
+            assert {reply.json()["model"] for reply in await asyncio.gather(*found)} == {"red"}
+
+    asyncio.run(run())
+    assert order.count("read") == 6
+    assert "read read" not in " ".join(order)
+
+
 def test_a_stream_is_routed_too(model: Path, adapters: Path, router: Router) -> None:
     [reply] = ask(make(model, adapters, router=router), {**chat(TASKS["blue"].format(5)), "stream": True})
     assert '"model": "blue"' in reply.text
@@ -124,6 +166,14 @@ def test_auto_is_a_model_where_there_is_a_router(model: Path, adapters: Path, ro
     names, shown = asyncio.run(listed(make(model, adapters, router=router)))
     assert names == ["tiny", "blue", "red", AUTO]
     assert (shown.json()["created"], shown.json()["parent"]) == (7, "tiny")
+    access = Access({digest(b"key"): Client("ann", frozenset({AUTO}))})
+
+    async def seen() -> list[str]:
+        async with asking(make(model, adapters, router=router, access=access)) as client:
+            found = await client.get("/v1/models", headers={"Authorization": "Bearer key"})
+            return [one["id"] for one in found.json()["data"]]
+
+    assert asyncio.run(seen()) == []
     names, shown = asyncio.run(listed(make(model, adapters)))
     assert names == ["tiny", "blue", "red"]
     assert shown.status_code == 404
@@ -172,6 +222,10 @@ def test_several_prompts_and_too_many_open_answers_are_refused(
     server.open_rows["ann"] = 1
     assert ask(server, chat("Hello"), key="key")[0].status_code == 429
     server.open_rows["ann"] = 0  # or the end would wait for it
+    access = Access({digest(b"key"): Client("ann", max_prompt_tokens=5)})
+    server = make(model, adapters, router=router, access=access)
+    assert ask(server, chat("Hello, here is more"), key="key")[0].status_code == 400
+    assert "envkit_routing_seconds_count 0.0" in server.metrics.render().decode()
 
 
 def test_a_fault_while_a_prompt_is_read_fails_its_request_only(

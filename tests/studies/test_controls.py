@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import envkit
 from envkit.cli.main import app
 from envkit.errors import StoreError, UsageError
+from envkit.models.adapter_folder import BASE
 from envkit.store import RunFolder
 from envkit.studies.controls import KL_FILE, control_of
 
@@ -66,6 +67,12 @@ def test_adapters_are_described_by_their_folders_and_runs(runs: dict[str, Path],
     policy.save_adapter(tmp_path / "alone")
     alone = control_of("alone", tmp_path / "alone")
     assert (alone.examples, alone.sampled_tokens) == (None, None)
+    (tmp_path / "alone" / BASE).unlink()
+    with pytest.raises(UsageError, match="was not saved by envkit"):
+        control_of("alone", tmp_path / "alone")
+    (tmp_path / "alone" / "adapter_model.safetensors").unlink()
+    with pytest.raises(StoreError, match="the adapter cannot be read"):
+        control_of("alone", tmp_path / "alone")
 
 
 def test_the_comparison_can_be_made_again(runs: dict[str, Path], tmp_path: Path) -> None:

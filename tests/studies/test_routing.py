@@ -139,7 +139,9 @@ def test_bad_input_is_refused_before_a_model_is_loaded(
     with pytest.raises(UsageError, match="alone is in no training run"):
         envkit.train_router({"red": alone}, tmp_path / "router", display="quiet")
     few = make_run(tmp_path, "red", model, tasks=60)
-    with pytest.raises(UsageError, match=r"red has 36 prompts to learn from and 12 to set its limit"):
+    with pytest.raises(
+        UsageError, match=r"red has 60 prompts of 30 sources, and 12 of them to set its limit"
+    ):
         envkit.train_router({"red": few}, tmp_path / "router", display="quiet")
     (few / "episodes.jsonl").unlink()
     with pytest.raises(UsageError, match="has played no RL episodes"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelRef:
 def make_run(root: Path, model: ModelRef, kind: str = KIND, **settings: object) -> Path:
     """A run in which tasks a and b were solved sometimes, and the third never."""
     config = {**to_mapping(TrainConfig(model=str(model.path), dtype="float32")), **settings}
-    run = RunFolder.create(root, kind, {"kind": kind, "train": config})
+    manifest = {"kind": kind, "train": config, "model_digest": model.digest}
+    run = RunFolder.create(root, kind, manifest)
     outcomes = {"a": (True, True, False), "b": (True, False, False), "never": (False, False)}
     with run.journal("eval-policy") as journal:
         for task, solved in outcomes.items():
@@ -50,11 +52,16 @@ def make_run(root: Path, model: ModelRef, kind: str = KIND, **settings: object) 
     return run.path
 
 
-def outputs(model: ModelRef, prompt: tuple[int, ...], answer: tuple[int, ...]) -> torch.Tensor:
-    """Mean output of the second layer over an answer, in plain transformers."""
+def outputs_of(model: ModelRef, prompt: tuple[int, ...], answer: tuple[int, ...]) -> torch.Tensor:
+    """Outputs of the second layer for an answer, in plain transformers."""
     with torch.no_grad():
         found = tiny.plain(model)(torch.tensor([[*prompt, *answer]]), output_hidden_states=True)
-    return found.hidden_states[2][0, len(prompt) :].mean(dim=0)
+    states: torch.Tensor = found.hidden_states[2][0, len(prompt) :]
+    return states
+
+
+def outputs(model: ModelRef, prompt: tuple[int, ...], answer: tuple[int, ...]) -> torch.Tensor:
+    return outputs_of(model, prompt, answer).mean(dim=0)
 
 
 def test_the_vector_is_the_mean_difference_within_tasks(model: ModelRef, tmp_path: Path) -> None:
@@ -73,7 +80,15 @@ def test_the_vector_is_the_mean_difference_within_tasks(model: ModelRef, tmp_pat
     shifts = [update.shift for _, update in sorted(updates.items())]
     assert [shift is not None and bool(shift.any()) for shift in shifts] == [False, True, False]
     torch.testing.assert_close(shifts[1], 2 * difference, rtol=1e-3, atol=1e-4)
-    assert found["share"] > 0
+    lengths = [
+        outputs_of(model, PROMPTS[task], answer).square().sum(dim=-1).sqrt().mean()
+        for task, answers in (("a", (RIGHT[:1], RIGHT[:2], WRONG)), ("b", (RIGHT[:1], WRONG, WRONG)))
+        for answer in answers
+    ]
+    expected = 2 * difference.square().sum().sqrt() / torch.stack(lengths).mean()
+    assert found["share"] == pytest.approx(float(expected), rel=1e-3)
+    sampled = json.loads((tmp_path / "made" / "manifest.json").read_text())["sampled_tokens"]
+    assert sampled == 1 + 2 + 2 + 1 + 2 + 2
 
 
 def test_steering_makes_what_solved_more_likely(model: ModelRef, tmp_path: Path) -> None:
@@ -100,6 +115,9 @@ def test_bad_input_is_refused_before_a_model_is_loaded(model: ModelRef, tmp_path
         envkit.steer(run, tmp_path / "made", layer=4, display="quiet")
     with pytest.raises(UsageError, match="expected one of `envkit support`"):
         envkit.steer(make_run(tmp_path, model, "bench"), tmp_path / "made", display="quiet")
+    other = replace(model, digest="other weights")
+    with pytest.raises(UsageError, match="was played by other weights than model has now"):
+        envkit.steer(make_run(tmp_path, other), tmp_path / "made", display="quiet")
     played = make_run(tmp_path, model, warm_start="/an/adapter", sft_examples=0)
     with pytest.raises(UsageError, match="was played by an adapter"):
         envkit.steer(played, tmp_path / "made", display="quiet")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 from sampling import assert_matches_reference, requests
 
 import envkit
@@ -213,12 +214,18 @@ def test_what_cannot_be_trained_or_used_is_refused(ref: ModelRef, tmp_path: Path
         require_rank(updates_of(policy.model, "default"), 16)
     for name in ("a", "b"):
         policy.save_adapter(tmp_path / name)
-    with pytest.raises(UsageError, match="a is a steering vector"):
+    with pytest.raises(UsageError, match="a has biases, as a steering vector"):
         merge_adapters(ref, [tmp_path / "a", tmp_path / "b"], tmp_path / "c", "linear")
-    with pytest.raises(ModelError, match=r"shifts .* by 3 numbers; expected 64"):
+    with pytest.raises(ModelError, match=r"shifts .* by numbers of shape \[3\]; expected \[64\]"):
         tiny.engine(ref).load(
             [{"model.layers.0.mlp.down_proj": Update(torch.zeros(0, 128), torch.zeros(64, 0), torch.ones(3))}]
         )
+    weights = tmp_path / "b" / "adapter_model.safetensors"
+    save_file(
+        {name: t if t.ndim > 1 else torch.tensor(1.0) for name, t in load_file(weights).items()}, weights
+    )
+    with pytest.raises(ModelError, match=r"lora_B\.bias has shape \[\]; expected \[64\]"):
+        read_adapter(tmp_path / "b")
     tiny.policy(ref).save_adapter(tmp_path / "claims")
     file = tmp_path / "claims" / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "lora_bias": True}))
@@ -249,6 +256,12 @@ class Unnamed(torch.nn.Module):
 def test_a_model_whose_layers_cannot_be_told_apart_is_refused(control: str) -> None:
     with pytest.raises(ModelError, match=r"attention \(none\) and MLP \(.*\) cannot be told apart"):
         add_lora(Unnamed(), 2, 4, 0, control)
+
+
+@pytest.mark.parametrize("family", ["glm4", "olmo2"])
+def test_a_vector_is_refused_where_what_an_mlp_writes_is_normalised(family: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="normalises what an MLP writes"):
+        Policy(tiny.make(tmp_path, family), control="steering")
 
 
 @pytest.mark.slow
