@@ -78,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
         descriptors = [int(name) for name in os.listdir("/proc/self/fd")]
         found = [
             __name__, sys.argv, len(told), get_type_hints(Row)["other"].__args__[0] is Row, colours.NAME,
-            sorted(number for number in descriptors if number < 3), len(descriptors) < 8, input is not None,
+            sorted(number for number in descriptors if number < 3), len(descriptors) < 8,
         ]
         data = json.dumps(found).encode()
         self.send_response(200)
@@ -102,7 +102,7 @@ def test_a_python_service_finds_what_a_new_interpreter_would(sandbox: Sandbox, s
             Service(sandbox, argv, port=8123)
         return
     service = Service(sandbox, argv, port=8123, with_token=True)
-    expected = ["__main__", ["-c", "one", "-c"], 33, True, "red", [0, 1, 2], True, True]
+    expected = ["__main__", ["-c", "one", "-c"], 33, True, "red", [0, 1, 2], True]
     assert service.request("GET", "/").json() == expected
 
 

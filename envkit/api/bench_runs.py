@@ -84,6 +84,21 @@ def recorded_model(adapters: Sequence[Path]) -> str:
     return next((recorded_base(path) for path in adapters), "")
 
 
+def trained_base(adapters: Sequence[Path]) -> str:
+    """Return the base of the adapters' training runs; empty if none is in a run.
+
+    Raises:
+        UsageError: they have several.
+    """
+    from envkit.store import RunFolder
+    from envkit.training.config import of_run
+
+    models = {of_run(run).model for folder in adapters if (run := RunFolder.holding(folder)) is not None}
+    if len(models) > 1:
+        raise UsageError(f"the adapters belong to several bases: {', '.join(sorted(models))}")
+    return next(iter(models), "")
+
+
 def adapter_folders(paths: Sequence[Path | str]) -> list[Path]:
     """Find the adapter folder that each path names: itself, or a training run's newest checkpoint.
 

@@ -13,6 +13,7 @@ from envkit.api.bench_runs import (
     play_bench,
     recorded_model,
     start_bench,
+    trained_base,
     trained_limits,
 )
 from envkit.api.common import DEFAULT_ENVIRONMENT, RUNS, command_of, isolated_backend
@@ -83,7 +84,7 @@ def compare_controls(
         raise UsageError(f"{twice[0]} is no name of one adapter alone; rename its folder")
     kind = training_of(folders[0])[1]
     name = environment or (kind.id if kind is not None else DEFAULT_ENVIRONMENT)
-    base = str(model or _base_of(folders) or recorded_model(folders) or DEFAULT_MODEL)
+    base = str(model or trained_base(folders) or recorded_model(folders) or DEFAULT_MODEL)
     limits: dict[str, Any] = trained_limits(folders)
     if max_turns is not None:
         limits["max_turns"] = max_turns
@@ -137,19 +138,6 @@ def resume_controls(
     read_controls(folder)  # raises before anything is played
     with open_display(display) as progress:
         return _finish(folder, isolated_backend(sandbox, progress), progress)
-
-
-def _base_of(folders: Sequence[Path]) -> str:
-    """The base of the adapters' training runs; empty if none is in a run.
-
-    Raises:
-        UsageError: they have several.
-    """
-    configs = [training_of(folder)[0] for folder in folders]
-    models = {config.model for config in configs if config is not None}
-    if len(models) > 1:
-        raise UsageError(f"the adapters belong to several bases: {', '.join(sorted(models))}")
-    return next(iter(models), "")
 
 
 def _finish(run: RunFolder, backend: SandboxBackend, display: Display) -> ControlResult:

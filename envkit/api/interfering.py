@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from envkit.api.adapter import training_of
 from envkit.api.bench_runs import (
     adapter_folders,
     play_bench,
     start_bench,
+    trained_base,
     trained_limits,
 )
 from envkit.api.common import RUNS, command_of, isolated_backend
@@ -85,11 +85,7 @@ def interference(
         raise UsageError(f"no run trained on {without[0]} alone; name its specialist's run too")
     if not joint and not merge:
         raise UsageError("no run trained on several environments, and nothing is merged; name one of both")
-    trained = [config for folder in folders if (config := training_of(folder)[0]) is not None]
-    models = {config.model for config in trained}
-    if len(models) > 1:
-        raise UsageError(f"the adapters belong to several bases: {', '.join(sorted(models))}")
-    [model] = models
+    model = trained_base(folders)
     limits: dict[str, Any] = trained_limits([*joint, *folders])
     if max_turns is not None:
         limits["max_turns"] = max_turns

@@ -25,8 +25,8 @@ def train_router(
 ) -> RouterResult:
     """Train a router on the prompts that specialists were trained on, and measure where it sends others.
 
-    `envkit.serve` then offers the model id ``auto``. Nothing is played: a training run's episodes hold the
-    prompts.
+    The command ``envkit serve --router`` then offers the model id ``auto``. Nothing is played: the episodes
+    of training runs hold the prompts.
 
     Args:
         adapters: training runs of one base, or adapter folders in them, by the model id that each specialist
@@ -45,16 +45,15 @@ def train_router(
     from envkit.models import require_training, resolve
 
     require_training()
-    from envkit.api.bench_runs import adapter_folders
+    from envkit.api.bench_runs import adapter_folders, trained_base
     from envkit.engine.torch_engine import TorchEngine
     from envkit.models.adapter_folder import require_fit
     from envkit.serving.models import require_names
     from envkit.serving.router import AUTO, write_router
-    from envkit.store import RunFolder
     from envkit.studies.machine import resolve_dtype, use_threads
     from envkit.studies.routing import first_prompts, split, train
     from envkit.training.base_model import load_base
-    from envkit.training.config import TrainConfig, of_run
+    from envkit.training.config import TrainConfig
 
     path = Path(output)
     if path.exists():
@@ -70,11 +69,9 @@ def train_router(
     parts = {
         name: split(name, first_prompts(folder, prompts, seed), seed) for name, folder in folders.items()
     }
-    models = {of_run(run).model for folder in folders.values() if (run := RunFolder.holding(folder))}
-    if len(models) > 1:
-        raise UsageError(f"the specialists belong to several bases: {', '.join(sorted(models))}")
+    model = trained_base([*folders.values()])
     with open_display(display) as progress:
-        ref = resolve(models.pop(), progress)
+        ref = resolve(model, progress)
         for folder in folders.values():
             require_fit(folder, ref)
         use_threads()

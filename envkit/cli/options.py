@@ -173,6 +173,11 @@ def exit_if_stopped(stopped_by: signal.Signals | None) -> None:
         raise typer.Exit(128 + stopped_by)
 
 
+#: Options of commands that play several agents.
+Samples = Annotated[int, typer.Option(metavar="N", help="Episodes per task.")]
+Temperature = Annotated[float, typer.Option(metavar="NUMBER", help="Sampling temperature.")]
+
+
 def read_named(what: str, words: Iterable[str]) -> dict[str, Path]:
     """Read words of the form ``NAME=PATH``.
 

@@ -39,7 +39,7 @@ def router(
 ) -> None:
     """Train what sends each request to the specialist of its task, or to the base.
 
-    It learns from the prompts that the specialists were trained on, in seconds, and is measured on others.
+    It learns from the prompts that the specialists were trained on, and is measured on others.
     `envkit serve --router FILE` then offers the model id auto.
     """
     require_at_least(1, prompts=prompts, tokens=tokens)

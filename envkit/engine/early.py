@@ -1,4 +1,4 @@
-"""What the first layers of a base model make of a prompt, at a part of the cost of reading it with all."""
+"""Compute hidden states of a prompt with a base model's first layers only."""
 
 from __future__ import annotations
 

@@ -284,7 +284,7 @@ def _input(layer: Any) -> tuple[int, bool]:
 
 
 class _Size(NamedTuple):
-    """What an adapter needs of a product.
+    """Rank and shift of an adapter in one product.
 
     Args:
         rank: its matrices' rank: the sum of those of fused layers.

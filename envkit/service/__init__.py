@@ -17,8 +17,7 @@ from envkit.types import JSON
 #: Limits of a service and its launcher together, per episode. Wall time is long, because it runs while the
 #: agent thinks.
 SERVICE_LIMITS: Final = Limits(cpu_s=20.0, wall_s=3600.0, memory_bytes=256 * 2**20, processes=8)
-#: Modules that most services in Python import, and the launcher: a third of an episode's start. They are for
-#: `envkit.Env.preload`.
+#: Modules that the launcher and most services in Python import, for `envkit.Env.preload`.
 PRELOAD: Final = ("hmac", "http.client", "http.server", "subprocess", "urllib.parse")
 #: Seconds to wait for the launcher, in addition to what it waits for the service.
 _LAUNCHER_S: Final = 10.0

@@ -11,7 +11,7 @@ from standard input and answers each with one line. The first line describes the
 The token is the service's first line of standard input, and in the header of every request. It may be empty.
 
 A service that is a Python program is a fork of this process, which has most of what a service imports. A new
-interpreter would take a third of an episode's start.
+interpreter would import all of it again.
 """
 
 from __future__ import annotations

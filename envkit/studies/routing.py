@@ -45,7 +45,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """Where the router sends prompts of one specialist, from sources that it has not learned from.
+    """Counts of one specialist's prompts by who answers them; the router has not learned from their sources.
 
     Args:
         name: the specialist.
@@ -63,7 +63,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class RouterStudy:
-    """What a router does and costs.
+    """Measurements of a router: where it sends prompts, and how long it takes.
 
     Args:
         sent: by specialist.

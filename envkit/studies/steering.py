@@ -37,7 +37,7 @@ class Contrast:
 
 @dataclass(frozen=True, slots=True)
 class Steering:
-    """What a steering vector was computed from.
+    """Facts of a steering vector: its episodes, its layer and its length.
 
     Args:
         tasks: tasks with episodes of both outcomes.

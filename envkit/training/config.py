@@ -53,7 +53,7 @@ class TrainConfig:
         max_turns: actions per episode; 0 for the environment's own number, `envkit.env.Env.max_turns`.
         control: what of the model is trained. LoRA on ``"all-linear"`` layers but the head, on those of
             ``"attention"`` or of ``"mlp"`` alone; or ``"steering"``: one vector for each layer, added to its
-            output whatever the input (arXiv:2505.18706), which wants a larger learning rate.
+            output whatever the input (arXiv:2505.18706). Learning rates must be chosen anew for it.
         lora_r: rank of the adapter; for ``"steering"``, neither it nor ``lora_alpha`` matters.
         lora_alpha: the update is scaled by ``lora_alpha / lora_r``.
         warm_start: folder of an adapter that RL begins with, such as another run's ``sft``. There is no warm

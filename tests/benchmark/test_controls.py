@@ -80,7 +80,7 @@ def test_a_missing_row_is_named() -> None:
     report = replace(sample_reports.report(environment="desk"), differences=())
     with pytest.raises(UsageError, match="has no row 'lora' yet; resume the run"):
         make_controls(
-            replace(report, rows=report.rows),
+            report,
             (replace(CONTROLS[0], row=report.rows[0].name), CONTROLS[1]),
             {},
         )

@@ -1,4 +1,4 @@
-"""What training changes of a model: LoRA on some layers, or a steering vector for each."""
+"""Each `control` trains its layers alone, and engine, learner and plain PEFT agree on it."""
 
 from __future__ import annotations
 
