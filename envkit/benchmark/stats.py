@@ -14,9 +14,11 @@ from statistics import NormalDist
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
+#: NumPy's ``ArrayLike`` would be wider, but NumPy 2.5 does not type it for Python 3.11.
+Numbers: TypeAlias = Sequence[float] | Sequence[Sequence[float]] | Floats | NDArray[np.int64]
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -46,7 +48,7 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
-def pass_at_k(samples: ArrayLike, solved: ArrayLike, k: int) -> Floats:
+def pass_at_k(samples: Numbers, solved: Numbers, k: int) -> Floats:
     """Unbiased estimate, per task, of the probability that at least one of ``k`` samples solves it.
 
     ``1 - C(n-c, k) / C(n, k)``, Chen et al. 2021, arXiv:2107.03374, as a product that cannot overflow.
@@ -78,7 +80,7 @@ def pass_at_k(samples: ArrayLike, solved: ArrayLike, k: int) -> Floats:
 
 
 def mean_interval(
-    values: ArrayLike,
+    values: Numbers,
     clusters: Sequence[str],
     *,
     resamples: int = RESAMPLES,
@@ -106,7 +108,7 @@ def mean_interval(
 
 
 def _mean_draws(
-    values: ArrayLike, clusters: Sequence[str], resamples: int, seed: int
+    values: Numbers, clusters: Sequence[str], resamples: int, seed: int
 ) -> tuple[float, Floats, int]:
     """Mean over items, the means of ``resamples`` draws of clusters, and the number of clusters."""
     sums, counts = _cluster_totals(values, clusters)
@@ -123,7 +125,7 @@ def _percentiles(estimate: float, draws: Floats, clusters: int, level: float) ->
 
 
 def rate_interval(
-    rates: ArrayLike,
+    rates: Numbers,
     clusters: Sequence[str],
     *,
     resamples: int = RESAMPLES,
@@ -151,8 +153,8 @@ def rate_interval(
 
 
 def paired_interval(
-    a: ArrayLike,
-    b: ArrayLike,
+    a: Numbers,
+    b: Numbers,
     clusters: Sequence[str],
     *,
     resamples: int = RESAMPLES,
@@ -185,8 +187,8 @@ def paired_interval(
 
 
 def seeds_interval(
-    a: ArrayLike,
-    b: ArrayLike | None,
+    a: Numbers,
+    b: Numbers | None,
     clusters: Sequence[str],
     *,
     resamples: int = RESAMPLES,
@@ -230,7 +232,7 @@ def seeds_interval(
     return interval if spread else _exact_if_alike(interval, differences, clusters, lowest, level)
 
 
-def _shares(values: ArrayLike) -> Floats:
+def _shares(values: Numbers) -> Floats:
     shares = np.asarray(values, dtype=np.float64)
     if np.any((shares < 0) | (shares > 1)):
         raise ValueError("a rate lies outside 0 to 1; give each item's share of solved samples")
@@ -238,7 +240,7 @@ def _shares(values: ArrayLike) -> Floats:
 
 
 def _exact_if_alike(
-    interval: Interval, values: ArrayLike, clusters: Sequence[str], lowest: float, level: float
+    interval: Interval, values: Numbers, clusters: Sequence[str], lowest: float, level: float
 ) -> Interval:
     """Replace an interval by the exact one if every cluster has the same value: ``lowest``, 0 or 1.
 
@@ -256,8 +258,8 @@ def _exact_if_alike(
 
 
 def ratio_interval(
-    above: ArrayLike,
-    below: ArrayLike,
+    above: Numbers,
+    below: Numbers,
     clusters: Sequence[str],
     *,
     resamples: int = RESAMPLES,
@@ -306,7 +308,7 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
 
 
 def permutation_p(
-    a: ArrayLike, b: ArrayLike, clusters: Sequence[str], *, resamples: int = RESAMPLES - 1, seed: int = 0
+    a: Numbers, b: Numbers, clusters: Sequence[str], *, resamples: int = RESAMPLES - 1, seed: int = 0
 ) -> float:
     """Two-sided p-value of a mean paired difference, from swapping ``a`` and ``b`` in whole clusters.
 
@@ -350,7 +352,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def cluster_sd(values: ArrayLike, clusters: Sequence[str]) -> float:
+def rank_correlation(a: Numbers, b: Numbers) -> float:
+    """Spearman's rank correlation, in [-1, 1]; NaN if one of them is constant.
+
+    Args:
+        a: shape ``(items,)``, at least two.
+        b: shape ``(items,)``, in the order of ``a``.
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return math.nan
+    return float(_scipy().spearmanr(first, second).statistic)
+
+
+def cluster_sd(values: Numbers, clusters: Sequence[str]) -> float:
     """Standard deviation between clusters: ``sd / sqrt(clusters)`` is the standard error of the mean.
 
     For clusters of equal size it is the SD of the cluster means; otherwise the usual linearisation
@@ -387,7 +402,7 @@ def _scipy() -> Any:
     return scipy.stats
 
 
-def _cluster_totals(values: ArrayLike, clusters: Sequence[str]) -> tuple[Floats, Floats]:
+def _cluster_totals(values: Numbers, clusters: Sequence[str]) -> tuple[Floats, Floats]:
     """Sum of values and number of items per cluster, sorted by cluster name."""
     items = np.asarray(values, dtype=np.float64)
     if items.ndim != 1 or len(items) == 0 or len(items) != len(clusters):
