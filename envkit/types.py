@@ -185,8 +185,8 @@ class Turn:
 def total_reward(rewards: Iterable[float]) -> float:
     """Sum of an episode's rewards, without the rounding of parts that were paid turn by turn.
 
-    >>> sum([1 / 7] * 7), total_reward([1 / 7] * 7)
-    (0.9999999999999998, 1.0)
+    >>> 0.1 + 0.2, total_reward([0.1, 0.2])
+    (0.30000000000000004, 0.3)
     """
     return round(math.fsum(rewards), 12)
 

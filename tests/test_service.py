@@ -106,6 +106,38 @@ def test_a_python_service_finds_what_a_new_interpreter_would(sandbox: Sandbox, s
     assert service.request("GET", "/").json() == expected
 
 
+#: Starts a program, as a service does that runs an agent's code, and says what it could open.
+OPENS = """
+import os, subprocess, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+OPEN = '''
+import sys
+for name, mode in (("fd/1", "wb"), ("mem", "r+b")):
+    try: print(open(f"/proc/{sys.argv[1]}/{name}", mode, 0))
+    except OSError as error: print(type(error).__name__)
+'''
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        ran = [sys.executable, "-c", OPEN, str(os.getppid())]
+        data = subprocess.run(ran, stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+HTTPServer(("127.0.0.1", 8123), Handler).serve_forever()
+"""
+
+
+@pytest.mark.parametrize("name", ["zygote", "bubblewrap"])
+def test_code_that_a_service_runs_cannot_answer_in_its_place(name: str) -> None:
+    with sandbox_backend(name).create() as sandbox:
+        service = Service(sandbox, [sandbox.python, *PYTHON_OPTIONS, "-c", OPENS], port=8123)
+        assert service.request("GET", "/").text.split() == ["PermissionError"] * 2
+
+
 def test_a_service_that_is_started_by_its_file_works_as_well(sandbox: Sandbox) -> None:
     sandbox.write("service.py", PROGRAM.encode())
     service = Service(

@@ -16,6 +16,7 @@ Requests that come together wait for each other.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import queue
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 SHOWN = 4_000
 MAX_BODY = 16 * 2**20
 PACKAGES = "/usr/lib/packages"  # as in `envkit.sandbox`
+
+SET_DUMPABLE = 4  # from <linux/prctl.h>
 
 #: What the host is told next: a request with the queue of its answer, or the end.
 events: queue.Queue[tuple[dict[str, Any], queue.Queue[dict[str, Any]] | None]] = queue.Queue()
@@ -123,6 +126,9 @@ def wait(pid: int, output: Any) -> None:
 
 def main() -> None:
     """Answer every line with the next event, until the harness has ended."""
+    # The harness, or what a model has it run, must not write to the host in our place.
+    if ctypes.CDLL(None, use_errno=True).prctl(SET_DUMPABLE, 0, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl failed")
     order = json.loads(sys.stdin.readline())
     server = ThreadingHTTPServer(("127.0.0.1", order["port"]), Handler)  # listens from now on
     output = tempfile.TemporaryFile()  # noqa: SIM115  (closed by the end of the process)

@@ -7,6 +7,7 @@ what the server says meanwhile, such as log messages, is dropped. The answer to 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import subprocess
 import sys
@@ -14,6 +15,9 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+
+SET_DUMPABLE = 4  # from <linux/prctl.h>
 
 
 class Server:
@@ -47,6 +51,9 @@ class Server:
 
 def main() -> None:
     """Forward messages until standard input ends."""
+    # What the server starts, such as an agent's code, must not write to the host in our place.
+    if ctypes.CDLL(None, use_errno=True).prctl(SET_DUMPABLE, 0, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl failed")
     server: Server | None = None
     for line in sys.stdin:
         message = json.loads(line)

@@ -17,6 +17,7 @@ interpreter would import all of it again.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import subprocess
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 PROBE_EVERY_S = 0.005
+SET_DUMPABLE = 4  # from <linux/prctl.h>
 
 
 class Fork:
@@ -113,6 +115,9 @@ def start(argv: list[str], program: str | None, token: str) -> Fork | subprocess
 
 def main() -> None:
     """Answer requests until standard input ends. Returns early in a fork, which is to run the program."""
+    # What the service starts, such as an agent's code, must not write to the host in our place.
+    if ctypes.CDLL(None, use_errno=True).prctl(SET_DUMPABLE, 0, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl failed")
     service: Service | None = None
     for line in sys.stdin:
         message = json.loads(line)

@@ -151,13 +151,14 @@ def test_a_silent_program_ends_the_episode(play: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["zygote", "bubblewrap"])
-def test_a_program_cannot_write_in_place_of_its_relay(name: str) -> None:
+@pytest.mark.parametrize(("file", "mode"), [("fd/1", "wb"), ("mem", "r+b")])
+def test_a_program_cannot_write_in_place_of_its_relay(name: str, file: str, mode: str) -> None:
     kind = harnessed(Words, Harness("test", ("python3", "-c", OBEY, "{prompt}")))
     isolated = sandbox_backend(name)
     with closing(kind(tasks=kind.tasks_of("train", isolated), sandbox=isolated)) as env:
         env.reset(seed=0)
-        seen, *_ = env.step("""
-try: found = open(f"/proc/{os.getppid()}/fd/1", "w").write("x\\n")
+        seen, *_ = env.step(f"""
+try: found = open("/proc/" + str(os.getppid()) + "/{file}", "{mode}", 0)
 except OSError as error: found = error
 chat(repr(found))
 """)
