@@ -15,11 +15,12 @@ from bounds import Found
 from serve_shared import (
     ServerProcess,
     envkit_server,
-    random_adapter,
     save_adapter,
     served_model,
     shapes_of,
 )
+
+from envkit.studies.multiplexing import random_adapter
 
 REGISTERED, FILES, BUDGET_MB = 1000, 8, 256
 #: How many of the registered adapters are asked.

@@ -12,13 +12,14 @@ import sys
 import time
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Final, final
 
 import httpx2
 import torch
 
 from envkit.engine.lora import Update
 from envkit.models import DEFAULT_MODEL, ModelRef, resolve
+from envkit.studies.multiplexing import linear_shapes
 
 ROUNDS: Final = max(int(os.environ.get("ROUNDS", "3")), 1)
 _START_S = 900  # vLLM compiles when it starts
@@ -27,34 +28,6 @@ _START_S = 900  # vLLM compiles when it starts
 def served_model() -> ModelRef:
     """Return the model that is measured: ``MODEL``, or the default."""
     return resolve(os.environ.get("MODEL") or DEFAULT_MODEL)
-
-
-def random_adapter(shapes: Mapping[str, tuple[int, int]], rank: int, seed: int) -> dict[str, Update]:
-    """Make an adapter of linear layers with an effect.
-
-    Args:
-        shapes: numbers of outputs and inputs by layer; see `linear_shapes`.
-        rank: of every layer.
-        seed: of its numbers.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        path: Update(
-            torch.randn(rank, inputs, generator=generator) * 0.01,
-            torch.randn(outputs, rank, generator=generator) * 0.01,
-        )
-        for path, (outputs, inputs) in shapes.items()
-    }
-
-
-def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
-    """Return the shapes of a model's linear layers without the head, (outputs, inputs) by path."""
-    head = model.get_output_embeddings()
-    return {
-        path: (module.out_features, module.in_features)
-        for path, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    }
 
 
 def shapes_of(ref: ModelRef) -> dict[str, tuple[int, int]]:

@@ -7,9 +7,12 @@ import hashlib
 import json
 import os
 import stat
+import tomllib
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, Final, cast
+
+from envkit.errors import ConfigError
 
 #: Largest settings file that is read: price table, card, benchmark spec. Real ones have a few kilobytes.
 MAX_SETTINGS_BYTES: Final = 2**20
@@ -54,6 +57,20 @@ def read_settings(path: Path) -> str:
         ValueError: not UTF-8, or the path holds a null byte.
     """
     return read_regular_file(path, MAX_SETTINGS_BYTES).decode()
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a settings file in TOML.
+
+    Raises:
+        ConfigError: it cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(read_settings(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not TOML ({error})") from error
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

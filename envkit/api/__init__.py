@@ -20,12 +20,15 @@ from envkit.api.results import (
     RouterResult,
     SFTResult,
     SteerResult,
+    StudyResult,
+    StudyState,
     SupportResult,
     TrainResult,
     VerifyResult,
 )
 from envkit.api.routing import train_router
 from envkit.api.steering import steer
+from envkit.api.studying import list_studies, study
 from envkit.api.supporting import support
 from envkit.api.training import resume_train, sft, train
 from envkit.api.verifying import verify
@@ -42,6 +45,8 @@ __all__ = [
     "RouterResult",
     "SFTResult",
     "SteerResult",
+    "StudyResult",
+    "StudyState",
     "SupportResult",
     "TrainResult",
     "VerifyResult",
@@ -51,6 +56,7 @@ __all__ = [
     "forgetting",
     "interference",
     "leaderboard",
+    "list_studies",
     "load_adapter",
     "pass_at_k",
     "push_adapter",
@@ -62,6 +68,7 @@ __all__ = [
     "sft",
     "spec_of",
     "steer",
+    "study",
     "support",
     "train",
     "train_router",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envkit.api.common import Tasks, isolated_backend, load_tasks
+from envkit.api.common import Tasks, isolated_backend, load_tasks, short_tasks
 from envkit.api.rich_display import DisplayChoice, open_display
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def forgetting(
     package: str = "numpy",
     environment: str | None = None,
     tasks: Tasks | None = None,
+    max_task_chars: int | None = None,
     limit: int = 64,
     model: Path | str | None = None,
     sandbox: SandboxBackend | str = "auto",
@@ -41,6 +42,7 @@ def forgetting(
         package: an installed package; nothing of it is run.
         environment: what the adapter plays; by default what it was trained on, if its run is known.
         tasks: tasks to play, or their file; by default the environment's own held-out ones.
+        max_task_chars: leave out tasks whose prompt and files have together more characters.
         limit: number of passages, and of tasks.
         model: the base model, if it is no longer where it was.
         sandbox: a backend or its registered name.
@@ -83,7 +85,10 @@ def forgetting(
         to_play: tuple[type[Env], Sequence[Task], SandboxBackend] | None = None
         if kind is not None:
             backend = isolated_backend(sandbox, progress)
-            to_play = kind, load_tasks(kind, tasks, "heldout", backend, progress)[:limit], backend
+            found = load_tasks(kind, tasks, "heldout", backend, progress)
+            if max_task_chars is not None:
+                found = short_tasks({kind: found}, max_task_chars)[0][kind]
+            to_play = kind, found[:limit], backend
         use_threads()
         policy = Policy.of(resolve(base, progress), resolve_dtype(config, progress.say))
         try:

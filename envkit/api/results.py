@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from envkit.benchmark.stats import Interval
     from envkit.benchmark.summary import Summary
     from envkit.studies.claim import Replayed
+    from envkit.studies.founding.finding import Finding
     from envkit.studies.rescore import Change
     from envkit.studies.routing import RouterStudy
     from envkit.studies.steering import Steering
@@ -298,6 +299,40 @@ class ControlResult:
     found: Controls | None
     page: Path | None
     stopped_by: signal.Signals | None
+
+
+@dataclass(frozen=True, slots=True)
+class StudyResult:
+    """The result of `envkit.study`.
+
+    Args:
+        name: of the study.
+        found: verdict and numbers; ``None`` if it was stopped before all was measured.
+        page: path of the page of Markdown; ``None`` likewise.
+        stopped_by: signal that stopped it; the same call continues it.
+    """
+
+    name: str
+    found: Finding | None
+    page: Path | None
+    stopped_by: signal.Signals | None
+
+
+@dataclass(frozen=True, slots=True)
+class StudyState:
+    """How far a study is.
+
+    Args:
+        name: of the study.
+        claim: what it measures.
+        parts: how many measurements it needs, of all arms and seeds.
+        missing: how many of them are not there yet.
+    """
+
+    name: str
+    claim: str
+    parts: int
+    missing: int
 
 
 def read_report(page: Path) -> Report:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from envkit.benchmark.recipes import Recipe, recipes_of
-from envkit.benchmark.report_data import Conditions, Difference, ReportData, Row, TaskResult
+from envkit.benchmark.report_data import Conditions, Difference, Machine, ReportData, Row, TaskResult
 from envkit.benchmark.stats import Interval, holm, mcnemar_exact, permutation_p, ratio_interval
 from envkit.benchmark.summary import (
     DifferenceSummary,
@@ -338,19 +338,19 @@ def _row(name: str, report: ReportData, row: Row, prices: PriceTable, machine: s
     samples = min((result.samples for result in row.results if result.samples), default=1)
     ks = [2**power for power in range(samples.bit_length())]
     summary = summarise_row(row, ks)
-    cost, training_usd = _cost(report, row, prices, machine), _training_usd(report, row, prices, machine)
+    used = report.machine
+    cost, training_usd = cost_of(row, used, prices, machine), training_cost(row, used, prices, machine)
     return RankedRow(name, report, row, summary, summary.rates, cost, training_usd)
 
 
-def _hours(report: ReportData, row: Row, machine: str | None) -> str:
+def _hours(row: Row, used: Machine, machine: str | None) -> str:
     """Price table name of the machine that a row is priced by.
 
     Raises:
-        UnpricedError: no machine is named, and the report's machine is not like `TWO_CORES`.
+        UnpricedError: no machine is named, and the one that was used is not like `TWO_CORES`.
     """
     if named := row.origin.machine or machine:
         return named
-    used = report.machine
     if used.cores == 2 and not used.card:
         return TWO_CORES
     card = f"{used.card} and " if used.card else ""
@@ -360,24 +360,33 @@ def _hours(report: ReportData, row: Row, machine: str | None) -> str:
     )
 
 
-def _training_usd(report: ReportData, row: Row, prices: PriceTable, machine: str | None) -> float:
+def training_cost(row: Row, used: Machine, prices: PriceTable, machine: str | None = None) -> float:
+    """Dollars that training a row's adapter cost; NaN if unknown. Arguments as for `cost_of`."""
     seconds = row.origin.training_seconds
     if seconds == 0:
         return 0.0
     try:
-        return seconds / 3600 * prices.hourly_usd(_hours(report, row, machine))
+        return seconds / 3600 * prices.hourly_usd(_hours(row, used, machine))
     except UnpricedError:
         return math.nan
 
 
-def _cost(report: ReportData, row: Row, prices: PriceTable, machine: str | None) -> Cost:
+def cost_of(row: Row, used: Machine, prices: PriceTable, machine: str | None = None) -> Cost:
+    """Dollars that a row's episodes cost.
+
+    Args:
+        row: the row.
+        used: hardware that it ran on.
+        prices: prices of tokens and hours.
+        machine: the price table's name of the hardware; by default chosen by ``used``.
+    """
     origin = row.origin
     if origin.kind == "script":
         return Cost(math.nan, None, "none: a script")
     by_hours = origin.kind == "local" or bool(origin.machine)
     try:
         if by_hours:
-            hours = _hours(report, row, machine)
+            hours = _hours(row, used, machine)
             hourly_usd = prices.hourly_usd(hours)
             costs = [result.seconds * hourly_usd / 3600 for result in row.results]
             # A resumed run got its earlier answers from the journal, in no time.

@@ -95,13 +95,22 @@ def compare_pass_at_k(
             if name not in rows:
                 named = f"no row {name!r}" if name else "no row of an untouched model: name one with against"
                 raise UsageError(f"{environment} has {named}; it has: {', '.join(rows)}")
-        found += [_compare(environment, rows[name], rows[str(base)]) for name in chosen if name != base]
+        found += [compare_rows(rows[name], rows[str(base)], environment) for name in chosen if name != base]
     if not found:
         raise UsageError("no row of a trained adapter to look at; name one with row")
     return found
 
 
-def _compare(environment: str, row: Row, against: Row) -> PassComparison:
+def compare_rows(row: Row, against: Row, environment: str = "") -> PassComparison:
+    """Compare two rows by pass@k, on the tasks that both have.
+
+    Args:
+        row, against: see `PassComparison`.
+        environment: of both.
+
+    Raises:
+        UsageError: they have no task in common.
+    """
     before = {result.task: result for result in against.results if result.samples}
     pairs = [(after, before[after.task]) for after in row.results if after.samples and after.task in before]
     if not pairs:

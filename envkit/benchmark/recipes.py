@@ -69,7 +69,7 @@ def recipes_of(rows: Sequence[Row]) -> tuple[Recipe, ...]:
     by_name: dict[str, list[Row]] = {}
     for row in rows:
         by_name.setdefault(_SEED.sub("", row.name) or row.name, []).append(row)
-    recipes = [_recipe(name, same) for name, same in by_name.items()]
+    recipes = [recipe_of(name, same) for name, same in by_name.items()]
     if all(recipe.seeds == 1 for recipe in recipes):
         return ()
     return tuple(sorted(recipes, key=lambda recipe: -recipe.mean.estimate if recipe.mean else 1.0))
@@ -78,13 +78,14 @@ def recipes_of(rows: Sequence[Row]) -> tuple[Recipe, ...]:
 def differences_of(recipes: Sequence[Recipe]) -> tuple[RecipeDifference, ...]:
     """Compare every two recipes of which one has several seeds, in the order of the recipes."""
     return tuple(
-        RecipeDifference(one.name, other.name, _difference(one, other))
+        RecipeDifference(one.name, other.name, difference_of(one, other))
         for one, other in combinations(recipes, 2)
         if one.seeds > 1 or other.seeds > 1
     )
 
 
-def _recipe(name: str, rows: Sequence[Row]) -> Recipe:
+def recipe_of(name: str, rows: Sequence[Row]) -> Recipe:
+    """Take rows together, on the tasks that all of them have; at least one row."""
     measured = [solve_rates(row.results) for row in rows]
     tasks = sorted(task for task in measured[0] if all(task in rates for rates in measured))
     by_adapter: dict[str, list[list[float]]] = {}
@@ -97,7 +98,8 @@ def _recipe(name: str, rows: Sequence[Row]) -> Recipe:
     return Recipe(name, tuple(tasks), sources, rates_ST, mean)
 
 
-def _difference(one: Recipe, other: Recipe) -> Interval | None:
+def difference_of(one: Recipe, other: Recipe) -> Interval | None:
+    """Mean of ``one`` minus ``other`` on their common tasks; ``None`` without one."""
     where = {task: index for index, task in enumerate(other.tasks)}
     mine = [index for index, task in enumerate(one.tasks) if task in where]
     if not mine:

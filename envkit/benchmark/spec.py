@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from envkit.errors import ConfigError
-from envkit.files import read_settings
+from envkit.files import read_toml
 from envkit.plain import decode
 
 #: Scripted agents of every environment, with the pass@1 that a sound one gives them.
@@ -185,12 +184,7 @@ def from_toml(path: Path) -> BenchSpec:
     Raises:
         ConfigError: no such file, not TOML, or a field is missing, unknown or wrong; names file and field.
     """
-    try:
-        values = tomllib.loads(read_settings(path))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not TOML ({error})") from error
+    values = read_toml(path)
     try:
         return _with_absolute_paths(decode(BenchSpec, values, "the spec"), path.parent)
     except (ValueError, ConfigError) as error:

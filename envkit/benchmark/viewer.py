@@ -45,9 +45,10 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
-#: Files of the page by request path. The report's style sheet has the colours.
+#: Files of the page by request path. ``chart.css`` has the colours.
 _FILES = {
     "/": ("viewer.html", "text/html"),
+    "/chart.css": ("chart.css", "text/css"),
     "/report.css": ("report.css", "text/css"),
     "/viewer.css": ("viewer.css", "text/css"),
     "/viewer.js": ("viewer.js", "text/javascript"),

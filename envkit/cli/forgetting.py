@@ -9,7 +9,13 @@ from typing import Annotated
 import typer
 
 from envkit import api
-from envkit.cli.options import Json, SandboxName, complete_environments, require_at_least
+from envkit.cli.options import (
+    Json,
+    MaxTaskChars,
+    SandboxName,
+    complete_environments,
+    require_at_least,
+)
 from envkit.cli.output import emit, out
 
 
@@ -35,6 +41,7 @@ def forgetting(
     tasks: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Tasks to play. Default: the held-out ones.")
     ] = None,
+    max_task_chars: MaxTaskChars = None,
     limit: Annotated[int, typer.Option(metavar="N", help="Number of passages, and of tasks.")] = 64,
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The base model, if it is no longer where it was.")
@@ -54,6 +61,7 @@ def forgetting(
         package=package,
         environment=env,
         tasks=tasks,
+        max_task_chars=max_task_chars,
         limit=limit,
         model=model,
         sandbox=sandbox,

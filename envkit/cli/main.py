@@ -32,6 +32,7 @@ from envkit.cli import (
     sandbox,
     serve,
     steer,
+    study,
     support,
     tasks,
     train,
@@ -100,6 +101,7 @@ app.command(cls=Command, rich_help_panel=_MEASURE)(measure.passk)
 app.command(cls=Command, rich_help_panel=_MEASURE)(control.control)
 app.command(cls=Command, rich_help_panel=_MEASURE)(forgetting.forgetting)
 app.command(cls=Command, rich_help_panel=_MEASURE)(interference.interference)
+app.command(cls=Command, rich_help_panel=_MEASURE)(study.study)
 app.command(cls=Command, rich_help_panel=_MEASURE)(measure.prices)
 app.command(cls=Command, rich_help_panel=_MEASURE)(info.report)
 app.command(cls=Command, rich_help_panel=_MEASURE)(view.view)

@@ -59,6 +59,13 @@ def complete_trackers(incomplete: str) -> list[str]:
     return _beginning(incomplete, NAMES)
 
 
+def complete_studies(incomplete: str) -> list[str]:
+    """Complete the name of a study."""
+    from envkit.studies.founding.catalogue import STUDIES
+
+    return _beginning(incomplete, STUDIES)
+
+
 def complete_runs(incomplete: str) -> list[str]:
     """Run folders in ``runs/``, or in the folder that was typed, newest first."""
     folder = Path(incomplete.rpartition("/")[0] or ".") if "/" in incomplete else Path("runs")

@@ -6,14 +6,13 @@ import hashlib
 import logging
 import os
 import time
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, final
 
 from envkit.errors import ConfigError
-from envkit.files import read_settings
+from envkit.files import read_toml
 
 log = logging.getLogger("envkit.serving")
 
@@ -215,10 +214,7 @@ def _state(path: Path) -> tuple[int, ...]:
 
 def _read_clients(path: Path) -> dict[str, Client]:
     """Read clients by the SHA-256 of their keys; see `read_access`."""
-    try:
-        data = tomllib.loads(read_settings(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+    data = read_toml(path)
     tables = data.get("keys")
     if data.keys() != {"keys"} or not isinstance(tables, dict) or not tables:
         raise ConfigError(f"{path}: expected tables [keys.NAME] and nothing else")

@@ -39,6 +39,8 @@ class TextLoss:
         base: mean over passages under the base.
         adapter: the same with the adapter.
         rise: ``adapter`` minus ``base``, paired by passage.
+        rises: the same for each passage.
+        sources: the file that each passage stands in.
     """
 
     passages: int
@@ -46,6 +48,8 @@ class TextLoss:
     base: Interval
     adapter: Interval
     rise: Interval
+    rises: tuple[float, ...]
+    sources: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,8 @@ def text_loss(policy: Policy, passages: Sequence[Passage], display: Display) -> 
         mean_interval(base, sources),
         mean_interval(adapted, sources),
         mean_interval(rise, sources),
+        tuple(rise),
+        tuple(sources),
     )
 
 

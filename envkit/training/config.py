@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
 from envkit.errors import ConfigError, StoreError
-from envkit.files import read_settings
+from envkit.files import read_toml
 from envkit.plain import decode, encode
 from envkit.store import RunFolder
 
@@ -400,13 +399,7 @@ def from_toml(path: Path) -> TrainConfig:
     Raises:
         ConfigError: no such file, not TOML, or see `from_mapping`.
     """
-    try:
-        values = tomllib.loads(read_settings(path))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not TOML ({error})") from error
-    return from_mapping(values, str(path))
+    return from_mapping(read_toml(path), str(path))
 
 
 def to_mapping(config: TrainConfig) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def test_reserved_tokens_that_were_not_used_are_given_back() -> None:
         (f'[keys.a]\nsha256 = "{SHA}"\nmax_rows = 0', "max_rows is 0"),
         (f'[keys.a]\nsha256 = "{SHA}"\nadmin = 1', "admin is 1"),
         (f'[keys.a]\nsha256 = "{SHA}"\n[keys.b]\nsha256 = "{SHA}"', "are the same key"),
-        ("[keys", "cannot be read"),
+        ("[keys", "not TOML"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path: Path, text: str, problem: str) -> None:

@@ -1,0 +1,100 @@
+"""`envkit study`: measure the claims that envkit was founded on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from envkit import api
+from envkit.api.studying import STUDIES_ROOT
+from envkit.cli.options import (
+    Json,
+    SandboxName,
+    command_line,
+    complete_models,
+    complete_studies,
+    exit_if_stopped,
+    require_at_least,
+)
+from envkit.cli.output import emit, out
+from envkit.errors import UsageError
+from envkit.plain import encode
+
+
+def study(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="STUDY",
+            help="Which study. Without one: list the studies, and how much of each is measured.",
+            autocompletion=complete_studies,
+        ),
+    ] = None,
+    budget: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Sizes: smoke, cpu, gpu, or a TOML file of your own."),
+    ] = "cpu",
+    seeds: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Training seeds of each arm. Default: the budget's. More can follow."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="The base. Default: the budget's.", autocompletion=complete_models
+        ),
+    ] = None,
+    no_measuring: Annotated[
+        bool, typer.Option("--no-measuring", help="Only judge what is measured already, and write the page.")
+    ] = False,
+    sandbox: SandboxName = "auto",
+    root: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where the grids are; each budget has a folder in it.")
+    ] = STUDIES_ROOT,
+    as_json: Json = False,
+) -> None:
+    """Measure a claim that envkit was founded on, and judge it: HELD, FAILED or UNDECIDED.
+
+    Studies share their cells: each arm is trained once with each seed. Stopped, the same command continues.
+    """
+    if name is None:
+        if model is not None or seeds is not None or no_measuring:
+            raise UsageError("name a study; without one, the studies are only listed")
+        _list(budget, root, as_json=as_json)
+        return
+    if seeds is not None:
+        require_at_least(1, seeds=seeds)
+    result = api.study(
+        name,
+        budget=budget,
+        model=model,
+        seeds=seeds,
+        measure=not no_measuring,
+        root=root,
+        sandbox=sandbox,
+        command=command_line(),
+    )
+    if as_json:
+        emit({"study": name, "page": str(result.page or ""), "found": encode(result.found)})
+    elif result.found is not None:
+        out.print(f"{name}: {result.found.verdict}", style="bold", markup=False)
+        for sentence in result.found.sentences:
+            out.print(sentence, markup=False, soft_wrap=True)
+        out.print(f"page: {result.page}", markup=False, soft_wrap=True)
+    exit_if_stopped(result.stopped_by)
+
+
+def _list(budget: str, root: Path, *, as_json: bool) -> None:
+    from rich.table import Table
+
+    states = api.list_studies(budget, root=root)
+    if as_json:
+        emit([encode(state) for state in states])
+        return
+    table = Table("Study", "Claim", f"Measured ({budget})", box=None)
+    for state in states:
+        table.add_row(state.name, escape(state.claim), f"{state.parts - state.missing} of {state.parts}")
+    out.print(table)

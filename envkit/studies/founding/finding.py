@@ -1,0 +1,119 @@
+"""Findings: what a study's numbers say of its claim."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from envkit.benchmark.number_text import bounds, number, percent, points, share
+from envkit.benchmark.stats import LEVEL, Interval, cluster_sd, minimum_detectable
+from envkit.benchmark.svg_charts import Bar
+from envkit.benchmark.tables import Table
+from envkit.studies.founding.arms import ARMS
+from envkit.studies.founding.cells import SOLVE, Grid
+
+HELD: Final = "HELD"
+FAILED: Final = "FAILED"
+UNDECIDED: Final = "UNDECIDED"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a study has found.
+
+    Args:
+        verdict: ``"HELD"`` or ``"FAILED"`` if the intervals clear the margin, else ``"UNDECIDED"``.
+        sentences: the numbers that decide, and what they do not say.
+        tables: all numbers.
+        bars: of the plot, from top to bottom.
+        axis: what the bars show.
+    """
+
+    verdict: str
+    sentences: tuple[str, ...]
+    tables: tuple[Table, ...]
+    bars: tuple[Bar, ...]
+    axis: str = "Solve rate in percent, with 95 % intervals"
+
+
+def above(interval: Interval, margin: float) -> str:
+    """Verdict on "at least ``margin``"."""
+    if interval.low > margin:
+        return HELD
+    return FAILED if interval.high < margin else UNDECIDED
+
+
+def all_of(verdicts: Sequence[str]) -> str:
+    """Verdict on a claim of several parts: one that fails decides."""
+    if FAILED in verdicts:
+        return FAILED
+    return HELD if {*verdicts} == {HELD} else UNDECIDED
+
+
+def in_points(interval: Interval) -> str:
+    """A difference in points with its interval."""
+    return f"{points(interval.estimate)} {bounds(interval, signed=True)}"
+
+
+def rates_table(grid: Grid, arms: Sequence[str], part: str = SOLVE) -> Table:
+    """Solve rates: a line per arm."""
+    lines: list[tuple[str, ...]] = []
+    for arm in arms:
+        recipe = grid.recipe(arm, part)
+        made = grid.cells(arm)[0].made
+        lines.append(
+            (
+                arm,
+                ARMS[arm].meaning,
+                share(recipe.mean),
+                ", ".join(map(percent, recipe.each)) if ARMS[arm].has_seeds else "",
+                "" if made is None else number(made.control.size_bytes, 0),
+                "" if made is None else number(made.control.sampled_tokens or 0, 0),
+                *(() if arm == arms[0] else (in_points(grid.difference(arm, arms[0], part)),)),
+            )
+        )
+    head = ("Arm", "What it is", "Solves", "Each seed, %", "Bytes", "Sampled tokens", f"More than {arms[0]}")
+    lines = [line if len(line) == len(head) else (*line, "") for line in lines]
+    return Table(f"Solve rates, with {100 * LEVEL:g} % intervals", head, tuple(lines), text_columns=2)
+
+
+def rate_bars(grid: Grid, arms: Sequence[str], part: str = SOLVE) -> tuple[Bar, ...]:
+    """Solve rates as bars."""
+    means = [(arm, grid.recipe(arm, part).mean) for arm in arms]
+    return tuple(
+        Bar(place, arm, 100 * mean.estimate, 100 * mean.low, 100 * mean.high, share(mean))
+        for place, (arm, mean) in enumerate(means)
+        if mean is not None
+    )
+
+
+def detectable(grid: Grid, arm: str, against: str, part: str = SOLVE) -> str:
+    """Say which difference these tasks could have shown."""
+    one, other = grid.recipe(arm, part), grid.recipe(against, part)
+    where = {task: index for index, task in enumerate(other.tasks)}
+    common = [index for index, task in enumerate(one.tasks) if task in where]
+    mine = np.asarray(one.rates_ST).mean(axis=0)[common]
+    theirs = np.asarray(other.rates_ST).mean(axis=0)[[where[one.tasks[index]] for index in common]]
+    sources = [one.sources[index] for index in common]
+    spread = cluster_sd(mine - theirs, sources)
+    if not spread > 0:
+        return f"{arm} and {against} do not differ on any task, so what could be seen is not known."
+    least = minimum_detectable(len({*sources}), spread)
+    return (
+        f"With {len(common)} tasks of {len({*sources})} sources, a difference of {percent(least)} points "
+        f"between {arm} and {against} would be seen in four of five repetitions."
+    )
+
+
+def seeds_sentence(grid: Grid, arms: Sequence[str]) -> str:
+    """Say how many seeds the intervals hold for."""
+    counts = {len(grid.rows(arm)) for arm in arms if ARMS[arm].has_seeds}
+    if not counts:
+        return "No arm is trained."
+    if max(counts) == 1:
+        return "One seed an arm: the intervals say nothing of other seeds."
+    listed = " to ".join(map(str, sorted({min(counts), max(counts)})))
+    return f"{listed} seeds an arm: the intervals hold for other seeds too, where there are several."

@@ -1,0 +1,42 @@
+"""Does LoRA put what it learns into few parameters?"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from envkit.studies.founding.cells import SOLVE, Grid
+from envkit.studies.founding.finding import (
+    Finding,
+    above,
+    detectable,
+    in_points,
+    rate_bars,
+    rates_table,
+    seeds_sentence,
+)
+
+ARMS: Final = ("base", "r1", "r16")
+PARTS: Final = (SOLVE,)
+CLAIM: Final = "LoRA puts what it learns into few parameters: rank 1 solves within 5 points of rank 16."
+PUBLISHED: Final = (
+    "13 parameters reach 91 % on GSM8K with a model of 7 to 8 billion (arXiv:2602.04118); rank 1 on "
+    "Qwen3-0.6B stayed below full fine-tuning in the same paper.",
+)
+_MARGIN: Final = 0.05
+
+
+def judge(grid: Grid) -> Finding:
+    """See `CLAIM`."""
+    behind, gain = grid.difference("r1", "r16"), grid.difference("r16", "base")
+    return Finding(
+        above(behind, -_MARGIN),
+        (
+            detectable(grid, "r1", "r16"),
+            f"Rank 1 minus rank 16: {in_points(behind)} points. Rank 16 minus base: {in_points(gain)}.",
+            "Full fine-tuning, which the claim was first made about, is not an arm yet; rank 16 stands for "
+            "it.",
+            seeds_sentence(grid, ARMS),
+        ),
+        (rates_table(grid, ARMS),),
+        rate_bars(grid, ARMS),
+    )

@@ -1,0 +1,351 @@
+"""Studies of the founding claims: what numbers hold a claim, and a whole grid on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any, ClassVar
+
+import pytest
+import tiny
+from sample_reports import CONDITIONS
+from typer.testing import CliRunner
+
+import envkit
+from envkit import Task, check
+from envkit.authored import ActionResult
+from envkit.benchmark.controls import Control
+from envkit.benchmark.report_data import Machine, Origin, Row, TaskResult
+from envkit.benchmark.stats import Interval
+from envkit.cli.main import app
+from envkit.env import Env
+from envkit.errors import ConfigError, StoreError, UsageError
+from envkit.studies.founding.arms import ARMS
+from envkit.studies.founding.budget import load_budget
+from envkit.studies.founding.catalogue import STUDIES
+from envkit.studies.founding.cells import MANY, SOLVE, CellFolder, Distance, Grid, Made, Measured, Multiplexed
+from envkit.studies.founding.finding import FAILED, HELD, UNDECIDED, above, all_of
+from envkit.studies.founding.page import judge
+
+MACHINE = Machine("a processor", 2, 2, "bfloat16")
+TASKS = 100
+
+
+def result(task: int, solved: int, samples: int, cut_off: int = 0) -> TaskResult:
+    return TaskResult(
+        f"t{task}", f"s{task}", "", samples, solved, completion_tokens=50, prompt_tokens=200,
+        seconds=1.0, cut_off=cut_off,
+    )  # fmt: skip
+
+
+def solving(rate: float, *, tasks: int = TASKS, samples: int = 1, cut_off: float = 0.0) -> list[TaskResult]:
+    """Results in which the first tasks are solved always, and answers to the last ones are cut off."""
+    return [
+        result(task, samples * (task < rate * tasks), samples, samples * (task >= (1 - cut_off) * tasks))
+        for task in range(tasks)
+    ]
+
+
+def write(
+    root: Path,
+    arm: str,
+    results: Sequence[Sequence[TaskResult]],
+    part: str = SOLVE,
+    distances: Sequence[tuple[float, float]] = (),
+) -> None:
+    """Write the cells of an arm, one for each seed, with (divergence, rise) if it has an adapter."""
+    for seed, items in enumerate(results):
+        cell = CellFolder.of(root, ARMS[arm], seed)
+        digest = f"{arm} {seed}" if ARMS[arm].has_adapter else ""
+        origin = Origin("local", "a model", digest, training_seconds=600.0 if digest else 0.0)
+        row = Row(cell.name, ARMS[arm].meaning, tuple(items), None, origin)
+        cell.write_measured(part, Measured(row, CONDITIONS, MACHINE, "1.0"))
+        if digest:
+            cell.write_made(Made("work/a", Control(cell.name, "all-linear", 8, 1_000, 0, 5_000), "1.0"))
+    for seed, (kl, rise) in enumerate(distances):
+        draw = Random(f"{arm} {seed}")
+        rises = tuple(rise + draw.uniform(-0.002, 0.002) for _ in range(40))
+        sources = tuple(f"file {number}" for number in range(40))
+        found = Distance(sources, rises, Interval(kl, kl - 0.01, kl + 0.01, 40), "1.0")
+        CellFolder.of(root, ARMS[arm], seed).write_distance(found)
+
+
+def verdict(name: str, root: Path, seeds: int = 2) -> str:
+    return judge(STUDIES[name], Grid(root, seeds)).verdict
+
+
+def test_a_margin_is_cleared_by_the_whole_interval() -> None:
+    assert above(Interval(0.1, 0.06, 0.2, 50), 0.05) == HELD
+    assert above(Interval(0.1, 0.04, 0.2, 50), 0.05) == UNDECIDED
+    assert above(Interval(0.0, -0.1, 0.04, 50), 0.05) == FAILED
+    assert all_of([HELD, HELD]) == HELD
+    assert all_of([HELD, UNDECIDED]) == UNDECIDED
+    assert all_of([UNDECIDED, FAILED]) == FAILED
+
+
+@pytest.mark.parametrize(
+    ("r1", "expected"), [((0.40, 0.40), HELD), ((0.2, 0.2), FAILED), ((0.45, 0.25), UNDECIDED)]
+)
+def test_rank(tmp_path: Path, r1: Sequence[float], expected: str) -> None:
+    write(tmp_path, "base", [solving(0.2)])
+    write(tmp_path, "r1", [solving(rate) for rate in r1])
+    write(tmp_path, "r16", [solving(0.40), solving(0.40)])
+    assert verdict("rank", tmp_path) == expected
+
+
+@pytest.mark.parametrize(("r8", "expected"), [(0.5, HELD), (0.3, FAILED), (0.36, UNDECIDED)])
+def test_layers(tmp_path: Path, r8: float, expected: str) -> None:
+    write(tmp_path, "base", [solving(0.2)])
+    write(tmp_path, "attention", [solving(0.3), solving(0.3)])
+    write(tmp_path, "r8", [solving(r8), solving(r8)])
+    assert verdict("layers", tmp_path) == expected
+
+
+def test_cost(tmp_path: Path) -> None:
+    write(tmp_path, "base", [solving(0.2)])
+    write(tmp_path, "shots", [solving(0.25)])
+    write(tmp_path, "r16", [solving(0.4), solving(0.4)])
+    found = judge(STUDIES["cost"], Grid(tmp_path, 2))
+    assert found.verdict == HELD
+    lines = {line[0]: line for line in found.tables[1].rows}
+    assert lines["r16, seed 0"][1].startswith("$0.0000")
+    assert lines["claude-opus-5"][1].startswith("at least $0.00")
+    assert float(lines["claude-opus-5"][4].replace(",", "")) > 1
+    write(tmp_path, "shots", [solving(0.5)])
+    assert verdict("cost", tmp_path) == FAILED
+
+
+@pytest.mark.parametrize(
+    ("rise", "expected"), [(0.01, HELD), (0.09, FAILED), (0.05, UNDECIDED)]
+)  # SFT's is 0.1
+def test_forgetting_is_compared_where_as_much_is_solved(tmp_path: Path, rise: float, expected: str) -> None:
+    write(tmp_path, "base", [solving(0.2)])
+    for arm in ("r16", "r8", "r1", "attention", "steering"):
+        write(tmp_path, arm, [solving(0.4), solving(0.4)], distances=[(0.1, rise), (0.1, rise)])
+    for arm, rate, lost in (("sft-24", 0.25, 0.0), ("sft-60", 0.39, 0.1), ("sft-240", 0.5, 0.5)):
+        write(tmp_path, arm, [solving(rate), solving(rate)], distances=[(5 * lost, lost), (5 * lost, lost)])
+    found = judge(STUDIES["forgetting"], Grid(tmp_path, 2))
+    assert found.verdict == expected
+    assert "sft-60 solves most nearly as much as r16" in found.sentences[1]
+    assert "Over 16 runs, the rank correlation" in found.sentences[3]
+
+
+def test_rare(tmp_path: Path) -> None:
+    samples, tasks = 16, 100
+    # The base solves each of the first 80 tasks once in 16, which the trained model solves always.
+    seen = [result(task, int(task < 80), samples) for task in range(tasks)]
+    write(tmp_path, "base", [seen], MANY)
+    trained = [result(task, samples * (task < 80), samples) for task in range(tasks)]
+    write(tmp_path, "r16", [trained, trained], MANY)
+    found = judge(STUDIES["rare"], Grid(tmp_path, 2))
+    assert found.verdict == HELD
+    assert "80 tasks, 80 tasks; of these, the base solved none of 16 samples in 0, 0." in found.sentences[2]
+    unseen = [result(task, 0, samples) for task in range(tasks)]
+    write(tmp_path, "base", [unseen], MANY)
+    assert verdict("rare", tmp_path) == FAILED
+    write(tmp_path, "r16", [unseen, unseen], MANY)
+    assert verdict("rare", tmp_path) == UNDECIDED
+
+
+@pytest.mark.parametrize(
+    ("form", "rate", "expected"), [(0.1, 0.2, HELD), (0.45, 0.2, FAILED), (0.1, 0.4, FAILED)]
+)
+def test_steering(tmp_path: Path, form: float, rate: float, expected: str) -> None:
+    for arm in ("base", "shots"):
+        write(tmp_path, arm, [solving(0.2, cut_off=0.5)])
+    write(tmp_path, "vector", [solving(rate, cut_off=form)], distances=[(0.1, 0.0)])
+    for arm, solved in (("steering", 0.3), ("r1", 0.4), ("r16", 0.4)):
+        write(tmp_path, arm, [solving(solved)] * 2, distances=[(0.1, 0.0)] * 2)
+    found = judge(STUDIES["steering"], Grid(tmp_path, 2))
+    assert found.verdict == expected
+    assert "the vectors gain 50.0 % of it" in found.sentences[2]
+
+
+@pytest.mark.parametrize(
+    ("together", "difference", "expected"),
+    [
+        ((80.0, 90.0), 1e-5, HELD),
+        ((80.0, 70.0), 1e-5, UNDECIDED),
+        ((70.0, 60.0), 1e-5, FAILED),
+        ((80.0, 90.0), 1e-3, FAILED),
+    ],
+)
+def test_multiplexing(tmp_path: Path, together: tuple[float, ...], difference: float, expected: str) -> None:
+    speeds = {"base": (100.0, 100.0), "32 together": together, "32 one by one": (5.0, 5.0)}
+    found = Multiplexed(8, 64, speeds, difference, MACHINE, "1.0")
+    CellFolder.of(tmp_path, ARMS["base"], 0).write_multiplexed(found)
+    assert verdict("multiplexing", tmp_path) == expected
+
+
+def test_cells_of_other_conditions_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "base", [solving(0.2)])
+    write(tmp_path, "r1", [solving(0.4), solving(0.4)])
+    write(tmp_path, "r16", [solving(0.4), solving(0.4)])
+    cell = CellFolder.of(tmp_path, ARMS["r1"], 1)
+    measured = cell.measured(SOLVE)
+    assert measured is not None
+    cell.write_measured(SOLVE, replace(measured, conditions=replace(CONDITIONS, code="other")))
+    with pytest.raises(UsageError, match=r"r1-seed-1/solve\.json was measured with other tasks, code or"):
+        verdict("rank", tmp_path)
+
+
+def test_missing_and_damaged_cells_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="arm r1 is not measured yet"):
+        verdict("rank", tmp_path)
+    write(tmp_path, "r1", [solving(0.4)])
+    (tmp_path / "r1-seed-0" / "solve.json").write_text("{}")
+    with pytest.raises(StoreError, match=r"solve\.json cannot be read .* delete it"):
+        verdict("rank", tmp_path)
+
+
+def test_what_a_page_needs_survives_being_written(tmp_path: Path) -> None:
+    items = [replace(result(0, 1, 2), rewards={"a": 1.0}, held_out=1, voids=1), result(1, 0, 2, 1)]
+    write(tmp_path, "base", [items])
+    measured = CellFolder.of(tmp_path, ARMS["base"], 0).measured(SOLVE)
+    assert measured is not None
+    assert measured.row.results == (replace(items[0], rewards={}, held_out=0), items[1])
+    assert str(tmp_path) not in (tmp_path / "base" / "solve.json").read_text()
+
+
+def test_budgets(tmp_path: Path) -> None:
+    for name in ("smoke", "cpu", "gpu"):
+        budget = load_budget(name)
+        assert budget.settings_of(ARMS["attention"])["lora_r"] == 33
+        for arm in ARMS.values():
+            envkit.api.training.train_config(budget.settings_of(arm))
+    with pytest.raises(ConfigError, match="no budget 'large'; expected smoke, cpu, gpu, or a TOML file"):
+        load_budget("large")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_budget(str(tmp_path / "none.toml"))
+    (tmp_path / "own.toml").write_text("seeds = 1\nsteps = 2\n")
+    with pytest.raises(ConfigError, match=r"own\.toml has the unknown field 'steps'"):
+        load_budget(str(tmp_path / "own.toml"))
+    with pytest.raises(ConfigError, match="seeds is 0; it must be at least 1"):
+        replace(load_budget("cpu"), seeds=0)
+    with pytest.raises(ConfigError, match="rows is 3; it must be even"):
+        replace(load_budget("cpu"), rows=3)
+    with pytest.raises(ConfigError, match="there is no arm 'r2'"):
+        replace(load_budget("cpu"), arms={"r2": {}})
+
+
+def test_matched_arms_have_as_many_numbers() -> None:
+    """LoRA of rank 8 on all layers of Qwen2.5-0.5B, and of the budgets' rank on attention."""
+    hidden, inner, values = 896, 4864, 128
+    attention = 2 * (hidden + hidden) + 2 * (hidden + values)
+    mlp = 3 * (hidden + inner)
+    rank = load_budget("cpu").settings_of(ARMS["attention"])["lora_r"]
+    assert isinstance(rank, int)
+    assert rank * attention == pytest.approx(8 * (attention + mlp), rel=0.02)
+
+
+class Letters(Env):
+    """Say the task's letter. Random weights do so sometimes."""
+
+    id: ClassVar[str] = "letters"
+    system: ClassVar[str] = "Say it."
+    max_turns = 1
+
+    @classmethod
+    def make_tasks(cls, split: str, **_: Any) -> Sequence[Task]:
+        return [
+            Task(f"{split} {letter}", split, f"{split}: say {letter}.", {}, {"letter": letter})
+            for letter in "aeinorstl"
+        ]
+
+    @classmethod
+    def oracle(cls, task: Task) -> Sequence[str]:
+        return [str(task.metadata["letter"])]
+
+    def setup(self, task: Task) -> str:
+        self._said = ""
+        return task.prompt
+
+    def apply(self, action: str) -> ActionResult:
+        self._said = action
+        return ActionResult("Thanks.", done=True)
+
+    @check()
+    def says_it(self) -> bool:
+        return str(self.task.metadata["letter"]) in self._said
+
+
+BUDGET = """
+model = "{model}"
+environment = "letters"
+split = "heldout"
+max_task_chars = 500
+seeds = 1
+tasks = 6
+samples = 2
+many_tasks = 3
+many_samples = 4
+passages = 4
+rows = 4
+ticks = 2
+rounds = 1
+[training]
+max_turns = 1
+max_completion_length = 8
+sft_examples = 0
+sft_batch_size = 4
+max_steps = 2
+groups_per_step = 2
+num_generations = 4
+save_steps = 1
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_probe")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_all_studies_of_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("envkit.registry.environment", lambda name: Letters)
+    # Without a certificate, an environment is rightly refused.
+    monkeypatch.setattr("envkit.audit.certificate.require_certified", lambda *_, **__: None)
+    budget = tmp_path / "own.toml"
+    budget.write_text(BUDGET.format(model=tiny.make(tmp_path / "model").path))
+    options: dict[str, Any] = {
+        "budget": str(budget), "root": tmp_path / "grid", "display": "quiet",
+    }  # fmt: skip
+    for name in STUDIES:
+        found = envkit.study(name, **options)
+        assert found.found is not None, name
+        assert found.page is not None
+        assert found.found.verdict in (HELD, FAILED, UNDECIDED)
+        text = found.page.read_text()
+        assert f"# {name}: {found.found.verdict}" in text
+        assert (found.page.parent / f"{name}.svg").read_text().startswith("<svg xmlns=")
+    states = envkit.list_studies(str(budget), root=tmp_path / "grid")
+    assert {state.name: state.missing for state in states} == dict.fromkeys(STUDIES, 0)
+    assert all(state.parts for state in states)
+
+    # What is measured stays: pages are made again from the cells' small files alone.
+    def trained(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained or played again")
+
+    for function in ("training.train", "measuring.evaluate", "forgotten.forgetting"):
+        monkeypatch.setattr(f"envkit.api.{function}", trained)
+    before = {path: path.read_bytes() for path in (tmp_path / "grid" / "own").glob("*.*")}
+    for name in STUDIES:
+        envkit.study(name, **options)
+    assert {path: path.read_bytes() for path in (tmp_path / "grid" / "own").glob("*.*")} == before
+    with pytest.raises(AssertionError, match="trained or played again"):
+        envkit.study("rank", **options, seeds=2)
+    with pytest.raises(StoreError, match="was begun with another model"):
+        envkit.study("rank", **options, model="another")
+
+
+def test_bad_input_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no study 'ranks'; expected one of: rank, "):
+        envkit.study("ranks", display="quiet")
+    with pytest.raises(UsageError, match="arm r1 is not measured yet"):
+        envkit.study("rank", measure=False, root=tmp_path, display="quiet")
+    said = CliRunner().invoke(app, ["study", "--seeds", "2"])
+    assert said.exit_code != 0
+    said = CliRunner().invoke(app, ["study", "--root", str(tmp_path), "--json"])
+    assert said.exit_code == 0, said.output
+    assert [each["name"] for each in json.loads(said.stdout)] == [*STUDIES]
+    assert all(each["missing"] == each["parts"] > 0 for each in json.loads(said.stdout))
