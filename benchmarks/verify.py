@@ -41,7 +41,7 @@ _APART: Final = ("agents", "environments", "sandboxes")
 def verify(adapter: Path, path: Path | None = None) -> dict[str, Any]:
     """Run ``envkit verify``; ``path`` is put before the installed packages."""
     environment = dict(os.environ) if path is None else {**os.environ, "PYTHONPATH": str(path)}
-    command = [sys.executable, "-m", "envkit.cli", "verify", str(adapter), "--json"]
+    command = [str(Path(sys.executable).with_name("envkit")), "verify", str(adapter), "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if not done.stdout:
         raise SystemExit(f"{' '.join(command)}:\n{done.stderr}")
@@ -63,7 +63,7 @@ def edit_an_episode(adapter: Path) -> None:
     """Replace one drawn token of a claimed episode by the next one of the vocabulary."""
 
     def change(claim: dict[str, Any]) -> None:
-        tokens = claim["environments"][0]["episodes"][0]["steps"][0]["tokens"]
+        tokens = claim["environments"][0]["episodes"][0]["steps"][0]["turn"]["tokens"]
         tokens["completion_ids"][0] += 1
 
     edit_claim(adapter, change)

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -57,6 +57,24 @@ def write_atomic(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}; {left}") from error
+
+
+@contextmanager
+def locked_folder(path: Path) -> Generator[None]:
+    """Lock a folder against other processes for the length of the block.
+
+    Raises:
+        StoreError: another process holds the lock.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(f"{path}: another process is at work in it; wait for its end") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -303,22 +321,9 @@ class RunFolder:
         """Name of the folder."""
         return self.path.resolve().name
 
-    @contextmanager
-    def locked(self) -> Generator[None]:
-        """Lock the folder against other processes for the length of the block.
-
-        Raises:
-            StoreError: another process holds the lock.
-        """
-        handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StoreError(f"{self.path}: another process is at work in it; wait for its end") from None
-            yield
-        finally:
-            os.close(handle)
+    def locked(self) -> AbstractContextManager[None]:
+        """Lock the folder against other processes; see `locked_folder`."""
+        return locked_folder(self.path)
 
     @property
     def manifest(self) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from envkit.api.common import Tasks, isolated_backend, load_tasks, short_tasks
 from envkit.api.rich_display import DisplayChoice, open_display
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from envkit.env import Env
     from envkit.sandbox import SandboxBackend
     from envkit.studies.forgetting import Forgetting
+    from envkit.training.config import TrainConfig
     from envkit.types import Task
 
 
@@ -27,6 +28,7 @@ def forgetting(
     max_task_chars: int | None = None,
     limit: int = 64,
     model: Path | str | None = None,
+    config: TrainConfig | Mapping[str, Any] | None = None,
     sandbox: SandboxBackend | str = "auto",
     display: DisplayChoice = "rich",
 ) -> Forgetting:
@@ -45,6 +47,7 @@ def forgetting(
         max_task_chars: leave out tasks whose prompt and files have together more characters.
         limit: number of passages, and of tasks.
         model: the base model, if it is no longer where it was.
+        config: limits of its episodes, as fields of `TrainConfig`; by default those of its training.
         sandbox: a backend or its registered name.
         display: ``"rich"``, ``"quiet"`` or a display of your own.
 
@@ -54,6 +57,7 @@ def forgetting(
     """
     from envkit import registry
     from envkit.api.adapter import adapter_folder, lora_settings, training_of
+    from envkit.api.training import train_config
     from envkit.models import DEFAULT_MODEL, require_training, resolve
     from envkit.models.adapter_folder import recorded_base, recorded_control
 
@@ -72,8 +76,9 @@ def forgetting(
     kind: type[Env] | None = known if environment is None else registry.environment(environment)
     base = str(model or (trained.model if trained else recorded_base(folder) or DEFAULT_MODEL))
     rank, alpha = lora_settings(folder)
-    config = replace(
-        trained or TrainConfig(),
+    settings = trained or TrainConfig() if config is None else train_config(config)
+    episodes = replace(
+        settings,
         model=base,
         lora_r=rank,
         lora_alpha=alpha,
@@ -90,13 +95,13 @@ def forgetting(
                 found = short_tasks({kind: found}, max_task_chars)[0][kind]
             to_play = kind, found[:limit], backend
         use_threads()
-        policy = Policy.of(resolve(base, progress), resolve_dtype(config, progress.say))
+        policy = Policy.of(resolve(base, progress), resolve_dtype(episodes, progress.say))
         try:
             load_adapter(policy, folder)
             text = text_loss(policy, passages, progress)
             if to_play is None:
                 return Forgetting(text)
-            settings = replace(config, max_turns=turns_of(to_play[:1], config.max_turns))
-            return Forgetting(text, movement(policy, settings, *to_play, progress))
+            limited = replace(episodes, max_turns=turns_of(to_play[:1], episodes.max_turns))
+            return Forgetting(text, movement(policy, limited, *to_play, progress))
         finally:
             policy.close()

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from envkit.api.common import RUNS, absolute_if_path, command_of
+from envkit.api.common import RUNS, absolute_if_path
 from envkit.api.results import StudyResult, StudyState
 from envkit.api.rich_display import DisplayChoice, open_display
 from envkit.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
+    from envkit.benchmark.report_data import Conditions, ReportData, Row
     from envkit.display import Display
     from envkit.sandbox import SandboxBackend
     from envkit.studies.founding.budget import Budget
@@ -26,6 +26,8 @@ STUDIES_ROOT = RUNS / "studies"
 _CELLS, _BUDGET = "cells", "budget.json"
 #: Limits of episodes that the untouched model has too.
 _LIMITS: Final = ("max_turns", "max_completion_length", "stop_strings", "max_context_length")
+#: Limits of episodes that scripts have.
+_LIMITS_OF_SCRIPTS: Final = ("max_turns",)
 
 
 def study(
@@ -38,7 +40,6 @@ def study(
     root: Path | str = STUDIES_ROOT,
     sandbox: SandboxBackend | str = "auto",
     display: DisplayChoice = "rich",
-    command: str | None = None,
 ) -> StudyResult:
     """Measure one of the claims that envkit was founded on, and judge it: HELD, FAILED or UNDECIDED.
 
@@ -47,41 +48,46 @@ def study(
 
     Args:
         name: a name of `list_studies`.
-        budget: ``"smoke"`` (shows that everything runs), ``"cpu"``, ``"gpu"``, or a TOML file of sizes.
+        budget: ``"smoke"`` (shows that everything runs), ``"cpu"``, or a TOML file of sizes.
         model: the base of all arms; by default the budget's.
         seeds: train this many seeds of each arm; by default the budget's. More can be added later.
         measure: train and measure what is missing; else judge what there is.
         root: folder of the grids; each budget has one in it.
         sandbox: a backend or its registered name.
         display: ``"rich"``, ``"quiet"`` or a display of your own.
-        command: command to show on the page; by default this call.
 
     Raises:
-        UsageError: bad input, found before any long work; or, without ``measure``, an arm is not measured.
-        StoreError: the grid has other sizes, or a file of it is damaged.
+        UsageError: bad input, found before any long work; cells were measured under different conditions;
+            or, without ``measure``, an arm is not measured.
+        StoreError: the grid has other sizes, a file of it is damaged, or another process works on it.
         EnvkitError: a run failed; see `envkit.errors`.
     """
     from envkit.models import require_training
+    from envkit.store import locked_folder
     from envkit.studies.founding.catalogue import STUDIES
+    from envkit.studies.founding.cells import PLAYED
     from envkit.studies.founding.page import judge, write_page
 
     if name not in STUDIES:
         raise UsageError(f"there is no study {name!r}; expected one of: {', '.join(STUDIES)}")
     chosen = STUDIES[name]
     sizes, grid = _grid(budget, model, seeds, Path(root))
+    folder = grid.root.parent
     if measure:
         require_training()
-        _keep(grid.root.parent, sizes)
-        with open_display(display) as progress:
-            missing = [*_missing(chosen, grid)]
+        _require_settings(chosen, sizes)
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked_folder(folder), open_display(display) as progress:
+            _keep(folder, sizes)
+            missing = [*chosen.missing(grid)]
+            if any(part in PLAYED for _, part in missing):
+                _require_current(chosen, grid, sizes)
             for number, (cell, part) in enumerate(missing, 1):
                 progress.say(f"{number} of {len(missing)}: {cell.name}, {part}")
                 if stopped := _measure(cell, part, sizes, sandbox, progress):
                     return StudyResult(name, None, None, stopped)
     found = judge(chosen, grid)
-    folder = grid.root.parent
-    typed = command or command_of("study", repr(name))
-    return StudyResult(name, found, write_page(chosen, found, grid, sizes, folder, typed), None)
+    return StudyResult(name, found, write_page(chosen, found, grid, sizes, folder), None)
 
 
 def list_studies(budget: str = "cpu", *, root: Path | str = STUDIES_ROOT) -> tuple[StudyState, ...]:
@@ -94,7 +100,7 @@ def list_studies(budget: str = "cpu", *, root: Path | str = STUDIES_ROOT) -> tup
 
     _, grid = _grid(budget, None, None, Path(root))
     return tuple(
-        StudyState(each.name, each.claim, len([*_parts(each, grid)]), len([*_missing(each, grid)]))
+        StudyState(each.name, each.claim, len([*each.needs(grid)]), len([*each.missing(grid)]))
         for each in STUDIES.values()
     )
 
@@ -123,7 +129,7 @@ def _grid(budget: str, model: Path | str | None, seeds: int | None, root: Path) 
         sizes = replace(sizes, model=absolute_if_path(model))
     elif began is not None:
         sizes = replace(sizes, model=began.model)
-    sizes = replace(sizes, seeds=seeds or sizes.seeds)
+    sizes = replace(sizes, seeds=seeds or (began or sizes).seeds)
     if began is not None:
         ours, theirs = (cast("dict[str, object]", encode(replace(one, seeds=1))) for one in (sizes, began))
         if differing := [key for key, value in ours.items() if theirs[key] != value]:
@@ -132,6 +138,41 @@ def _grid(budget: str, model: Path | str | None, seeds: int | None, root: Path) 
                 f"{ours[differing[0]]}); name another folder with --root"
             )
     return sizes, Grid(folder / _CELLS, sizes.seeds)
+
+
+def _require_settings(study: Study, sizes: Budget) -> None:
+    """Raise if an arm's settings are wrong, or no environment is named so, before anything is trained."""
+    from envkit import registry
+    from envkit.studies.founding.arms import ARMS
+
+    registry.environment(sizes.environment)
+    for arm in study.arms:
+        sizes.config_of(ARMS[arm])
+
+
+def _require_current(study: Study, grid: Grid, sizes: Budget) -> None:
+    """Raise if cells were played under different conditions, or by other code than is here now.
+
+    Raises:
+        UsageError: what is played from now on could not be compared with them.
+    """
+    from envkit import registry
+    from envkit.studies.founding.cells import PLAYED
+    from envkit.studies.provenance import code_digest
+
+    for part in PLAYED:
+        if part not in study.parts:
+            continue
+        grid.require_same_conditions(study.arms, part)
+        code = code_digest(registry.environment(sizes.environment))
+        for cell in (cell for arm in study.arms for cell in grid.cells(arm)):
+            measured = cell.measured(part)
+            if measured is not None and measured.conditions.code != code:
+                raise UsageError(
+                    f"the code of {sizes.environment} has changed since {cell.name} was measured with "
+                    f"{measured.commit}; go on with that version, or {cell.again(part)}, likewise for all "
+                    "cells"
+                )
 
 
 def _keep(folder: Path, sizes: Budget) -> None:
@@ -143,31 +184,17 @@ def _keep(folder: Path, sizes: Budget) -> None:
     write_atomic(folder / _BUDGET, (json.dumps(encode(sizes), indent=1) + "\n").encode())
 
 
-def _parts(study: Study, grid: Grid) -> Iterator[tuple[CellFolder, str]]:
-    """All that a study needs: cells, seed by seed, and what is measured of each."""
-    from envkit.studies.founding.cells import DISTANCE
-
-    cells = [cell for arm in study.arms for cell in grid.cells(arm)]
-    for cell in sorted(cells, key=lambda cell: cell.seed):
-        for part in study.parts:
-            if part != DISTANCE or cell.arm.has_adapter:
-                yield cell, part
-
-
-def _missing(study: Study, grid: Grid) -> Iterator[tuple[CellFolder, str]]:
-    """What of it is not measured yet."""
-    return ((cell, part) for cell, part in _parts(study, grid) if not cell.has(part))
-
-
 def _measure(
     cell: CellFolder, part: str, sizes: Budget, sandbox: SandboxBackend | str, display: Display
 ) -> signal.Signals | None:
     """Measure a part of a cell, after making its adapter if it has none; returns what stopped it."""
-    from envkit.studies.founding.cells import DISTANCE, MULTIPLEX
+    from envkit.studies.founding.cells import CHANCE, DISTANCE, MULTIPLEX
 
     if part == MULTIPLEX:
         _multiplex(cell, sizes, display)
         return None
+    if part == CHANCE:
+        return _play_scripts(cell, sizes, sandbox, display)
     if cell.arm.has_adapter and cell.made is None and (stopped := _make(cell, sizes, sandbox, display)):
         return stopped
     if part == DISTANCE:
@@ -183,14 +210,17 @@ def _make(
     from envkit.api.steering import steer
     from envkit.api.supporting import support
     from envkit.api.training import resume_train, train
+    from envkit.models import weights_digest
     from envkit.studies.controls import control_of
     from envkit.studies.founding.cells import Made
     from envkit.studies.provenance import commit
+    from envkit.training.checkpoint import step_of
 
     settings, folder = sizes.settings_of(cell.arm), cell.work / "training"
     if cell.arm.kind == "computed":
         adapter = cell.work / "vector"
         if not adapter.exists():
+            # A search that was stopped begins anew: it stops by what it finds, so it has no end to go on to.
             played = support(
                 sizes.environment,
                 config=settings,
@@ -222,10 +252,14 @@ def _make(
         if result.stopped_by:
             return result.stopped_by
         adapter = result.adapter
+    config = sizes.config_of(cell.arm)
     cell.write_made(
         Made(
             str(adapter.relative_to(cell.path)),
+            weights_digest(adapter),
             control_of(cell.name, adapter),
+            step_of(adapter),
+            config.max_steps if cell.arm.has_seeds else 0,
             commit(),
         )
     )
@@ -249,8 +283,8 @@ def _adapter(cell: CellFolder) -> Path | None:
     adapter = cell.path / made.adapter
     if not adapter.exists():
         raise StoreError(
-            f"{adapter} is gone, and something of {cell.name} is not measured yet; delete "
-            f"{cell.path / 'training.json'} to train it again"
+            f"{adapter} is gone, and something of {cell.name} is not measured yet; delete the folder "
+            f"{cell.path} to train and measure it again"
         )
     return adapter
 
@@ -259,47 +293,101 @@ def _play(
     cell: CellFolder, part: str, sizes: Budget, sandbox: SandboxBackend | str, display: Display
 ) -> signal.Signals | None:
     """Play a cell's held-out episodes."""
-    from envkit.api.measuring import evaluate, resume_bench
-    from envkit.benchmark.report import load_reports
     from envkit.studies.founding.cells import MANY, Measured
 
-    folder, training = cell.work / part, sizes.training
-    tasks, samples = (sizes.many_tasks, sizes.many_samples) if part == MANY else (sizes.tasks, sizes.samples)
-    limits = {name: training[name] for name in _LIMITS if name in training}
+    report, stopped = _evaluated(
+        cell.work / part,
+        sizes,
+        sandbox,
+        display,
+        f"envkit study: {cell.name}, {part}",
+        tasks=sizes.many_tasks if part == MANY else sizes.tasks,
+        samples=sizes.many_samples if part == MANY else sizes.samples,
+        model=sizes.model,
+        adapter=_adapter(cell),
+        shots=cell.arm.shots,
+    )
+    if report is None or report.conditions is None:
+        return stopped
+    [row] = [row for row in report.rows if row.expected is None]
+    row = replace(row, name=cell.name, description=cell.arm.meaning)
+    cell.write_measured(part, Measured(row, report.conditions, report.machine, report.commit))
+    return None
+
+
+def _play_scripts(
+    cell: CellFolder, sizes: Budget, sandbox: SandboxBackend | str, display: Display
+) -> signal.Signals | None:
+    """Let the environment's baselines play the tasks of ``"solve"``."""
+    from envkit import registry
+    from envkit.studies.founding.cells import CHANCE, Chance
+    from envkit.studies.provenance import commit
+
+    rows: list[Row] = []
+    conditions: Conditions | None = None
+    for baseline in registry.environment(sizes.environment).baselines:
+        report, stopped = _evaluated(
+            cell.work / CHANCE / baseline.name,
+            sizes,
+            sandbox,
+            display,
+            f"envkit study: {baseline.name}",
+            tasks=sizes.tasks,
+            samples=sizes.samples if baseline.is_random else 1,
+            agent=baseline.name,
+        )
+        if report is None:
+            return stopped
+        [row] = [row for row in report.rows if row.name == baseline.name]
+        rows.append(row)
+        conditions = report.conditions
+    cell.write_chance(Chance(tuple(rows), conditions, commit()))
+    return None
+
+
+def _evaluated(
+    folder: Path,
+    sizes: Budget,
+    sandbox: SandboxBackend | str,
+    display: Display,
+    command: str,
+    *,
+    tasks: int,
+    samples: int,
+    agent: str = "model",
+    **model: Any,
+) -> tuple[ReportData | None, signal.Signals | None]:
+    """Evaluate an agent, or go on with an evaluation that was stopped.
+
+    Returns:
+        Its report, or what stopped it.
+    """
+    from envkit.api.measuring import evaluate, resume_bench
+    from envkit.benchmark.report import load_reports
+
+    names = _LIMITS if agent == "model" else _LIMITS_OF_SCRIPTS
+    limits: dict[str, Any] = {name: sizes.training[name] for name in names if name in sizes.training}
     if began := _runs(folder):
         result = resume_bench(began[-1], sandbox=sandbox, display=display)
     else:
         result = evaluate(
             sizes.environment,
-            model=sizes.model,
-            adapter=_adapter(cell),
+            agent=agent,
             limit=tasks,
             split=sizes.split,
             max_task_chars=sizes.max_task_chars,
             samples=samples,
-            shots=cell.arm.shots,
             sandbox=sandbox,
             root=folder,
             display=display,
-            command=f"envkit study: {cell.name}, {part}",
-            **cast("dict[str, Any]", limits),
+            command=command,
+            **limits,
+            **model,
         )
     if result.stopped_by:
-        return result.stopped_by
+        return None, result.stopped_by
     [report] = load_reports(result.run)
-    [row] = [row for row in report.rows if row.expected is None]
-    if report.conditions is None:
-        raise StoreError(f"{result.run} does not say under which conditions it was measured")
-    cell.write_measured(
-        part,
-        Measured(
-            replace(row, name=cell.name, description=cell.arm.meaning),
-            report.conditions,
-            report.machine,
-            report.commit,
-        ),
-    )
-    return None
+    return report, None
 
 
 def _measure_distance(
@@ -310,12 +398,14 @@ def _measure_distance(
     from envkit.studies.founding.cells import Distance
     from envkit.studies.provenance import commit
 
-    adapter = _adapter(cell)
+    adapter, made = _adapter(cell), cell.made
     assert adapter is not None
+    assert made is not None
     found = forgetting(
         adapter,
         environment=sizes.environment,
         model=sizes.model,
+        config=sizes.config_of(cell.arm),
         max_task_chars=sizes.max_task_chars,
         limit=sizes.passages,
         sandbox=sandbox,
@@ -323,7 +413,8 @@ def _measure_distance(
     )
     if found.task is None:
         raise UsageError(f"all episodes of {cell.name} are void; read why in a run of `envkit eval`")
-    cell.write_distance(Distance(found.text.sources, found.text.rises, found.task.kl, commit()))
+    text = found.text
+    cell.write_distance(Distance(made.digest, text.sources, text.rises, found.task.kl, commit()))
 
 
 def _multiplex(cell: CellFolder, sizes: Budget, display: Display) -> None:

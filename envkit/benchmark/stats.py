@@ -352,6 +352,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def clopper_pearson(solved: int, trials: int, *, level: float = LEVEL) -> Interval:
+    """Share of independent trials, with the exact interval of Clopper & Pearson 1934.
+
+    Args:
+        solved: successes, 0 <= solved <= trials.
+        trials: at least 1.
+        level: coverage in (0, 1).
+    """
+    found = _scipy().binomtest(solved, trials).proportion_ci(level, method="exact")
+    return Interval(solved / trials, float(found.low), float(found.high), trials, exact=True)
+
+
 def rank_correlation(a: Numbers, b: Numbers) -> float:
     """Spearman's rank correlation, in [-1, 1]; NaN if one of them is constant.
 

@@ -13,7 +13,6 @@ from envkit.api.studying import STUDIES_ROOT
 from envkit.cli.options import (
     Json,
     SandboxName,
-    command_line,
     complete_models,
     complete_studies,
     exit_if_stopped,
@@ -35,7 +34,7 @@ def study(
     ] = None,
     budget: Annotated[
         str,
-        typer.Option(metavar="NAME", help="Sizes: smoke, cpu, gpu, or a TOML file of your own."),
+        typer.Option(metavar="NAME", help="Sizes: smoke, cpu, or a TOML file of your own."),
     ] = "cpu",
     seeds: Annotated[
         int | None,
@@ -75,7 +74,6 @@ def study(
         measure=not no_measuring,
         root=root,
         sandbox=sandbox,
-        command=command_line(),
     )
     if as_json:
         emit({"study": name, "page": str(result.page or ""), "found": encode(result.found)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -162,10 +163,10 @@ class ManyAdapters:
         for batch, mine in zip(batches, names, strict=True):
             requests = self.requests(mine, more=len(mine) + 8)
             numbers.append([batch.submit(request) for request in requests])
-            while sum(isinstance(event, Drawn) for event in batch.tick()) < len(mine):
+            while len(_drawn(batch)) < len(mine):
                 pass
         started_s = time.perf_counter()
-        drawn = sum(len(batch.tick()) for batch in batches for _ in range(self._ticks))
+        drawn = sum(len(_drawn(batch)) for batch in batches for _ in range(self._ticks))
         seconds = time.perf_counter() - started_s
         for batch, mine in zip(batches, numbers, strict=True):
             for number in mine:
@@ -177,18 +178,28 @@ class ManyAdapters:
         """Decode rows to their ends; returns the tokens of each."""
         rows: dict[int, list[Drawn]] = {batch.submit(request): [] for request in requests}
         while batch.running or batch.waiting:
-            for event in batch.tick():
-                if isinstance(event, Failed):
-                    raise event.error
+            for event in _drawn(batch):
                 rows[event.row].append(event)
         return [*rows.values()]
 
 
+def _drawn(batch: RunningBatch) -> list[Drawn]:
+    """Advance a batch; returns the tokens that were drawn."""
+    found: list[Drawn] = []
+    for event in batch.tick():
+        if isinstance(event, Failed):
+            raise event.error
+        found.append(event)
+    return found
+
+
 def _difference(one: Drawn, other: Drawn) -> float:
-    """Largest difference of log-probabilities that two draws from one place tell of the same tokens."""
+    """Largest difference of log-probabilities that two draws from one place tell of the same tokens.
+
+    Infinite if they tell of none.
+    """
     assert one.likely is not None
     assert other.likely is not None
     theirs = dict(other.likely.top)
     found = [abs(value - theirs[token]) for token, value in one.likely.top if token in theirs]
-    same = [abs(one.likely.drawn - other.likely.drawn)] if one.token == other.token else []
-    return max([*found, *same], default=0.0)
+    return max(found, default=math.inf)

@@ -11,6 +11,8 @@ from typing import Final
 UNTOUCHED: Final = "untouched"
 TRAINED: Final = "trained"
 COMPUTED: Final = "computed"
+#: Name of the arm that is no change at all.
+BASE: Final = "base"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Arm:
 _IMITATED: Final = (24, 60, 240)
 
 _ALL: Final = (
-    Arm("base", "the untouched model", UNTOUCHED),
+    Arm(BASE, "the untouched model", UNTOUCHED),
     Arm("shots", "the base, shown 3 solved train tasks", UNTOUCHED, shots=3),
     Arm("vector", "a steering vector, computed from what the base solves and fails", COMPUTED),
     Arm("steering", "RL of one vector a layer", settings={"control": "steering", "learning_rate": 1e-3}),

@@ -12,6 +12,7 @@ from envkit.errors import ConfigError
 from envkit.files import read_toml
 from envkit.plain import decode
 from envkit.studies.founding.arms import ARMS, Arm
+from envkit.training.config import TrainConfig, from_mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +64,20 @@ class Budget:
         """Settings of an arm's training."""
         return {"model": self.model, **self.training, **arm.settings, **self.arms.get(arm.name, {})}
 
+    def config_of(self, arm: Arm) -> TrainConfig:
+        """Settings of an arm's training, checked.
+
+        Raises:
+            ConfigError: one is unknown or wrong; the message names the arm.
+        """
+        return from_mapping(self.settings_of(arm), f"arm {arm.name}")
+
 
 def load_budget(name: str) -> Budget:
     """Read a budget that envkit ships, or a TOML file of one.
 
     Args:
-        name: ``"smoke"``, ``"cpu"``, ``"gpu"``, or a path.
+        name: ``"smoke"``, ``"cpu"``, or a path.
 
     Raises:
         ConfigError: no such budget, or a field is missing or wrong.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
 from envkit.studies.founding import cost, forgetting, layers, multiplexing, rank, rare, steering
-from envkit.studies.founding.cells import Grid
+from envkit.studies.founding.arms import BASE
+from envkit.studies.founding.cells import CHANCE, DISTANCE, SOLVE, CellFolder, Grid
 from envkit.studies.founding.finding import Finding
 
 
@@ -31,6 +32,23 @@ class Study:
     parts: tuple[str, ...]
     published: tuple[str, ...]
     judge: Callable[[Grid], Finding]
+
+    def needs(self, grid: Grid) -> Iterator[tuple[CellFolder, str]]:
+        """All that it needs: cells, seed by seed, and what is measured of each.
+
+        Where held-out tasks are played, the environment's scripts play them too.
+        """
+        cells = [cell for arm in self.arms for cell in grid.cells(arm)]
+        for cell in sorted(cells, key=lambda cell: cell.seed):
+            for part in self.parts:
+                if part != DISTANCE or cell.arm.has_adapter:
+                    yield cell, part
+            if cell.arm.name == BASE and SOLVE in self.parts:
+                yield cell, CHANCE
+
+    def missing(self, grid: Grid) -> Iterator[tuple[CellFolder, str]]:
+        """What of it is not measured yet."""
+        return ((cell, part) for cell, part in self.needs(grid) if not cell.has(part))
 
 
 STUDIES: Final[Mapping[str, Study]] = MappingProxyType(

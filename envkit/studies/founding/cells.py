@@ -16,15 +16,16 @@ from envkit.errors import StoreError, UsageError
 from envkit.files import read_json_object
 from envkit.plain import decode, encode
 from envkit.store import write_atomic
-from envkit.studies.founding.arms import ARMS, Arm
+from envkit.studies.founding.arms import ARMS, BASE, Arm
 
 #: What can be measured of a cell: episodes of held-out tasks; many of fewer tasks; how far it has moved from
-#: its base; and, of the base alone, what it costs to decode with many adapters.
+#: its base; and, of the base alone, what scripts solve, and what it costs to decode with many adapters.
 SOLVE: Final = "solve"
 MANY: Final = "many"
 DISTANCE: Final = "distance"
+CHANCE: Final = "chance"
 MULTIPLEX: Final = "multiplex"
-#: Those that are episodes.
+#: Those that are episodes of a cell.
 PLAYED: Final = (SOLVE, MANY)
 _TRAINING: Final = "training"
 
@@ -37,12 +38,18 @@ class Made:
 
     Args:
         adapter: its folder, relative to the cell's.
+        digest: of its weights.
         control: what it changes, and what that took.
+        steps: gradient steps of RL that were taken; 0 for other ways.
+        planned: steps that its settings ask for.
         commit: version of envkit.
     """
 
     adapter: str
+    digest: str
     control: Control
+    steps: int
+    planned: int
     commit: str
 
 
@@ -64,16 +71,33 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class Chance:
+    """Episodes of the environment's baselines, scripts without a model, on the tasks of ``"solve"``.
+
+    Args:
+        rows: one for each baseline; none if the environment has none.
+        conditions: under which they were measured; ``None`` without rows.
+        commit: version of envkit.
+    """
+
+    rows: tuple[Row, ...]
+    conditions: Conditions | None
+    commit: str
+
+
+@dataclass(frozen=True, slots=True)
 class Distance:
     """How far a cell's adapter has moved from its base.
 
     Args:
+        digest: of the adapter's weights.
         sources: files that the passages of other text stand in.
         rises: how much worse each passage is predicted than by the base, in nats per token.
         kl: divergence from the base, in nats per sampled token, on the cell's own episodes.
         commit: version of envkit.
     """
 
+    digest: str
     sources: tuple[str, ...]
     rises: tuple[float, ...]
     kl: Interval
@@ -156,8 +180,15 @@ class CellFolder:
         self._write(_TRAINING, value)
 
     def measured(self, part: str) -> Measured | None:
-        """Episodes of ``"solve"`` or ``"many"``; ``None`` if they were not played."""
-        return self._read(Measured, part)
+        """Episodes of ``"solve"`` or ``"many"``; ``None`` if they were not played.
+
+        Raises:
+            UsageError: another adapter played them.
+        """
+        found = self._read(Measured, part)
+        if found is not None:
+            self._require_own(found.row.origin.adapter, part)
+        return found
 
     def write_measured(self, part: str, value: Measured) -> None:
         """Keep the episodes of ``"solve"`` or ``"many"``."""
@@ -165,12 +196,28 @@ class CellFolder:
 
     @property
     def distance(self) -> Distance | None:
-        """How far its adapter has moved; ``None`` if that was not measured."""
-        return self._read(Distance, DISTANCE)
+        """How far its adapter has moved; ``None`` if that was not measured.
+
+        Raises:
+            UsageError: it was measured of another adapter.
+        """
+        found = self._read(Distance, DISTANCE)
+        if found is not None:
+            self._require_own(found.digest, DISTANCE)
+        return found
 
     def write_distance(self, value: Distance) -> None:
         """Keep how far its adapter has moved."""
         self._write(DISTANCE, value)
+
+    @property
+    def chance(self) -> Chance | None:
+        """What scripts solve; ``None`` if that was not measured."""
+        return self._read(Chance, CHANCE)
+
+    def write_chance(self, value: Chance) -> None:
+        """Keep what scripts solve."""
+        self._write(CHANCE, value)
 
     @property
     def multiplexed(self) -> Multiplexed | None:
@@ -180,6 +227,18 @@ class CellFolder:
     def write_multiplexed(self, value: Multiplexed) -> None:
         """Keep what decoding with many adapters costs."""
         self._write(MULTIPLEX, value)
+
+    def again(self, part: str) -> str:
+        """Say how to measure a part again."""
+        return f"to measure it again, delete {self._file(part)} and {self.work / part}"
+
+    def _require_own(self, digest: str, part: str) -> None:
+        """Raise if something was measured of another adapter than the cell has."""
+        made = self.made
+        if made is not None and made.digest != digest:
+            raise UsageError(
+                f"{self._file(part)} was measured of another adapter than {self.name} has; {self.again(part)}"
+            )
 
     def _file(self, part: str) -> Path:
         return self.path / f"{part}.json"
@@ -199,13 +258,20 @@ class CellFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         plain = cast("dict[str, object]", encode(value))
         if isinstance(value, Measured):
-            row = cast("dict[str, object]", plain["row"])
-            row["items"] = [_without_defaults(result) for result in value.row.results]
+            plain["row"] = _short(value.row)
+        elif isinstance(value, Chance):
+            plain["rows"] = [_short(row) for row in value.rows]
         write_atomic(self._file(part), (json.dumps(plain, separators=(",", ":")) + "\n").encode())
 
 
+def _short(row: Row) -> dict[str, object]:
+    """A row in few characters."""
+    plain = cast("dict[str, object]", encode(row))
+    return {**plain, "items": [_without_defaults(result) for result in row.results]}
+
+
 #: Fields of a task's result that no page needs.
-_UNUSED: Final = frozenset({"held_out", "rewards"})
+_UNUSED: Final = frozenset({"held_out", "held_out_failed", "rewards"})
 
 
 def _without_defaults(result: TaskResult) -> Mapping[str, object]:
@@ -263,23 +329,55 @@ class Grid:
             raise UsageError(f"{arm} and {against} have no graded task in common")
         return found
 
-    def require_same_conditions(self, arms: Sequence[str], part: str) -> None:
-        """Raise if cells were measured on other tasks, with other code or with other limits.
+    @property
+    def chance(self) -> dict[str, Row]:
+        """Rows of the environment's baselines by name."""
+        found = CellFolder.of(self.root, ARMS[BASE], 0).chance
+        return {} if found is None else {row.name: row for row in found.rows}
+
+    def difference_from(self, row: Row, arm: str) -> Interval:
+        """Solve rate of an arm minus that of a row, paired by task.
 
         Raises:
-            UsageError: they were; the message names a cell to measure again.
+            UsageError: the arm is not measured, or they have no task in common.
+        """
+        found = difference_of(self.recipe(arm), recipe_of(row.name, [row]))
+        if found is None:
+            raise UsageError(f"{arm} and {row.name} have no graded task in common")
+        return found
+
+    def require_same_conditions(self, arms: Sequence[str], part: str) -> None:
+        """Raise if cells were measured on other tasks, with other code, weights or limits.
+
+        Raises:
+            UsageError: they were; the message names two of them.
         """
         found = [
-            (cell, measured.conditions)
+            (cell, measured)
             for arm in arms
             for cell in self.cells(arm)
             if (measured := cell.measured(part)) is not None
         ]
-        digests = [conditions.digest for _, conditions in found]
-        for cell, conditions in found:
-            if digests.count(conditions.digest) < max(map(digests.count, digests)):
-                file = cell.path / f"{part}.json"
+        for cell, measured in found[1:]:
+            first, expected = found[0]
+            if differing := _differing(measured, expected):
                 raise UsageError(
-                    f"{file} was measured with other tasks, code or limits than most cells; delete it, and "
-                    "run the study again to measure it anew"
+                    f"{cell.name} and {first.name} were measured with different {differing[0]}; "
+                    f"{cell.again(part)}, or likewise for {first.name}"
                 )
+
+
+def _differing(one: Measured, other: Measured) -> list[str]:
+    """Names of what two measurements should have in common and have not."""
+    origin, theirs = one.row.origin, other.row.origin
+    pairs = {
+        entry.name: (getattr(one.conditions, entry.name), getattr(other.conditions, entry.name))
+        for entry in fields(Conditions)
+    } | {
+        "weights": (origin.digest, theirs.digest),
+        "temperature": (origin.temperature, theirs.temperature),
+        "max_completion_length": (origin.max_completion_length, theirs.max_completion_length),
+        "stop_strings": (origin.stop_strings, theirs.stop_strings),
+        "max_context_length": (origin.max_context_length, theirs.max_context_length),
+    }
+    return [name for name, (mine, yours) in pairs.items() if mine != yours]

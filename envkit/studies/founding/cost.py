@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from statistics import mean
 from typing import Final
 
 from envkit.benchmark.leaderboard_data import cost_of, training_cost
-from envkit.benchmark.number_text import dollars, number
+from envkit.benchmark.number_text import NONE, dollars, number
 from envkit.benchmark.report_data import Row
 from envkit.benchmark.tables import Table
 from envkit.prices import PriceTable, load_prices
@@ -25,8 +26,8 @@ from envkit.studies.founding.finding import (
 ARMS: Final = ("base", "shots", "r16")
 PARTS: Final = (SOLVE,)
 CLAIM: Final = (
-    "An environment of your own trains a small model to excel at a fraction of frontier cost: it solves more "
-    "than its base, and than the base with a better prompt."
+    "An environment of your own makes a small model better: it solves more than its base, than the base "
+    "with a better prompt, and than chance and search."
 )
 PUBLISHED: Final = (
     "ART-E: Qwen2.5-14B for $0.85 and o3 for $55.19 per 1,000 runs (OpenPipe, 2025-04), trained for less "
@@ -37,15 +38,19 @@ PUBLISHED: Final = (
 
 def judge(grid: Grid) -> Finding:
     """See `CLAIM`."""
-    over_base, over_prompt = grid.difference("r16", "base"), grid.difference("r16", "shots")
+    against = {
+        "its base": grid.difference("r16", "base"),
+        "the prompt with solved tasks": grid.difference("r16", "shots"),
+        **{name: grid.difference_from(row, "r16") for name, row in grid.chance.items()},
+    }
+    compared = [f"{name}: {in_points(each)}" for name, each in against.items()]
     prices = load_prices()
     found = [each for cell in grid.cells("r16") if (each := cell.measured(SOLVE)) is not None]
     return Finding(
-        all_of([above(over_base, 0.0), above(over_prompt, 0.0)]),
+        all_of([above(each, 0.0) for each in against.values()]),
         (
             detectable(grid, "r16", "shots"),
-            f"Trained minus base: {in_points(over_base)} points; minus the prompt with solved tasks: "
-            f"{in_points(over_prompt)}.",
+            f"Trained minus {'; minus '.join(compared)}.",
             "No frontier model has played these tasks, so break-even is a bound: the solved tasks after "
             "which training has paid, if the other model solved every task at once and wrote no more than "
             "ours.",
@@ -59,32 +64,31 @@ def judge(grid: Grid) -> Finding:
 def _table(found: list[Measured], prices: PriceTable) -> Table:
     """Dollars of the trained seeds, beside models with a price per token."""
     lines: list[tuple[str, ...]] = []
-    ours, training = math.inf, math.nan
+    each_usd: list[float] = []
+    each_training: list[float] = []
     for each in found:
         cost = cost_of(each.row, each.machine, prices)
-        usd, spent = cost.per_solved, training_cost(each.row, each.machine, prices)
-        if usd is not None and usd.estimate < ours:
-            ours, training = usd.estimate, spent
-        name = dollars(math.nan if usd is None else usd.estimate)
-        lines.append((each.row.name, name, dollars(spent), cost.basis, ""))
+        each_usd.append(math.nan if cost.per_solved is None else cost.per_solved.estimate)
+        each_training.append(training_cost(each.row, each.machine, prices))
+        lines.append((each.row.name, dollars(each_usd[-1]), dollars(each_training[-1]), cost.basis, ""))
+    ours, training = mean(each_usd), mean(each_training)
     tokens = _tokens(found[0].row)
     for model, price in sorted(prices.models.items(), key=lambda entry: -entry[1].cost_usd(*tokens)):
         usd = price.cost_usd(*tokens)
-        after = training / (usd - ours) if usd > ours else math.inf
-        lines.append(
-            (
-                model,
-                f"at least {dollars(usd)}",
-                "",
-                "our tokens a task",
-                number(after, 0) if after < math.inf else "never",
-            )
-        )
+        after = _after(usd - ours, training)
+        lines.append((model, f"at least {dollars(usd)}", "", "our tokens a task", after))
     return Table(
-        f"Dollars per solved task, at the prices of {prices.date}",
+        f"Dollars per solved task, at the prices of {prices.date}; break-even with the mean of the seeds",
         ("Model", "Per solved task", "Training", "Paid for", "Break-even after"),
         tuple(lines),
     )
+
+
+def _after(saved_usd: float, training_usd: float) -> str:
+    """Solved tasks after which training has paid; a dash if that is not known."""
+    if not math.isfinite(saved_usd + training_usd):
+        return NONE
+    return number(training_usd / saved_usd, 0) if saved_usd > 0 else "never"
 
 
 def _tokens(row: Row) -> tuple[int, int]:

@@ -46,6 +46,11 @@ def above(interval: Interval, margin: float) -> str:
     return FAILED if interval.high < margin else UNDECIDED
 
 
+def only_if(*conditions: bool, verdict: str) -> str:
+    """A verdict that needs conditions to mean anything."""
+    return verdict if all(conditions) else UNDECIDED
+
+
 def all_of(verdicts: Sequence[str]) -> str:
     """Verdict on a claim of several parts: one that fails decides."""
     if FAILED in verdicts:
@@ -103,14 +108,14 @@ def detectable(grid: Grid, arm: str, against: str, part: str = SOLVE) -> str:
         return f"{arm} and {against} do not differ on any task, so what could be seen is not known."
     least = minimum_detectable(len({*sources}), spread)
     return (
-        f"With {len(common)} tasks of {len({*sources})} sources, a difference of {percent(least)} points "
-        f"between {arm} and {against} would be seen in four of five repetitions."
+        f"With {len(common)} tasks of {len({*sources})} sources, and seeds aside, a difference of "
+        f"{percent(least)} points between {arm} and {against} would be seen in four of five repetitions."
     )
 
 
-def seeds_sentence(grid: Grid, arms: Sequence[str]) -> str:
+def seeds_sentence(grid: Grid, arms: Sequence[str], part: str = SOLVE) -> str:
     """Say how many seeds the intervals hold for."""
-    counts = {len(grid.rows(arm)) for arm in arms if ARMS[arm].has_seeds}
+    counts = {len(grid.rows(arm, part)) for arm in arms if ARMS[arm].has_seeds}
     if not counts:
         return "No arm is trained."
     if max(counts) == 1:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Final
 
 from envkit.benchmark.number_text import number, percent
-from envkit.benchmark.stats import mean_interval, rank_correlation
+from envkit.benchmark.report_data import Row
+from envkit.benchmark.stats import Interval, mean_interval, rank_correlation
+from envkit.benchmark.summary import solve_rates
 from envkit.benchmark.tables import Table
+from envkit.errors import UsageError
 from envkit.studies.founding.cells import DISTANCE, SOLVE, Distance, Grid
 from envkit.studies.founding.finding import (
     FAILED,
@@ -15,6 +20,7 @@ from envkit.studies.founding.finding import (
     Finding,
     detectable,
     in_points,
+    only_if,
     rate_bars,
     rates_table,
     seeds_sentence,
@@ -31,26 +37,34 @@ PUBLISHED: Final = (
 )
 #: Runs that a correlation needs.
 _FEWEST: Final = 12
+#: Solve rates that differ by more do not count as equal.
+_ALIKE: Final = 0.05
 
 
 def judge(grid: Grid) -> Finding:
     """See `CLAIM`."""
-    reached = grid.recipe("r16").each
-    goal = sum(reached) / len(reached)
-    matched = min(_SFT, key=lambda arm: abs(sum(grid.recipe(arm).each) / len(grid.recipe(arm).each) - goal))
-    gap = grid.difference("r16", matched)
-    pairs = list(zip(_distances(grid, "r16"), _distances(grid, matched), strict=False))
+    goal = _mean_rate(grid, "r16")
+    matched = min(_SFT, key=lambda arm: abs(_mean_rate(grid, arm) - goal))
+    gap, gain = grid.difference("r16", matched), grid.difference("r16", "base")
+    ours, theirs = _distances(grid, "r16"), _distances(grid, matched)
+    seeds = sorted(ours.keys() & theirs.keys())
+    if any(ours[seed].sources != theirs[seed].sources for seed in seeds):
+        raise UsageError(f"r16 and {matched} were measured on different text; measure both on one machine")
     halves = [
-        mean_interval([mine - theirs / 2 for mine, theirs in zip(a.rises, b.rises, strict=True)], a.sources)
-        for a, b in pairs
+        mean_interval(
+            [mine - other / 2 for mine, other in zip(ours[seed].rises, theirs[seed].rises, strict=True)],
+            ours[seed].sources,
+        )
+        for seed in seeds
     ]
+    lost = [mean_interval(theirs[seed].rises, theirs[seed].sources) for seed in seeds]
     if halves and all(each.high < 0 for each in halves):
         verdict = HELD
     elif halves and all(each.low > 0 for each in halves):
         verdict = FAILED
     else:
         verdict = UNDECIDED
-    trained = [each for arm in (*_RL, *_SFT) for each in _distances(grid, arm)]
+    trained = [each for arm in (*_RL, *_SFT) for each in _distances(grid, arm).values()]
     rho = rank_correlation([each.kl.estimate for each in trained], [each.rise for each in trained])
     correlation = (
         f"Over {len(trained)} runs, the rank correlation of divergence and rise is {number(rho, 2)}."
@@ -58,17 +72,21 @@ def judge(grid: Grid) -> Finding:
         else f"Divergence and rise are correlated from {_FEWEST} runs on; there are {len(trained)}."
     )
     return Finding(
-        verdict,
+        only_if(
+            gain.low > 0,
+            abs(gap.estimate) <= _ALIKE,
+            bool(lost) and all(each.low > 0 for each in lost),
+            verdict=verdict,
+        ),
         (
             detectable(grid, "r16", matched),
-            f"{matched} solves most nearly as much as r16: r16 minus {matched} is {in_points(gap)} points.",
-            "Rise of the loss on other text, of RL less half of SFT's, by seed: "
-            + ", ".join(
-                f"{number(each.estimate, 4)} [{number(each.low, 4)}, {number(each.high, 4)}]"
-                for each in halves
-            )
-            + ". The claim needs all below zero.",
+            f"{matched} solves most nearly as much as r16: r16 minus {matched} is {in_points(gap)} points; "
+            "more than 5 would decide nothing. r16 minus base: " + in_points(gain) + ".",
+            f"Rise of the loss on other text by {matched}, by seed: {_told(lost)}. Unless SFT forgets, "
+            "there is no half of it.",
+            f"Rise by RL, less half of SFT's, by seed: {_told(halves)}. The claim needs all below zero.",
             correlation,
+            "What is forgotten of other environments is not measured.",
             seeds_sentence(grid, ARMS),
         ),
         (rates_table(grid, ARMS), _table(grid)),
@@ -76,8 +94,20 @@ def judge(grid: Grid) -> Finding:
     )
 
 
-def _distances(grid: Grid, arm: str) -> list[Distance]:
-    return [found for cell in grid.cells(arm) if (found := cell.distance) is not None]
+def _mean_rate(grid: Grid, arm: str) -> float:
+    rates = grid.recipe(arm).each
+    return sum(rates) / len(rates)
+
+
+def _told(intervals: Sequence[Interval]) -> str:
+    return ", ".join(
+        f"{number(each.estimate, 4)} [{number(each.low, 4)}, {number(each.high, 4)}]" for each in intervals
+    )
+
+
+def _distances(grid: Grid, arm: str) -> dict[int, Distance]:
+    """Distances of an arm by seed."""
+    return {cell.seed: found for cell in grid.cells(arm) if (found := cell.distance) is not None}
 
 
 def _table(grid: Grid) -> Table:
@@ -87,12 +117,18 @@ def _table(grid: Grid) -> Table:
         tuple(
             (
                 arm,
-                str(seed),
-                percent(grid.recipe(arm).each[seed]),
+                str(cell.seed),
+                "" if (row := cell.measured(SOLVE)) is None else percent(_rate(row.row)),
                 number(found.kl.estimate, 3),
                 number(found.rise, 4),
             )
             for arm in (*_RL, *_SFT)
-            for seed, found in enumerate(_distances(grid, arm))
+            for cell in grid.cells(arm)
+            if (found := cell.distance) is not None
         ),
     )
+
+
+def _rate(row: Row) -> float:
+    rates = solve_rates(row.results)
+    return sum(rates.values()) / len(rates) if rates else math.nan

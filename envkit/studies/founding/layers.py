@@ -10,6 +10,7 @@ from envkit.studies.founding.finding import (
     above,
     detectable,
     in_points,
+    only_if,
     rate_bars,
     rates_table,
     seeds_sentence,
@@ -26,18 +27,23 @@ PUBLISHED: Final = (
     "Contested for hybrid models (arXiv:2604.22127). Under GRPO, no layer idles (arXiv:2605.07366).",
 )
 _MARGIN: Final = 0.05
+#: Largest ratio of sizes that counts as equal.
+_EQUAL: Final = 1.05
 
 
 def judge(grid: Grid) -> Finding:
     """See `CLAIM`."""
     ahead, gain = grid.difference("r8", "attention"), grid.difference("r8", "base")
+    sizes = [made.control.size_bytes for arm in ARMS[1:] for cell in grid.cells(arm) if (made := cell.made)]
+    is_matched = max(sizes, default=0) <= _EQUAL * min(sizes, default=0)
     return Finding(
-        above(ahead, _MARGIN),
+        only_if(gain.low > 0, is_matched, verdict=above(ahead, _MARGIN)),
         (
             detectable(grid, "r8", "attention"),
             f"All linear layers minus attention: {in_points(ahead)} points. All linear layers minus base: "
             f"{in_points(gain)}.",
-            "Both have the same learning rate.",
+            "Both have the same learning rate, and "
+            + ("about as many numbers." if is_matched else "not as many numbers, so they decide nothing."),
             seeds_sentence(grid, ARMS),
         ),
         (rates_table(grid, ARMS),),

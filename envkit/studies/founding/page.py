@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 from markupsafe import Markup
 
-from envkit.benchmark.number_text import number
+from envkit.benchmark.number_text import number, share
 from envkit.benchmark.report import templates
 from envkit.benchmark.stats import RESAMPLES
+from envkit.benchmark.summary import summarise_row
 from envkit.benchmark.svg_charts import bars
+from envkit.benchmark.tables import Table
 from envkit.store import write_atomic
+from envkit.studies.founding.arms import ARMS, BASE
 from envkit.studies.founding.budget import Budget
 from envkit.studies.founding.catalogue import Study
-from envkit.studies.founding.cells import PLAYED, Grid
-from envkit.studies.founding.finding import Finding
+from envkit.studies.founding.cells import MANY, PLAYED, SOLVE, Grid
+from envkit.studies.founding.finding import UNDECIDED, Finding
 
 
 def judge(study: Study, grid: Grid) -> Finding:
-    """Judge a study's claim.
+    """Judge a study's claim. With one seed, or while something is missing, nothing is decided.
 
     Raises:
         UsageError: an arm is not measured at all, or cells were measured under different conditions.
@@ -27,12 +32,37 @@ def judge(study: Study, grid: Grid) -> Finding:
     for part in study.parts:
         if part in PLAYED:
             grid.require_same_conditions(study.arms, part)
-    return study.judge(grid)
+    found = study.judge(grid)
+    reasons = [*_reasons(study, grid)]
+    tables = (*found.tables, *([_chance_table(grid)] if SOLVE in study.parts and grid.chance else []))
+    verdict = UNDECIDED if reasons else found.verdict
+    return replace(found, verdict=verdict, sentences=(*reasons, *found.sentences), tables=tables)
 
 
-def write_page(
-    study: Study, finding: Finding, grid: Grid, budget: Budget, folder: Path, command: str
-) -> Path:
+def _reasons(study: Study, grid: Grid) -> Iterator[str]:
+    """Why nothing is decided, whatever the numbers are."""
+    if missing := [f"{cell.name} ({part})" for cell, part in study.missing(grid)]:
+        yield f"Not decided: not all is measured yet. Missing: {', '.join(missing)}."
+    if grid.seeds == 1 and any(ARMS[arm].has_seeds for arm in study.arms):
+        yield "Not decided: one seed says nothing of others."
+    for cell in (cell for arm in study.arms for cell in grid.cells(arm)):
+        made = cell.made
+        if made is not None and made.steps < made.planned:
+            yield f"Not decided: {cell.name} ended after {made.steps} of {made.planned} steps."
+
+
+def _chance_table(grid: Grid) -> Table:
+    """What scripts solve, without a model."""
+    return Table(
+        "Chance and search: scripts on the same tasks",
+        ("Script", "Solves"),
+        tuple(
+            (name, share(summarise_row(row, (1,)).solve_rate.interval)) for name, row in grid.chance.items()
+        ),
+    )
+
+
+def write_page(study: Study, finding: Finding, grid: Grid, budget: Budget, folder: Path) -> Path:
     """Write a study's page and its plot to a folder, in place of older ones; returns the page's path."""
     plot = folder / f"{study.name}.svg"
     write_atomic(plot, _plot(study, finding).encode())
@@ -48,9 +78,8 @@ def write_page(
             sentences=finding.sentences,
             tables=finding.tables,
             published=study.published,
-            setup=_setup(budget),
-            resamples=number(RESAMPLES, 0),
-            command=command,
+            setup=_setup(study, budget),
+            command=f"envkit study {study.name} --budget {folder.name} --seeds {grid.seeds}",
             versions=_versions(study, grid),
         )
     )
@@ -72,15 +101,24 @@ def _plot(study: Study, finding: Finding) -> str:
     return f"{head}{opened}><style>\n{style}</style>{closed}\n"
 
 
-def _setup(budget: Budget) -> str:
+def _setup(study: Study, budget: Budget) -> str:
     """Say what was trained and measured."""
-    training = budget.training
-    return (
-        f"{budget.model} on {budget.environment}: {training.get('max_steps')} steps of "
-        f"{training.get('groups_per_step')} x {training.get('num_generations')} episodes from the base, "
-        f"without a warm start, on tasks of at most {budget.max_task_chars} characters; {budget.tasks} "
-        f"{budget.split} tasks, {budget.samples} samples each."
-    )
+    said = [f"The base is {Path(budget.model).name}."]
+    if any(ARMS[arm].has_seeds for arm in study.arms):
+        settings = budget.config_of(ARMS[BASE])
+        said.append(
+            f"RL begins from it, without a warm start: {settings.max_steps} steps of "
+            f"{settings.groups_per_step} x {settings.num_generations} episodes of {budget.environment}, on "
+            f"tasks of at most {budget.max_task_chars} characters."
+        )
+    sizes = {SOLVE: (budget.tasks, budget.samples), MANY: (budget.many_tasks, budget.many_samples)}
+    for part in study.parts:
+        if part in PLAYED:
+            tasks, samples = sizes[part]
+            said.append(f"Measured on {tasks} {budget.split} tasks, {samples} samples each.")
+    if any(part in PLAYED for part in study.parts):
+        said.append(f"Intervals resample {number(RESAMPLES, 0)} times the sources that tasks come from.")
+    return " ".join(said)
 
 
 def _versions(study: Study, grid: Grid) -> str:
@@ -88,6 +126,6 @@ def _versions(study: Study, grid: Grid) -> str:
     found: set[str] = set()
     for cell in (cell for arm in study.arms for cell in grid.cells(arm)):
         played = [cell.measured(part) for part in study.parts if part in PLAYED]
-        parts = (cell.made, *played, cell.distance, cell.multiplexed)
+        parts = (cell.made, *played, cell.distance, cell.multiplexed, cell.chance)
         found |= {part.commit for part in parts if part is not None}
     return f"Version: {', '.join(sorted(found))}."

@@ -10,6 +10,7 @@ from envkit.studies.founding.finding import (
     above,
     detectable,
     in_points,
+    only_if,
     rate_bars,
     rates_table,
     seeds_sentence,
@@ -29,10 +30,11 @@ def judge(grid: Grid) -> Finding:
     """See `CLAIM`."""
     behind, gain = grid.difference("r1", "r16"), grid.difference("r16", "base")
     return Finding(
-        above(behind, -_MARGIN),
+        only_if(gain.low > _MARGIN, verdict=above(behind, -_MARGIN)),
         (
             detectable(grid, "r1", "r16"),
-            f"Rank 1 minus rank 16: {in_points(behind)} points. Rank 16 minus base: {in_points(gain)}.",
+            f"Rank 1 minus rank 16: {in_points(behind)} points. Rank 16 minus base: {in_points(gain)}; "
+            "unless that is more than 5 points, there is nothing to be within.",
             "Full fine-tuning, which the claim was first made about, is not an arm yet; rank 16 stands for "
             "it.",
             seeds_sentence(grid, ARMS),

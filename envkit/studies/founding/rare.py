@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from envkit.benchmark.number_text import percent, share
 from envkit.benchmark.passk import PassComparison, compare_rows
-from envkit.benchmark.stats import Interval, rate_interval
+from envkit.benchmark.report_data import Row
+from envkit.benchmark.stats import Interval, clopper_pearson
 from envkit.benchmark.tables import Table
 from envkit.studies.founding.cells import MANY, Grid
 from envkit.studies.founding.finding import (
@@ -32,6 +34,8 @@ PUBLISHED: Final = (
     "problems that the base never solves lifts pass@256 above it (arXiv:2606.15455).",
 )
 _KNOWN: Final = 0.9
+#: Largest share of the base's samples that solve a task which it solves rarely.
+_RARE: Final = 1 / 8
 
 
 def judge(grid: Grid) -> Finding:
@@ -39,37 +43,56 @@ def judge(grid: Grid) -> Finding:
     rise = grid.difference("r16", "base", MANY)
     [base], trained = grid.rows("base", MANY), grid.rows("r16", MANY)
     found = [compare_rows(row, base) for row in trained]
-    known = _known(found, {result.task: result.source for result in base.results})
+    learned = [_learned(row, base) for row in trained]
+    known = _known(learned, {result.task: result.source for result in base.results})
     crossings = [f"k = {each.crossing}" if each.crossing else "none" for each in found]
     samples = min(result.samples for result in base.results)
-    learned = [(len(each.learned), len(each.learned_from_none)) for each in found]
+    none = [sum(not solved for solved in each.values()) for each in learned]
     return Finding(
         all_of([above(rise, 0.0), UNDECIDED if known is None else above(known, _KNOWN)]),
         (
             detectable(grid, "r16", "base", MANY),
             f"pass@1 rises by {in_points(rise)} points.",
-            f"Learned, by seed: {', '.join(f'{count} tasks' for count, _ in learned)}; of these, the base "
-            f"solved none of {samples} samples in {', '.join(str(none) for _, none in learned)}.",
-            "Share of learned tasks that the base had solved at least once: "
-            + ("no task is learned." if known is None else f"{share(known)}."),
+            f"Learned, by seed: {', '.join(f'{len(each)} tasks' for each in learned)}; of these, the base "
+            f"solved none of {samples} samples in {', '.join(map(str, none))}.",
+            "Share of sources whose learned tasks the base had all solved at least once: "
+            + ("no task is learned." if known is None else f"{share(known)}, of {known.clusters} sources. ")
+            + "With fewer than 36 sources, no share can be shown to be above 90 %.",
             f"The base catches up from: {', '.join(crossings)}.",
-            "Learned: solved in half of the samples or more, and by the base in fewer.",
-            seeds_sentence(grid, ARMS),
+            "Learned: rarely solved by the base, in an eighth of its samples at most, and in half or more "
+            "of the trained model's.",
+            seeds_sentence(grid, ARMS, MANY),
         ),
         (rates_table(grid, ARMS, MANY), _table(found)),
         rate_bars(grid, ARMS, MANY),
     )
 
 
-def _known(found: list[PassComparison], sources: dict[str, str]) -> Interval | None:
-    """Share of the learned tasks, of all seeds, that the base had solved; ``None`` without any."""
-    learned = [(task, task not in each.learned_from_none) for each in found for task in each.learned]
-    if not learned:
-        return None
-    return rate_interval([float(known) for _, known in learned], [sources[task] for task, _ in learned])
+def _learned(row: Row, base: Row) -> dict[str, bool]:
+    """Tasks that were rare and no longer are; True for those that the base solved at least once."""
+    before = {result.task: result for result in base.results if result.samples}
+    return {
+        after.task: other.solved > 0
+        for after in row.results
+        if (other := before.get(after.task))
+        and after.samples
+        and 2 * after.solved >= after.samples
+        and other.solved <= _RARE * other.samples
+    }
 
 
-def _table(found: list[PassComparison]) -> Table:
+def _known(learned: Sequence[Mapping[str, bool]], sources: Mapping[str, str]) -> Interval | None:
+    """Share of sources of which the base had solved every learned task; ``None`` without any.
+
+    The interval is that of Clopper and Pearson, with sources as trials.
+    """
+    by_source: dict[str, list[bool]] = {}
+    for task, solved in (entry for each in learned for entry in each.items()):
+        by_source.setdefault(sources[task], []).append(solved)
+    return clopper_pearson(sum(map(all, by_source.values())), len(by_source)) if by_source else None
+
+
+def _table(found: Sequence[PassComparison]) -> Table:
     return Table(
         "pass@k in percent: trained, base, and their difference",
         ("Seed", "k", "Trained", "Base", "Difference"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from envkit.benchmark.number_text import percent
+from envkit.benchmark.number_text import number, percent
 from envkit.benchmark.recipes import Recipe, difference_of, recipe_of
 from envkit.benchmark.stats import Interval
 from envkit.benchmark.tables import Table
@@ -14,17 +14,19 @@ from envkit.studies.founding.cells import DISTANCE, SOLVE, Grid
 from envkit.studies.founding.finding import (
     FAILED,
     HELD,
+    UNDECIDED,
     Finding,
     above,
     all_of,
     detectable,
     in_points,
+    only_if,
     rate_bars,
     rates_table,
     seeds_sentence,
 )
 
-ARMS: Final = ("base", "shots", "vector", "steering", "r1", "r16")
+ARMS: Final = ("base", "shots", "steering", "r1", "r16", "vector")  # the vector last: it may not exist
 PARTS: Final = (SOLVE, DISTANCE)
 CLAIM: Final = (
     "Weights and activations are two kinds of control: a computed steering vector moves the form of answers "
@@ -50,15 +52,18 @@ def judge(grid: Grid) -> Finding:
         if lora.low > 0
         else "a part of it that cannot be told, because the interval of LoRA's gain includes zero"
     )
+    base = forms["base"].mean
+    has_room = base is not None and _FORM < base.estimate < 1 - _FORM
     return Finding(
-        all_of([above(larger, _FORM), _below(solve)]),
+        only_if(has_room, verdict=all_of([above(larger, _FORM), _below(solve)])),
         (
             detectable(grid, "vector", "base"),
             f"The computed vector changes how many answers end before the token limit by {in_points(form)} "
             f"points, and what is solved by {in_points(solve)}.",
             f"RL of one vector a layer gains {in_points(vector)} points, RL of LoRA {in_points(lora)}: the "
             f"vectors gain {part}.",
-            "The form of answers: the share that ends by itself.",
+            "The form of answers: the share that ends by itself. "
+            + ("" if has_room else "The base's leaves no room to move by 20 points, so nothing is decided."),
             seeds_sentence(grid, ARMS),
         ),
         (rates_table(grid, ARMS), _table(grid, forms)),
@@ -70,7 +75,7 @@ def _below(interval: Interval) -> str:
     """Verdict on "changes by `_SOLVE` at most"."""
     if interval.low > -_SOLVE and interval.high < _SOLVE:
         return HELD
-    return FAILED if interval.low > _SOLVE or interval.high < -_SOLVE else "UNDECIDED"
+    return FAILED if interval.low > _SOLVE or interval.high < -_SOLVE else UNDECIDED
 
 
 def _form(grid: Grid, arm: str) -> Recipe:
@@ -107,8 +112,8 @@ def _table(grid: Grid, forms: dict[str, Recipe]) -> Table:
             (
                 arm,
                 "" if mean is None else percent(mean.estimate),
-                ", ".join(f"{each.kl.estimate:.3f}" for each in known),
-                ", ".join(f"{each.rise:+.3f}" for each in known),
+                ", ".join(number(each.kl.estimate, 3) for each in known),
+                ", ".join(number(each.rise, 3) for each in known),
             )
         )
     return Table(
