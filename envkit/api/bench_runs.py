@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from envkit.store import RunFolder
 
 #: Settings that measuring takes from an adapter's training, unless they are given.
-_LIMITS: Final = ("max_turns", "max_completion_length", "stop_strings", "max_context_length")
+LIMITS: Final = ("max_turns", "max_completion_length", "stop_strings", "max_context_length")
 
 
 def start_bench(
@@ -115,7 +115,7 @@ def trained_limits(adapters: Sequence[Path]) -> dict[str, Any]:
     from envkit.api.adapter import training_of
 
     config = training_of(adapters[0])[0] if adapters else None
-    limits = {} if config is None else {name: getattr(config, name) for name in _LIMITS}
+    limits = {} if config is None else {name: getattr(config, name) for name in LIMITS}
     return {name: value for name, value in limits.items() if value}  # 0 and () are the defaults
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from envkit.api.bench_runs import LIMITS
 from envkit.api.common import RUNS, absolute_if_path
 from envkit.api.results import StudyResult, StudyState
 from envkit.api.rich_display import DisplayChoice, open_display
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 #: Default folder of the studies' grids.
 STUDIES_ROOT = RUNS / "studies"
 _CELLS, _BUDGET = "cells", "budget.json"
-#: Limits of episodes that the untouched model has too.
-_LIMITS: Final = ("max_turns", "max_completion_length", "stop_strings", "max_context_length")
 #: Limits of episodes that scripts have.
 _LIMITS_OF_SCRIPTS: Final = ("max_turns",)
 
@@ -129,7 +128,7 @@ def _grid(budget: str, model: Path | str | None, seeds: int | None, root: Path) 
         sizes = replace(sizes, model=absolute_if_path(model))
     elif began is not None:
         sizes = replace(sizes, model=began.model)
-    sizes = replace(sizes, seeds=seeds or (began or sizes).seeds)
+    sizes = replace(sizes, seeds=seeds or sizes.seeds)
     if began is not None:
         ours, theirs = (cast("dict[str, object]", encode(replace(one, seeds=1))) for one in (sizes, began))
         if differing := [key for key, value in ours.items() if theirs[key] != value]:
@@ -212,12 +211,13 @@ def _make(
     from envkit.api.training import resume_train, train
     from envkit.models import weights_digest
     from envkit.studies.controls import control_of
+    from envkit.studies.founding.arms import COMPUTED
     from envkit.studies.founding.cells import Made
     from envkit.studies.provenance import commit
     from envkit.training.checkpoint import step_of
 
     settings, folder = sizes.settings_of(cell.arm), cell.work / "training"
-    if cell.arm.kind == "computed":
+    if cell.arm.kind == COMPUTED:
         adapter = cell.work / "vector"
         if not adapter.exists():
             # A search that was stopped begins anew: it stops by what it finds, so it has no end to go on to.
@@ -255,7 +255,7 @@ def _make(
     config = sizes.config_of(cell.arm)
     cell.write_made(
         Made(
-            str(adapter.relative_to(cell.path)),
+            str(adapter.resolve().relative_to(cell.path.resolve())),
             weights_digest(adapter),
             control_of(cell.name, adapter),
             step_of(adapter),
@@ -365,7 +365,7 @@ def _evaluated(
     from envkit.api.measuring import evaluate, resume_bench
     from envkit.benchmark.report import load_reports
 
-    names = _LIMITS if agent == "model" else _LIMITS_OF_SCRIPTS
+    names = LIMITS if agent == "model" else _LIMITS_OF_SCRIPTS
     limits: dict[str, Any] = {name: sizes.training[name] for name in names if name in sizes.training}
     if began := _runs(folder):
         result = resume_bench(began[-1], sandbox=sandbox, display=display)
