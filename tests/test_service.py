@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -136,6 +138,45 @@ def test_code_that_a_service_runs_cannot_answer_in_its_place(name: str) -> None:
     with sandbox_backend(name).create() as sandbox:
         service = Service(sandbox, [sandbox.python, *PYTHON_OPTIONS, "-c", OPENS], port=8123)
         assert service.request("GET", "/").text.split() == ["PermissionError"] * 2
+
+
+#: Answers with its own name; on request, another process ends it, takes its port, and answers.
+TAKEN = """
+import os, signal, socket, sys, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+def serve(name):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path == "/take" and not os.fork():
+                os.closerange(3, 4096)  # with the listening socket
+                os.kill(os.getppid(), signal.SIGKILL)
+                serve("another")
+            data = name.encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+    while True:
+        try: server = HTTPServer(("127.0.0.1", 8123), Handler)
+        except OSError: time.sleep(0.01)
+        else: server.serve_forever()
+
+serve("itself")
+"""
+
+
+@pytest.mark.parametrize("name", ["zygote", "bubblewrap"])
+def test_a_process_that_takes_a_services_port_is_not_believed(name: str) -> None:
+    with sandbox_backend(name).create() as sandbox:
+        service = Service(sandbox, [sandbox.python, *PYTHON_OPTIONS, "-c", TAKEN], port=8123)
+        assert service.request("GET", "/").text == "itself"
+        with contextlib.suppress(SandboxError):
+            service.request("GET", "/take")
+        time.sleep(0.5)
+        with pytest.raises(SandboxError, match="the service failed"):
+            service.request("GET", "/")
 
 
 def test_a_service_that_is_started_by_its_file_works_as_well(sandbox: Sandbox) -> None:

@@ -75,8 +75,7 @@ class Service:
         """Return once the service answers a request for a path with a status of 200 to 299."""
         last = "it was not asked"
         while (left_s := until - time.monotonic()) > 0:
-            if self.process.poll() is not None:
-                raise OSError(f"it ended with status {self.process.returncode}")
+            self.require_running()
             try:
                 status = self.request("GET", path, {}, "", left_s)["status"]
                 if 200 <= status < 300:
@@ -90,14 +89,24 @@ class Service:
     def request(
         self, method: str, path: str, headers: dict[str, str], body: str, timeout_s: float
     ) -> dict[str, Any]:
+        # A process that the service has started could end it and take its port, to answer in its place. While
+        # the service runs, the port is its own.
+        self.require_running()
         connection = HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         try:
             data = body.encode() if body else None
             connection.request(method, path, data, {**headers, **self.headers})
             answer = connection.getresponse()
-            return {"status": answer.status, "body": answer.read().decode(errors="replace")}
+            found = {"status": answer.status, "body": answer.read().decode(errors="replace")}
         finally:
             connection.close()
+        self.require_running()
+        return found
+
+    def require_running(self) -> None:
+        """Raise ``OSError`` if the service has ended."""
+        if self.process.poll() is not None:
+            raise OSError(f"it ended with status {self.process.returncode}")
 
 
 def start(argv: list[str], program: str | None, token: str) -> Fork | subprocess.Popen[bytes]:
