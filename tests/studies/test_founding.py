@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -450,3 +451,21 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
     assert said.exit_code == 0, said.output
     assert [each["name"] for each in json.loads(said.stdout)] == [*STUDIES]
     assert all(each["missing"] == each["parts"] > 0 for each in json.loads(said.stdout))
+
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results" / "studies"
+
+
+@pytest.mark.parametrize(
+    "page", sorted(RESULTS.glob("*/*.md")), ids=lambda page: f"{page.parent.name}-{page.stem}"
+)
+def test_published_pages_follow_from_their_cells(page: Path, tmp_path: Path) -> None:
+    budget = page.parent.name
+    shutil.copytree(page.parent, tmp_path / budget)
+    seeds = int(page.read_text().partition("--seeds ")[2].partition("`")[0])
+    made = envkit.study(
+        page.stem, budget=budget, seeds=seeds, measure=False, root=tmp_path, display="quiet"
+    ).page
+    assert made is not None
+    for name in (page.name, f"{page.stem}.svg"):
+        assert (made.parent / name).read_text() == (page.parent / name).read_text()
