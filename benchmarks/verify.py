@@ -105,7 +105,7 @@ def check(adapter: Path) -> Mapping[str, str]:
 
 
 def summary(told: Mapping[str, Any]) -> str:
-    """Whether it was reproduced, else the first thing that differs."""
+    """Return "reproduced", or the first thing that differs."""
     if told["reproduced"]:
         return "reproduced"
     return next(f"{one['what']}: {one['detail']}" for one in told["findings"] if not one["ok"])

@@ -320,7 +320,7 @@ class StudyResult:
 
 @dataclass(frozen=True, slots=True)
 class StudyState:
-    """How far a study is.
+    """Progress of a study.
 
     Args:
         name: of the study.

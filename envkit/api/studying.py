@@ -179,7 +179,6 @@ def _keep(folder: Path, sizes: Budget) -> None:
     from envkit.plain import encode
     from envkit.store import write_atomic
 
-    folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / _BUDGET, (json.dumps(encode(sizes), indent=1) + "\n").encode())
 
 
@@ -307,8 +306,9 @@ def _play(
         adapter=_adapter(cell),
         shots=cell.arm.shots,
     )
-    if report is None or report.conditions is None:
+    if report is None:
         return stopped
+    assert report.conditions is not None  # only reports of earlier versions lack them
     [row] = [row for row in report.rows if row.expected is None]
     row = replace(row, name=cell.name, description=cell.arm.meaning)
     cell.write_measured(part, Measured(row, report.conditions, report.machine, report.commit))

@@ -293,12 +293,23 @@ def test_cells_of_other_conditions_are_refused(tmp_path: Path) -> None:
         verdict("rank", tmp_path)
 
 
+def test_scripts_of_other_conditions_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "base", [solving(0.2)])
+    script = Row("enumerate", "a script", tuple(solving(0.05)))
+    other = Chance((script,), replace(CONDITIONS, tasks="others"), "1.0")
+    CellFolder.of(tmp_path, ARMS["base"], 0).write_chance(other)
+    with pytest.raises(UsageError, match="scripts and base were measured under different conditions"):
+        judge(STUDIES["rank"], Grid(tmp_path, 2))
+
+
 def test_missing_and_damaged_cells_are_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="arm r1 is not measured yet"):
         verdict("rank", tmp_path)
     write(tmp_path, "r1", [solving(0.4)])
     (tmp_path / "r1-seed-0" / "solve.json").write_text("{}")
-    with pytest.raises(StoreError, match=r"solve\.json cannot be read .* delete it"):
+    with pytest.raises(
+        StoreError, match=r"solve\.json cannot be read .* to measure it again, delete .*work/solve"
+    ):
         verdict("rank", tmp_path)
 
 

@@ -47,7 +47,7 @@ class Study:
                 yield cell, CHANCE
 
     def missing(self, grid: Grid) -> Iterator[tuple[CellFolder, str]]:
-        """What of it is not measured yet."""
+        """Yield the parts of `needs` that are not measured yet."""
         return ((cell, part) for cell, part in self.needs(grid) if not cell.has(part))
 
 

@@ -34,7 +34,7 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """How a cell's adapter was made.
+    """Record of making a cell's adapter.
 
     Args:
         adapter: its folder, relative to the cell's.
@@ -87,7 +87,7 @@ class Chance:
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """How far a cell's adapter has moved from its base.
+    """Distance of a cell's adapter from its base.
 
     Args:
         digest: of the adapter's weights.
@@ -172,7 +172,7 @@ class CellFolder:
 
     @property
     def made(self) -> Made | None:
-        """How its adapter was made; ``None`` if it was not, or if it has none."""
+        """Read how its adapter was made; ``None`` if it was not, or if it has none."""
         return self._read(Made, _TRAINING)
 
     def write_made(self, value: Made) -> None:
@@ -196,7 +196,7 @@ class CellFolder:
 
     @property
     def distance(self) -> Distance | None:
-        """How far its adapter has moved; ``None`` if that was not measured.
+        """Read how far its adapter has moved; ``None`` if that was not measured.
 
         Raises:
             UsageError: it was measured of another adapter.
@@ -212,7 +212,7 @@ class CellFolder:
 
     @property
     def chance(self) -> Chance | None:
-        """What scripts solve; ``None`` if that was not measured."""
+        """Read what scripts solve; ``None`` if that was not measured."""
         return self._read(Chance, CHANCE)
 
     def write_chance(self, value: Chance) -> None:
@@ -221,7 +221,7 @@ class CellFolder:
 
     @property
     def multiplexed(self) -> Multiplexed | None:
-        """What decoding with many adapters costs; ``None`` if that was not measured."""
+        """Read what decoding with many adapters costs; ``None`` if that was not measured."""
         return self._read(Multiplexed, MULTIPLEX)
 
     def write_multiplexed(self, value: Multiplexed) -> None:
@@ -250,9 +250,7 @@ class CellFolder:
         try:
             return decode(kind, read_json_object(file), part)
         except (OSError, ValueError) as error:
-            raise StoreError(
-                f"{file} cannot be read ({error}); delete it, and it is measured again"
-            ) from error
+            raise StoreError(f"{file} cannot be read ({error}); {self.again(part)}") from error
 
     def _write(self, part: str, value: object) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -365,6 +363,13 @@ class Grid:
                     f"{cell.name} and {first.name} were measured with different {differing[0]}; "
                     f"{cell.again(part)}, or likewise for {first.name}"
                 )
+        base = CellFolder.of(self.root, ARMS[BASE], 0)
+        scripts = base.chance if part == SOLVE else None
+        if found and scripts is not None and scripts.conditions not in (None, found[0][1].conditions):
+            raise UsageError(
+                f"scripts and {found[0][0].name} were measured under different conditions; "
+                f"{base.again(CHANCE)}"
+            )
 
 
 def _differing(one: Measured, other: Measured) -> list[str]:
