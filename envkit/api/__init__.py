@@ -8,12 +8,14 @@ from envkit.api.controlling import compare_controls, resume_controls
 from envkit.api.forgotten import forgetting
 from envkit.api.interfering import interference, resume_interference
 from envkit.api.measuring import bench, evaluate, leaderboard, pass_at_k, rescore, resume_bench, spec_of
+from envkit.api.prompting import resume_prompt_search, search_prompt
 from envkit.api.pushing import push_adapter
 from envkit.api.results import (
     BenchResult,
     ControlResult,
     EvalResult,
     InterferenceResult,
+    PromptResult,
     PushResult,
     Report,
     RescoreResult,
@@ -39,6 +41,7 @@ __all__ = [
     "ControlResult",
     "EvalResult",
     "InterferenceResult",
+    "PromptResult",
     "PushResult",
     "Report",
     "RescoreResult",
@@ -64,7 +67,9 @@ __all__ = [
     "resume_bench",
     "resume_controls",
     "resume_interference",
+    "resume_prompt_search",
     "resume_train",
+    "search_prompt",
     "sft",
     "spec_of",
     "steer",

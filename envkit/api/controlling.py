@@ -34,6 +34,7 @@ DEFAULT_KL_TASKS = 50
 def compare_controls(
     adapters: Sequence[Path | str],
     *,
+    prompts: Sequence[Path | str] = (),
     environment: str | None = None,
     model: Path | str | None = None,
     limit: int | None = None,
@@ -54,6 +55,7 @@ def compare_controls(
 
     Args:
         adapters: training runs of one base, steering vectors, or adapter folders.
+        prompts: run folders of `search_prompt`: each is a row, the base with that system message.
         environment: its registered name; by default the one that the first run trained on.
         model: the base; by default the one that the adapters name.
         limit: play only the first ``limit`` tasks.
@@ -72,14 +74,16 @@ def compare_controls(
     from envkit.models import DEFAULT_MODEL, require_training
 
     require_training()
-    from envkit.benchmark.controls import Control
+    from envkit.benchmark.controls import PROMPT, Control
     from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
     from envkit.studies.controls import control_of, write_controls
+    from envkit.studies.prompt_search import read_prompt
 
     if not adapters:
         raise UsageError("expected at least one adapter to compare with its base")
     folders = adapter_folders(adapters)
-    names = distinct_names(folders)
+    found = [read_prompt(Path(prompt)) for prompt in prompts]
+    names = distinct_names([*folders, *(Path(prompt).resolve() for prompt in prompts)])
     if twice := [name for name in names if names.count(name) > 1 or name == "base"]:
         raise UsageError(f"{twice[0]} is no name of one adapter alone; rename its folder")
     kind = training_of(folders[0])[1]
@@ -88,17 +92,20 @@ def compare_controls(
     limits: dict[str, Any] = trained_limits(folders)
     if max_turns is not None:
         limits["max_turns"] = max_turns
-    controls = [control_of(row, folder) for row, folder in zip(names, folders, strict=True)]
+    rows = [
+        AgentSpec(row, model=base, adapter=str(folder))
+        for row, folder in zip(names[: len(folders)], folders, strict=True)
+    ]
+    controls = [control_of(row.name, folder) for row, folder in zip(rows, folders, strict=True)]
+    for row, prompt in zip(names[len(folders) :], found, strict=True):
+        rows.append(AgentSpec(row, model=base, system=prompt.system))
+        controls.append(
+            Control(row, PROMPT, size_bytes=len(prompt.system.encode()), sampled_tokens=prompt.sampled_tokens)
+        )
     with open_display(display) as progress:
         spec = BenchSpec(
             (EnvironmentSpec(name, "", limit, split, max_task_chars),),
-            (
-                AgentSpec("base", model=base),
-                *(
-                    AgentSpec(row, model=base, adapter=str(folder))
-                    for row, folder in zip(names, folders, strict=True)
-                ),
-            ),
+            (AgentSpec("base", model=base), *rows),
             samples,
             temperature,
             title="Ways to change a model",

@@ -53,6 +53,7 @@ def evaluate(
     stop_strings: Sequence[str] | None = None,
     max_context_length: int | None = None,
     shots: int = 0,
+    system: str = "",
     sandbox: SandboxBackend | str = "auto",
     root: Path | str = RUNS,
     display: DisplayChoice = "rich",
@@ -78,6 +79,7 @@ def evaluate(
         stop_strings: texts that end a turn; by default none.
         max_context_length: tokens a turn is asked with, at most; 0, the default, for the model's own limit.
         shots: solved train tasks that the model sees first (few-shot prompting).
+        system: the model's system message; by default the environment's own.
         sandbox: a backend or its registered name.
         root: folder in which the run folder is created.
         display: ``"rich"``, ``"quiet"`` or a display of your own.
@@ -94,7 +96,7 @@ def evaluate(
         paths = [] if adapter is None else adapter_folders([adapter])
         base, reason = _base(model, paths)
         path = "".join(map(str, paths))
-        row = AgentSpec(Path(path or base).name, model=base, adapter=path, shots=shots)
+        row = AgentSpec(Path(path or base).name, model=base, adapter=path, shots=shots, system=system)
     else:
         given = {
             "adapter": adapter,
@@ -102,6 +104,7 @@ def evaluate(
             "stop_strings": stop_strings,
             "max_context_length": max_context_length,
             "shots": shots,
+            "system": system,
         }
         if unused := [name for name, value in given.items() if value]:
             raise UsageError(f"agent {agent!r} is scripted and takes no model; leave out {', '.join(unused)}")

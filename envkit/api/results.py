@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from envkit.benchmark.summary import Summary
     from envkit.studies.claim import Replayed
     from envkit.studies.founding.finding import Finding
+    from envkit.studies.prompt_search import PromptFound
     from envkit.studies.rescore import Change
     from envkit.studies.routing import RouterStudy
     from envkit.studies.steering import Steering
@@ -221,6 +222,21 @@ class SupportResult:
 
     run: Path
     found: Support | None
+    stopped_by: signal.Signals | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptResult:
+    """The result of `envkit.search_prompt`.
+
+    Args:
+        run: its folder, with every episode, and the message in ``prompt.txt``.
+        found: the message and what it took; ``None`` if the search was stopped.
+        stopped_by: the signal that stopped it early.
+    """
+
+    run: Path
+    found: PromptFound | None
     stopped_by: signal.Signals | None = None
 
 

@@ -19,6 +19,8 @@ from envkit.store import write_atomic
 
 #: ``control`` of the untouched base.
 BASE: Final = "none"
+#: ``control`` of the base with another system message.
+PROMPT: Final = "prompt"
 PAGE: Final = "control.md"
 
 
@@ -28,9 +30,10 @@ class Control:
 
     Args:
         row: its name in the report.
-        control: what it changes; see `envkit.training.config.TrainConfig`. ``"none"`` for the base.
+        control: what it changes; see `envkit.training.config.TrainConfig`. ``"none"`` for the base, and
+            ``"prompt"`` for the base with another system message.
         rank: of its matrices; 0 if it has none.
-        size_bytes: of its weights, as they are shipped.
+        size_bytes: of its weights, or of its message, as they are shipped.
         examples: known answers that it learned from; ``None`` if its training is not known.
         sampled_tokens: that RL sampled for it; ``None`` likewise.
     """

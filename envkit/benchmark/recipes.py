@@ -13,7 +13,7 @@ from itertools import combinations
 import numpy as np
 
 from envkit.benchmark.report_data import Row
-from envkit.benchmark.stats import Floats, Interval, seeds_interval
+from envkit.benchmark.stats import LEVEL, Floats, Interval, seeds_interval
 from envkit.benchmark.summary import solve_rates
 
 #: Ending of a row's name that says its training seed.
@@ -98,7 +98,7 @@ def recipe_of(name: str, rows: Sequence[Row]) -> Recipe:
     return Recipe(name, tuple(tasks), sources, rates_ST, mean)
 
 
-def difference_of(one: Recipe, other: Recipe) -> Interval | None:
+def difference_of(one: Recipe, other: Recipe, *, level: float = LEVEL) -> Interval | None:
     """Mean of ``one`` minus ``other`` on their common tasks; ``None`` without one."""
     where = {task: index for index, task in enumerate(other.tasks)}
     mine = [index for index, task in enumerate(one.tasks) if task in where]
@@ -106,4 +106,4 @@ def difference_of(one: Recipe, other: Recipe) -> Interval | None:
         return None
     others = [where[one.tasks[index]] for index in mine]
     clusters = [one.sources[index] for index in mine]
-    return seeds_interval(one.rates_ST[:, mine], other.rates_ST[:, others], clusters)
+    return seeds_interval(one.rates_ST[:, mine], other.rates_ST[:, others], clusters, level=level)

@@ -72,6 +72,7 @@ class AgentSpec:
         stop_strings: texts that end a local model's turn; ``None`` for the spec's.
         max_context_length: token limit of a local model's context; ``None`` for the spec's.
         shots: solved train tasks of the environment that a local model sees first (few-shot prompting).
+        system: system message of a model, in place of the environment's.
     """
 
     name: str
@@ -86,6 +87,7 @@ class AgentSpec:
     stop_strings: tuple[str, ...] | None = None
     max_context_length: int | None = None
     shots: int = 0
+    system: str = ""
 
     def __post_init__(self) -> None:
         players = [self.script, self.model or self.adapter, self.card, self.recorded]
@@ -103,6 +105,8 @@ class AgentSpec:
                 f"agent {self.name}: shots is {self.shots}; it must be at least 0, and is only for "
                 "models that run here"
             )
+        if self.system and (self.script or self.recorded):
+            raise ConfigError(f"agent {self.name}: only a model has a system message; leave it out")
         if self.recorded and (self.samples or 1) > 1:
             raise ConfigError(
                 f"agent {self.name}: samples is {self.samples}, but recorded outputs give one per task; "

@@ -43,6 +43,15 @@ def control(
             autocompletion=complete_runs,
         ),
     ] = None,
+    prompts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--prompt",
+            metavar="RUN",
+            help="Run of envkit prompt: a row of the base with that system message. Repeat for more.",
+            autocompletion=complete_runs,
+        ),
+    ] = None,
     resume: Resume = None,
     env: Annotated[
         str | None,
@@ -88,6 +97,7 @@ def control(
         require_at_least(1, samples=samples, kl_tasks=kl_tasks)
         result = api.compare_controls(
             adapters or [],
+            prompts=prompts or [],
             environment=env,
             model=model,
             limit=limit,

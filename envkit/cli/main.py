@@ -27,6 +27,7 @@ from envkit.cli import (
     models,
     new,
     play,
+    prompt,
     push,
     router,
     sandbox,
@@ -91,6 +92,7 @@ app.command(cls=Command, rich_help_panel=_TRAIN)(support.support)
 app.command(cls=Command, rich_help_panel=_TRAIN)(train.train)
 app.command(cls=Command, rich_help_panel=_TRAIN)(train.sft)
 app.command(cls=Command, rich_help_panel=_TRAIN)(steer.steer)
+app.command(cls=Command, rich_help_panel=_TRAIN)(prompt.prompt)
 app.command(cls=Command, rich_help_panel=_TRAIN)(push.push)
 app.command("eval", cls=Command, rich_help_panel=_MEASURE)(measure.evaluate)
 app.command(cls=Command, rich_help_panel=_MEASURE)(verify.verify)

@@ -34,6 +34,7 @@ from envkit.cli.options import (
 )
 from envkit.cli.output import emit, out
 from envkit.errors import UsageError
+from envkit.files import read_settings
 
 _TASKS_HELP = (
     "Held-out tasks: a file, or FORMAT:PATH of a published benchmark. Default: the environment's own."
@@ -107,6 +108,14 @@ def evaluate(
     stop_strings: Stops = None,
     max_context_length: Context = None,
     shots: Shots = 0,
+    system: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Text file with the model's system message, such as envkit prompt writes. Default: the "
+            "environment's own.",
+        ),
+    ] = None,
     sandbox: SandboxName = "auto",
     root: Root = RUNS,
     as_json: Json = False,
@@ -128,11 +137,27 @@ def evaluate(
         stop_strings=stop_strings,
         max_context_length=max_context_length,
         shots=shots,
+        system="" if system is None else _text_of(system),
         sandbox=sandbox,
         root=root,
         command=command_line(),
     )
     _print_run(result, (result.report,), as_json)
+
+
+def _text_of(file: Path) -> str:
+    """Text of a file.
+
+    Raises:
+        UsageError: it cannot be read, is empty or is not UTF-8.
+    """
+    try:
+        text = read_settings(file).strip()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be read ({error})") from error
+    if not text:
+        raise UsageError(f"{file} is empty; expected a system message")
+    return text
 
 
 def bench(

@@ -49,6 +49,14 @@ def study(
     no_measuring: Annotated[
         bool, typer.Option("--no-measuring", help="Only judge what is measured already, and write the page.")
     ] = False,
+    benchmark: Annotated[
+        str,
+        typer.Option(
+            metavar="FORMAT:PATH",
+            help="Tasks that other models have answered, for the study frontier: the output of "
+            "benchmarks/debugbench_half.py, for example.",
+        ),
+    ] = "",
     sandbox: SandboxName = "auto",
     root: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Where the grids are; each budget has a folder in it.")
@@ -60,7 +68,7 @@ def study(
     Studies share their cells: each arm is trained once with each seed. Stopped, the same command continues.
     """
     if name is None:
-        if model is not None or seeds is not None or no_measuring:
+        if model is not None or seeds is not None or no_measuring or benchmark:
             raise UsageError("name a study; without one, the studies are only listed")
         _list(budget, root, as_json=as_json)
         return
@@ -72,6 +80,7 @@ def study(
         model=model,
         seeds=seeds,
         measure=not no_measuring,
+        benchmark=benchmark,
         root=root,
         sandbox=sandbox,
     )

@@ -21,6 +21,7 @@ from envkit.agents.endpoint import Endpoint
 from envkit.agents.local import LocalAgent
 from envkit.agents.recorded import RecordedAgent, read_recorded, read_usage
 from envkit.agents.scripted import baseline
+from envkit.agents.with_system import WithSystem
 from envkit.authored import Baseline
 from envkit.benchmark.report_data import Origin
 from envkit.benchmark.spec import AgentSpec, BenchSpec
@@ -98,6 +99,8 @@ class AgentFactory:
             UsageError: an API's key or price is missing.
             StoreError: the model's weights have changed since the run began.
         """
+        if row.system and kind.harness is not None:
+            raise ConfigError(f"agent {row.name}: a harness writes its own system message; leave system out")
         backend = kind.equip(backend)
         if chosen := _baseline_of(row, kind):
             yield baseline(chosen, tasks, backend)
@@ -114,7 +117,7 @@ class AgentFactory:
             )
         elif row.card:
             with self._api(row, part, kind, lambda: kind.tools_of(tasks[0], backend)) as api:
-                yield api
+                yield WithSystem(api, row.system) if row.system else api
         else:
             model = model_of(row)
             if self._loaded is None or self._loaded[0] != model:
@@ -126,7 +129,7 @@ class AgentFactory:
             sampling = Sampling(*_sampling(row), stop_strings=row.stop_strings or ())
             turns = turns_of([kind], self._spec.max_turns)
             number = [other.name for other in self._rows_on(model)].index(row.name)
-            yield LocalAgent(
+            local = LocalAgent(
                 row.name,
                 policy.engine,
                 policy.renderer,
@@ -137,6 +140,7 @@ class AgentFactory:
                 should_stop=self._should_stop,
                 shots=self._shots(row, kind, backend),
             )
+            yield WithSystem(local, row.system) if row.system else local
 
     def _shots(self, row: AgentSpec, kind: type[Env], backend: SandboxBackend) -> list[tuple[str, str]]:
         """Return the solved train tasks that a row is shown: observations and the oracle's actions."""
@@ -232,12 +236,13 @@ class AgentFactory:
 
     def describe(self, row: AgentSpec, kind: type[Env]) -> str:
         """Describe a row in a few words, for the report."""
+        with_system = ", with a system message of its own" if row.system else ""
         if row.card:
             card = self._card(row)
             settings = "".join(f", {key} {value}" for key, value in sorted(card.request.items()))
             mode = card.mode if kind.harness is None else "the chats of " + kind.id.partition("@")[2]
-            return f"{card.model} at {card.base_url}, by {mode}{settings}"
-        shown = f", shown {row.shots} solved train tasks first" if row.shots else ""
+            return f"{card.model} at {card.base_url}, by {mode}{settings}{with_system}"
+        shown = with_system + (f", shown {row.shots} solved train tasks first" if row.shots else "")
         if row.adapter:
             return f"adapter {row.adapter} on {model_of(row)}{shown}"
         if row.recorded:

@@ -135,7 +135,7 @@ def measure_kl(
         should_stop: asked before each adapter.
     """
     spec: Any = decode(BenchSpec, run.manifest["spec"], "spec")
-    adapters = {row.name: (row.model, Path(row.adapter)) for row in spec.agents if row.adapter}
+    rows = {row.name: row for row in spec.agents}
     [environment] = spec.environments
     kind = registry.environment(environment.name)
     tasks = read_tasks(run.path / environment.name / TASKS_FILE)
@@ -144,23 +144,33 @@ def measure_kl(
     for control in controls:
         if control.control == BASE or control.row in found or should_stop():
             continue
-        model, adapter = adapters[control.row]
-        settings = read_json_object(adapter / "adapter_config.json")
+        row = rows[control.row]
         config = TrainConfig(
-            model=model,
-            control=control.control,
-            lora_r=int(settings["r"]),
-            lora_alpha=int(settings["lora_alpha"]),
+            model=row.model,
+            **_shape_of(control, row.adapter),
             max_turns=turns_of([kind], spec.max_turns),
             max_completion_length=spec.max_completion_length or TrainConfig().max_completion_length,
             stop_strings=spec.stop_strings,
             max_context_length=spec.max_context_length,
         )
-        ref = resolve(model, display)
+        ref = resolve(row.model, display)
         with contextlib.closing(Policy.of(ref, resolve_dtype(config, display.say))) as policy:
-            load_adapter(policy, adapter)
-            moved = movement(policy, config, kind, tasks, backend, display)
+            if row.adapter:
+                load_adapter(policy, Path(row.adapter))
+            moved = movement(policy, config, kind, tasks, backend, display, row.system)
         if moved is not None:
             found[control.row] = moved.kl
             write_atomic(run.path / KL_FILE, json.dumps(encode(found), indent=1).encode())
     return found
+
+
+def _shape_of(control: Control, adapter: str) -> dict[str, Any]:
+    """Settings that say what an adapter changes; none for a prompt."""
+    if not adapter:
+        return {}
+    settings = read_json_object(Path(adapter) / "adapter_config.json")
+    return {
+        "control": control.control,
+        "lora_r": int(settings["r"]),
+        "lora_alpha": int(settings["lora_alpha"]),
+    }

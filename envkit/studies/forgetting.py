@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from envkit.agents.local import LocalAgent
+from envkit.agents.with_system import WithSystem
 from envkit.benchmark.evaluation import episode_keys
 from envkit.benchmark.number_text import nats
 from envkit.benchmark.spec import EVALUATION_SEED
@@ -54,7 +55,7 @@ class TextLoss:
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """KL divergence of an adapter from its base, in nats per sampled token, on the adapter's own episodes.
+    """KL divergence of a changed model from its base, in nats per sampled token, on its own episodes.
 
     Args:
         environment: its name.
@@ -143,6 +144,7 @@ def movement(
     tasks: Sequence[Task],
     backend: SandboxBackend,
     display: Display,
+    system: str = "",
 ) -> Movement | None:
     """Play each task once with the adapter in training, and compare its tokens with the base.
 
@@ -153,13 +155,14 @@ def movement(
         tasks: the tasks.
         backend: isolates the episodes.
         display: live view.
+        system: a system message to play with; the base is asked with the environment's own.
 
     Returns:
         ``None`` if all episodes are void.
     """
     policy.sync()
     turns = config.turns
-    agent = LocalAgent(
+    local = LocalAgent(
         "adapter",
         policy.engine,
         policy.renderer,
@@ -167,6 +170,7 @@ def movement(
         turns,
         max_context_length=config.max_context_length,
     )
+    agent = WithSystem(local, system) if system else local
     display.phase(f"play {kind.id}", len(tasks))
     with Rollouts(lambda: kind(tasks=tasks, sandbox=backend, max_turns=turns)) as rollouts:
         played = rollouts.play(agent, episode_keys(tasks, 1, EVALUATION_SEED))
@@ -175,21 +179,29 @@ def movement(
     sources: list[str] = []
     for count, episode in enumerate(played, 1):
         if episode.outcome is not Outcome.VOID:
-            rates.append(_kl(policy, episode))
+            own = policy.renderer.first(kind.system, episode.steps[0].observation) if system else None
+            rates.append(_kl(policy, episode, own))
             sources.append(source_of[episode.key.task])
         display.advance(count, "")
     return Movement(kind.id, len(rates), mean_interval(rates, sources)) if rates else None
 
 
-def _kl(policy: Policy, episode: Trajectory) -> float:
-    """Mean over an episode's sampled tokens of the estimated divergence from the base."""
+def _kl(policy: Policy, episode: Trajectory, base_prompt: tuple[int, ...] | None) -> float:
+    """Mean over an episode's sampled tokens of the estimated divergence from the base.
+
+    Args:
+        policy: holds the adapter.
+        episode: what was sampled.
+        base_prompt: first prompt of the base; ``None`` for the episode's own.
+    """
     prompt = shared_prompt([episode])
     row = training_row(episode, [0.0] * len(episode.steps), len(prompt))
     batch = pack(prompt, [row], policy.device)
+    base_batch = batch if base_prompt is None else pack(base_prompt, [row], policy.device)
     with torch.no_grad():
         new_N = policy.logprobs(batch, 1.0)
         with policy.model.disable_adapter():
-            base_N = policy.logprobs(batch, 1.0)
+            base_N = policy.logprobs(base_batch, 1.0)
     return float(divergence(new_N, base_N).mean())
 
 

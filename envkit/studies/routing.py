@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,19 @@ import numpy as np
 
 from envkit.benchmark.stats import Interval, rate_interval
 from envkit.display import Display
+from envkit.engine.chat import ChatRenderer
 from envkit.engine.early import EarlyLayers
 from envkit.engine.torch_engine import TorchEngine
+from envkit.env import Env
 from envkit.errors import StoreError, UsageError
+from envkit.models import ModelRef
+from envkit.sandbox import SandboxBackend
 from envkit.serving.router import FEWEST_TO_LIMIT, MISSED, Features, Router, fit
 from envkit.store import RunFolder
 from envkit.studies.before_after_setup import environments_of
 from envkit.taskfile import read_tasks
+from envkit.training.base_model import load_base
+from envkit.types import Task
 
 #: Shares of the prompts to learn from, and to set limits; the others are measured on.
 _LEARNED, _LIMITING = 0.6, 0.2
@@ -95,6 +102,15 @@ class Parts:
     measured: Sequence[Prompt]
 
 
+@dataclass(frozen=True, slots=True)
+class Posed:
+    """Tasks of an environment, and how many actions an episode of them has, which an observation may tell."""
+
+    kind: type[Env]
+    tasks: Sequence[Task]
+    max_turns: int
+
+
 def first_prompts(adapter: Path, count: int, seed: int) -> list[Prompt]:
     """Draw tasks that an adapter was trained on; returns the prompts that its episodes began with.
 
@@ -128,6 +144,19 @@ def first_prompts(adapter: Path, count: int, seed: int) -> list[Prompt]:
             "steps"
         )
     return random.Random(seed).sample([*found.values()], min(count, len(found)))
+
+
+def task_prompts(posed: Posed, backend: SandboxBackend, renderer: ChatRenderer) -> list[Prompt]:
+    """Reset tasks; returns the prompts that their episodes begin with, in the order of the tasks."""
+    kind, found = posed.kind, list[Prompt]()
+    env = kind(tasks=posed.tasks, sandbox=backend, max_turns=posed.max_turns)
+    try:
+        for task in posed.tasks:
+            observation, _ = env.reset(seed=zlib.crc32(task.id.encode()), options={"task": task.id})
+            found.append(Prompt(task.source, renderer.first(kind.system, observation)))
+    finally:
+        env.close()
+    return found
 
 
 def split(name: str, prompts: Sequence[Prompt], seed: int) -> Parts:
@@ -228,6 +257,51 @@ def train(
     count = sum(map(len, learned.values())) + sum(map(len, limiting.values()))
     study = RouterStudy((*sent,), early.count, early.all, tokens, count, fit_s, read_ms, whole_ms)
     return router, study
+
+
+def train_on_tasks(
+    ref: ModelRef,
+    dtype: str,
+    train_tasks: Mapping[str, Posed],
+    asked: Mapping[str, Posed],
+    backend: SandboxBackend,
+    *,
+    tokens: int,
+    seed: int,
+    display: Display,
+) -> tuple[Router, RouterStudy, dict[str, list[str | None]]]:
+    """Train a router on the prompts of train tasks, and ask it who answers others.
+
+    Args:
+        ref: the base.
+        dtype: of the base.
+        train_tasks: by specialist.
+        asked: other tasks, by any name.
+        backend: sandbox backend, to reset the tasks.
+        tokens: of a prompt that are read at most.
+        seed: which train tasks are learned from.
+        display: shows the progress.
+
+    Returns:
+        The router, its measurements, and who answers each of the other tasks; ``None`` is the base.
+
+    Raises:
+        UsageError: a specialist has too few tasks.
+    """
+    base, tokenizer = load_base(ref, dtype)
+    engine, renderer = TorchEngine(base, [tokenizer.eos_token_id], kv_cache_bytes=0), ChatRenderer(tokenizer)
+    parts = {
+        name: split(name, task_prompts(posed, backend, renderer), seed) for name, posed in train_tasks.items()
+    }
+    router, study = train(
+        engine, parts, base_digest=ref.digest, dtype=dtype, layers=0, tokens=tokens, display=display
+    )
+    early = EarlyLayers(engine, router.layers)
+    answering: dict[str, list[str | None]] = {}
+    for name, posed in asked.items():
+        prompts = task_prompts(posed, backend, renderer)
+        answering[name] = router.choose(early.means([prompt.ids[:tokens] for prompt in prompts]))
+    return router, study, answering
 
 
 def _median_ms(early: EarlyLayers, prompts: Sequence[Sequence[int]]) -> float:

@@ -17,28 +17,42 @@ from typer.testing import CliRunner
 
 import envkit
 from envkit import Task, check
-from envkit.authored import ActionResult
+from envkit.authored import ActionResult, ImportedTasks
 from envkit.benchmark.controls import Control
+from envkit.benchmark.number_text import NONE
 from envkit.benchmark.report_data import Machine, Origin, Row, TaskResult
 from envkit.benchmark.stats import Interval
 from envkit.cli.main import app
 from envkit.env import Env
 from envkit.errors import ConfigError, StoreError, UsageError
-from envkit.studies.founding.arms import ARMS
+from envkit.studies.founding.arms import ARMS, SPECIALISTS
 from envkit.studies.founding.budget import load_budget
 from envkit.studies.founding.catalogue import STUDIES
-from envkit.studies.founding.cells import (
+from envkit.studies.founding.cells import CellFolder
+from envkit.studies.founding.finding import (
+    FAILED,
+    HELD,
+    UNDECIDED,
+    Finding,
+    above,
+    all_above,
+    all_of,
+)
+from envkit.studies.founding.grid import Grid
+from envkit.studies.founding.measurements import (
+    FRONTIER,
     MANY,
+    ON,
     SOLVE,
-    CellFolder,
-    Chance,
+    Chosen,
     Distance,
-    Grid,
     Made,
     Measured,
     Multiplexed,
+    Others,
+    Prompt,
+    message_digest,
 )
-from envkit.studies.founding.finding import FAILED, HELD, UNDECIDED, Finding, above, all_of
 from envkit.studies.founding.page import judge
 
 MACHINE = Machine("a processor", 2, 2, "bfloat16")
@@ -76,7 +90,8 @@ def write(
         cell.write_measured(part, Measured(row, CONDITIONS, MACHINE, "1.0"))
         if digest:
             control = Control(cell.name, "all-linear", 8, 1_000, 0, 5_000)
-            cell.write_made(Made("work/a", digest, control, 40, 40, "1.0"))
+            parts = [f"{each.name} {seed}" for each in SPECIALISTS.values()] if ARMS[arm].merging else []
+            cell.write_made(Made("work/a", digest, control, 40, 40, "1.0", tuple(parts)))
     for seed, (kl, rise) in enumerate(distances):
         draw = Random(f"{arm} {seed}")
         rises = tuple(rise + draw.uniform(-0.002, 0.002) for _ in range(40))
@@ -89,7 +104,9 @@ def write(
 def found_by(name: str, root: Path, seeds: int = 2) -> Finding:
     """Judge a study, whose scripts solve a twentieth."""
     script = Row("enumerate", "a script", tuple(solving(0.05)))
-    CellFolder.of(root, ARMS["base"], 0).write_chance(Chance((script,), CONDITIONS, "1.0"))
+    base = CellFolder.of(root, ARMS["base"], 0)
+    for part in (SOLVE, *ON.values()):
+        base.write_others(part, Others((script,), CONDITIONS, "1.0"))
     return judge(STUDIES[name], Grid(root, seeds))
 
 
@@ -104,6 +121,20 @@ def test_a_margin_is_cleared_by_the_whole_interval() -> None:
     assert all_of([HELD, HELD]) == HELD
     assert all_of([HELD, UNDECIDED]) == UNDECIDED
     assert all_of([UNDECIDED, FAILED]) == FAILED
+
+
+def test_one_of_many_fails_only_at_a_level_for_many() -> None:
+    """An interval that ends below zero at 95 %, and above it at 97.5 %."""
+
+    def compare(level: float) -> Interval:
+        return Interval(-0.1, -0.2, -0.01 if level < 0.97 else 0.01, 50)
+
+    def clear(level: float) -> Interval:
+        return Interval(0.2, 0.1, 0.3, 50)
+
+    assert all_above([compare], 0.0) == FAILED
+    assert all_above([compare, clear], 0.0) == UNDECIDED
+    assert all_above([clear, clear], 0.0) == HELD
 
 
 @pytest.mark.parametrize(
@@ -127,6 +158,7 @@ def test_layers(tmp_path: Path, r8: float, expected: str) -> None:
 def test_cost(tmp_path: Path) -> None:
     write(tmp_path, "base", [solving(0.2)])
     write(tmp_path, "shots", [solving(0.25)])
+    write(tmp_path, "prompt", [solving(0.3), solving(0.3)])
     write(tmp_path, "r16", [solving(0.4), solving(0.4)])
     found = found_by("cost", tmp_path)
     assert found.verdict == HELD
@@ -207,12 +239,33 @@ def test_what_is_missing_or_too_short_decides_nothing(tmp_path: Path) -> None:
     assert found.sentences[0] == "Not decided: r1, seed 1 ended after 12 of 40 steps."
 
 
+def test_what_another_message_has_played_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "prompt", [solving(0.3)])
+    cell = CellFolder.of(tmp_path, ARMS["prompt"], 0)
+    cell.write_prompt(Prompt("Say it at once.", 300, "1.0"))
+    with pytest.raises(UsageError, match="of another adapter or message than prompt, seed 0 has"):
+        cell.measured(SOLVE)
+    origin = Origin(adapter=message_digest("Say it at once."))
+    row = Row("prompt, seed 0", "", tuple(solving(0.3)), None, origin)
+    measured = Measured(row, CONDITIONS, MACHINE, "1.0")
+    cell.write_measured(SOLVE, measured)
+    assert Grid(tmp_path, 1).measured(cell, SOLVE) == measured
+
+
+def test_specialists_that_learned_nothing_decide_nothing(tmp_path: Path) -> None:
+    write_several(tmp_path, 0.1, own=0.1)
+    route(tmp_path, 1.0)
+    assert verdict("specialists", tmp_path) == UNDECIDED
+
+
 def test_what_another_adapter_has_played_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "r1", [solving(0.4)], distances=[(0.1, 0.0)])
     cell = CellFolder.of(tmp_path, ARMS["r1"], 0)
     assert cell.made is not None
     cell.write_made(replace(cell.made, digest="trained again"))
-    with pytest.raises(UsageError, match=r"solve\.json was measured of another adapter than r1, seed 0 has"):
+    with pytest.raises(
+        UsageError, match=r"solve\.json was measured of another adapter or message than r1, seed 0"
+    ):
         cell.measured(SOLVE)
     with pytest.raises(UsageError, match=r"distance\.json was measured of another adapter"):
         _ = cell.distance
@@ -221,6 +274,7 @@ def test_what_another_adapter_has_played_is_refused(tmp_path: Path) -> None:
 def test_scripts_stand_beside_what_is_trained(tmp_path: Path) -> None:
     write(tmp_path, "base", [solving(0.02)])
     write(tmp_path, "shots", [solving(0.02)])
+    write(tmp_path, "prompt", [solving(0.02)] * 2)
     write(tmp_path, "r16", [solving(0.04)] * 2)
     found = found_by("cost", tmp_path)
     assert found.verdict == UNDECIDED
@@ -279,6 +333,127 @@ def test_multiplexing(tmp_path: Path, together: tuple[float, ...], difference: f
     assert verdict("multiplexing", tmp_path) == expected
 
 
+def write_several(root: Path, joint: float, own: float = 0.6, elsewhere: float = 0.1) -> None:
+    """Write what specialists solve in their own environment and elsewhere, and what a joint adapter does."""
+    for name, part in ON.items():
+        write(root, "base", [solving(0.1)], part)
+        for special, arm in SPECIALISTS.items():
+            write(root, arm.name, [solving(own if special == name else elsewhere)] * 2, part)
+        write(root, "joint", [solving(joint)] * 2, part)
+        for arm in ("joint-worst", "merged-linear", "merged-ties"):
+            write(root, arm, [solving(0.3)] * 2, part)
+
+
+@pytest.mark.parametrize(
+    ("joint", "own", "expected"),
+    [(0.6, 0.6, HELD), (0.3, 0.6, FAILED), (0.55, 0.6, UNDECIDED), (0.1, 0.1, UNDECIDED)],
+)
+def test_interference(tmp_path: Path, joint: float, own: float, expected: str) -> None:
+    write_several(tmp_path, joint, own)
+    found = found_by("interference", tmp_path)
+    assert found.verdict == expected
+    differences = {line[0]: line[1:] for line in found.tables[1].rows}
+    assert differences["only-sql-desk"][1] == NONE
+    assert [bar.name for bar in found.bars[:3]] == [
+        "code-editor: specialist",
+        "code-editor: base",
+        "code-editor: joint",
+    ]
+
+
+def route(root: Path, right: float, base_bytes: int = 10**6) -> None:
+    """Write who answers: for this share of an environment's tasks its specialist, else another's."""
+    names = [arm.name for arm in SPECIALISTS.values()]
+    for place, part in enumerate(ON.values()):
+        own, other = names[place], names[place - 1]
+        arms = {f"t{task}": own if task < right * TASKS else other for task in range(TASKS)}
+        for seed in range(2):
+            cell = CellFolder.of(root, ARMS["routed"], seed)
+            cell.write_chosen(part, Chosen(arms, 600, 5.0, 10_000, base_bytes, "1.0"))
+
+
+@pytest.mark.parametrize(
+    ("joint", "right", "base_bytes", "expected"),
+    [
+        (0.4, 1.0, 10**6, HELD),
+        (0.55, 1.0, 10**6, UNDECIDED),
+        (0.7, 1.0, 10**6, FAILED),
+        (0.4, 0.2, 10**6, FAILED),
+        (0.4, 1.0, 10**5, FAILED),  # the specialists and the router have 13,000 bytes
+    ],
+)
+def test_specialists(tmp_path: Path, joint: float, right: float, base_bytes: int, expected: str) -> None:
+    write_several(tmp_path, joint)
+    route(tmp_path, right, base_bytes)
+    found = found_by("specialists", tmp_path)
+    assert found.verdict == expected
+    confusion = found.tables[1].rows[1]
+    assert confusion[0] == "sql-desk"
+    assert confusion[-1] == f"{100 * right:.1f}"
+
+
+def test_a_routed_part_is_missing_until_all_chosen_have_played(tmp_path: Path) -> None:
+    write_several(tmp_path, 0.4)
+    route(tmp_path, 1.0)
+    grid = Grid(tmp_path, 2)
+    assert [cell.name for cell, _ in STUDIES["specialists"].missing(grid)] == ["base"] * 3  # scripts
+    (tmp_path / "only-sql-desk-seed-1" / "on-sql-desk.json").unlink()
+    missing = [(cell.name, part) for cell, part in STUDIES["specialists"].missing(grid)]
+    assert missing[-2:] == [("only-sql-desk, seed 1", "on-sql-desk"), ("routed, seed 1", "on-sql-desk")]
+
+
+def test_what_was_merged_of_other_adapters_is_refused(tmp_path: Path) -> None:
+    write_several(tmp_path, 0.4)
+    cell = CellFolder.of(tmp_path, SPECIALISTS["sql-desk"], 1)
+    assert cell.made is not None
+    cell.write_made(replace(cell.made, digest="trained again"))
+    (cell.path / "on-sql-desk.json").unlink()
+    with pytest.raises(UsageError, match="merged-linear, seed 1 was merged of other adapters"):
+        Grid(tmp_path, 2).rows("merged-linear", ON["sql-desk"])
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(0.9, HELD), (0.5, UNDECIDED), (0.0, FAILED)])
+def test_frontier(tmp_path: Path, rate: float, expected: str) -> None:
+    def with_kinds(solved: float) -> list[TaskResult]:
+        """Half of the tasks are of each kind, and a few of one that is too rare."""
+        kinds = ["typo", "logic"] * 40 + ["rare"] * 20
+        sources = [f"s{number if number < 80 else 80}" for number in range(TASKS)]
+        return [
+            replace(each, operator=kind, source=source)
+            for each, kind, source in zip(solving(solved), kinds, sources, strict=True)
+        ]
+
+    for arm, seeds in (("base", 1), ("sft-240", 2), ("r16", 2)):
+        write(tmp_path, arm, [with_kinds(rate if arm == "r16" else 0.0)] * seeds, FRONTIER)
+    origin = Origin("recorded", "gpt-4-0613", tokenizer="a tokenizer")
+    large = Row("gpt-4-0613", "recorded", tuple(with_kinds(0.5)), None, origin)
+    script = Row("enumerate", "a script", tuple(with_kinds(0.1)))
+    cell = CellFolder.of(tmp_path, ARMS["base"], 0)
+    with pytest.raises(UsageError, match="answers of gpt-4-0613 are not graded yet"):
+        judge(STUDIES["frontier"], Grid(tmp_path, 2))
+    cell.write_others(FRONTIER, Others((large, script), CONDITIONS, "1.0"))
+    found = judge(STUDIES["frontier"], Grid(tmp_path, 2))
+    assert found.verdict == expected
+    _, kinds, costs, scripts = found.tables
+    assert [line[0] for line in kinds.rows] == ["typo", "logic"]
+    assert costs.rows[-1][0] == "gpt-4-0613"
+    assert costs.rows[-1][1].startswith("$0.0")
+    assert [line[0] for line in scripts.rows] == ["enumerate"]
+
+
+def test_few_wins_on_a_rare_kind_decide_nothing(tmp_path: Path) -> None:
+    """Of 20 tasks, 3 are won and none is lost: three coins that fall the same way, p = 0.25."""
+
+    def results(solved: int) -> list[TaskResult]:
+        return [replace(result(task, int(task < solved), 1), operator="typo") for task in range(20)]
+
+    for arm, solved in (("base", 0), ("sft-240", 0), ("r16", 3)):
+        write(tmp_path, arm, [results(solved)] * (1 if arm == "base" else 2), FRONTIER)
+    large = Row("gpt-4-0613", "recorded", tuple(results(0)), None, Origin("recorded", "gpt-4-0613"))
+    CellFolder.of(tmp_path, ARMS["base"], 0).write_others(FRONTIER, Others((large,), CONDITIONS, "1.0"))
+    assert judge(STUDIES["frontier"], Grid(tmp_path, 2)).verdict == UNDECIDED
+
+
 def test_cells_of_other_conditions_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "base", [solving(0.2)])
     write(tmp_path, "r1", [solving(0.4), solving(0.4)])
@@ -296,8 +471,8 @@ def test_cells_of_other_conditions_are_refused(tmp_path: Path) -> None:
 def test_scripts_of_other_conditions_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "base", [solving(0.2)])
     script = Row("enumerate", "a script", tuple(solving(0.05)))
-    other = Chance((script,), replace(CONDITIONS, tasks="others"), "1.0")
-    CellFolder.of(tmp_path, ARMS["base"], 0).write_chance(other)
+    other = Others((script,), replace(CONDITIONS, tasks="others"), "1.0")
+    CellFolder.of(tmp_path, ARMS["base"], 0).write_others(SOLVE, other)
     with pytest.raises(UsageError, match="scripts and base were measured under different conditions"):
         judge(STUDIES["rank"], Grid(tmp_path, 2))
 
@@ -360,13 +535,21 @@ class Letters(Env):
     id: ClassVar[str] = "letters"
     system: ClassVar[str] = "Say it."
     max_turns = 1
+    repeated: ClassVar[int] = 1
 
     @classmethod
     def make_tasks(cls, split: str, **_: Any) -> Sequence[Task]:
         return [
-            Task(f"{split} {letter}", split, f"{split}: say {letter}.", {}, {"letter": letter})
-            for letter in "aeinorstl"
+            Task(f"{split} {number}", split, f"{split} {number}: say {letter}.", {}, {"letter": letter})
+            for number, letter in enumerate("aeinorstl" * cls.repeated)
         ]
+
+    @classmethod
+    def import_tasks(cls, format: str, path: Path) -> ImportedTasks:
+        tasks = tuple(cls.make_tasks("heldout"))
+        right = {task.id: (str(task.metadata["letter"]),) for task in tasks}
+        wrong = {task.id: ("?",) for task in tasks}
+        return ImportedTasks(tasks, {"gpt-4-0613": right, "larger": wrong})
 
     @classmethod
     def oracle(cls, task: Task) -> Sequence[str]:
@@ -383,6 +566,22 @@ class Letters(Env):
     @check()
     def says_it(self) -> bool:
         return str(self.task.metadata["letter"]) in self._said
+
+
+class CodeEditorLetters(Letters):
+    id: ClassVar[str] = "code-editor"
+    repeated: ClassVar[int] = 12  # a router needs a hundred prompts of each specialist
+
+
+class SqlDeskLetters(CodeEditorLetters):
+    id: ClassVar[str] = "sql-desk"
+
+
+class ServiceDeskLetters(CodeEditorLetters):
+    id: ClassVar[str] = "service-desk"
+
+
+KINDS = (Letters, CodeEditorLetters, SqlDeskLetters, ServiceDeskLetters)
 
 
 BUDGET = """
@@ -408,6 +607,30 @@ max_steps = 2
 groups_per_step = 2
 num_generations = 4
 save_steps = 1
+[several]
+max_task_chars = 500
+tasks = 4
+samples = 1
+[several.training]
+max_turns = 1
+max_completion_length = 8
+lora_r = 4
+sft_examples = 4
+sft_batch_size = 4
+max_steps = 1
+groups_per_step = 3
+num_generations = 2
+[prompt]
+rounds = 1
+rewritings = 1
+tasks_per_round = 3
+checked = 3
+[frontier]
+models = ["gpt-4-0613", "larger"]
+tasks = 9
+[frontier.limits]
+max_turns = 1
+max_completion_length = 8
 """
 
 
@@ -415,7 +638,7 @@ save_steps = 1
 @pytest.mark.usefixtures("one_probe")
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_all_studies_of_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("envkit.registry.environment", lambda name: Letters)
+    monkeypatch.setattr("envkit.registry.environment", {kind.id: kind for kind in KINDS}.__getitem__)
     # Without a certificate, an environment is rightly refused.
     monkeypatch.setattr("envkit.audit.certificate.require_certified", lambda *_, **__: None)
     budget = tmp_path / "own.toml"
@@ -423,8 +646,12 @@ def test_all_studies_of_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
     options: dict[str, Any] = {
         "budget": str(budget), "root": tmp_path / "grid", "display": "quiet",
     }  # fmt: skip
+    with pytest.raises(UsageError, match="name their file, for example with --benchmark debugbench:PATH"):
+        envkit.study("frontier", **options)
+    with pytest.raises(UsageError, match="study rank plays the environment's own tasks"):
+        envkit.study("rank", **options, benchmark="answers:file")
     for name in STUDIES:
-        found = envkit.study(name, **options)
+        found = envkit.study(name, **options, benchmark="answers:file" if name == "frontier" else "")
         assert found.found is not None, name
         assert found.page is not None
         assert found.found.verdict in (HELD, FAILED, UNDECIDED)

@@ -11,8 +11,13 @@ from typing import Final
 UNTOUCHED: Final = "untouched"
 TRAINED: Final = "trained"
 COMPUTED: Final = "computed"
+MERGED: Final = "merged"
+ROUTED: Final = "routed"
+PROMPTED: Final = "prompted"
 #: Name of the arm that is no change at all.
 BASE: Final = "base"
+#: Environments of the studies of several tasks. One turn is enough for each.
+ENVIRONMENTS: Final = ("code-editor", "sql-desk", "service-desk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +27,14 @@ class Arm:
     Args:
         name: short and unique; it names the arm's folder.
         meaning: a few words for the pages.
-        kind: ``"untouched"``, ``"trained"``, or ``"computed"``: a steering vector, from what the base plays.
+        kind: ``"untouched"``; ``"trained"``; ``"computed"``: a steering vector, from what the base plays;
+            ``"prompted"``: the base with a system message that was searched for; ``"merged"`` of the
+            specialists' adapters of the same seed, without training; or ``"routed"``: a router gives each
+            prompt to one of the specialists, or to the base.
         settings: fields of `envkit.training.config.TrainConfig`, on top of the budget's.
         shots: solved train tasks that the model sees first.
+        environments: what it is trained on; empty for the budget's environment.
+        merging: how it is merged; see `envkit.training.merging.METHODS`.
     """
 
     name: str
@@ -32,16 +42,18 @@ class Arm:
     kind: str = TRAINED
     settings: Mapping[str, object] = field(default_factory=dict[str, object])
     shots: int = 0
+    environments: tuple[str, ...] = ()
+    merging: str = ""
 
     @property
     def has_seeds(self) -> bool:
-        """True if it is trained once for each seed."""
-        return self.kind == TRAINED
+        """True if it is trained, or made of what is trained, once for each seed."""
+        return self.kind in (TRAINED, PROMPTED, MERGED, ROUTED)
 
     @property
     def has_adapter(self) -> bool:
-        """True if it changes the model, not only what it is asked."""
-        return self.kind != UNTOUCHED
+        """True if it has an adapter of its own."""
+        return self.kind in (TRAINED, COMPUTED, MERGED)
 
 
 #: Known answers of the arms that imitate, from few to many: one of them solves about as much as RL does.
@@ -50,6 +62,7 @@ _IMITATED: Final = (24, 60, 240)
 _ALL: Final = (
     Arm(BASE, "the untouched model", UNTOUCHED),
     Arm("shots", "the base, shown 3 solved train tasks", UNTOUCHED, shots=3),
+    Arm("prompt", "the base with a system message that it wrote itself, by reward", PROMPTED),
     Arm("vector", "a steering vector, computed from what the base solves and fails", COMPUTED),
     Arm("steering", "RL of one vector a layer", settings={"control": "steering", "learning_rate": 1e-3}),
     Arm("r1", "RL of LoRA on all linear layers, rank 1", settings={"lora_r": 1}),
@@ -64,5 +77,22 @@ _ALL: Final = (
         Arm(f"sft-{count}", f"SFT on {count} known answers", settings={"sft_examples": count, "max_steps": 0})
         for count in _IMITATED
     ),
+    *(Arm(f"only-{name}", f"trained on {name} alone", environments=(name,)) for name in ENVIRONMENTS),
+    Arm("joint", "trained on all environments", environments=ENVIRONMENTS),
+    Arm(
+        "joint-worst",
+        "trained on all environments, more often on those that are solved rarely",
+        settings={"worst_task_weight": 4.0},
+        environments=ENVIRONMENTS,
+    ),
+    *(
+        Arm(f"merged-{method}", f"the specialists merged by {method}", MERGED, merging=method)
+        for method in ("linear", "ties")
+    ),
+    Arm("routed", "a router picks a specialist by the prompt", ROUTED),
 )
 ARMS: Final[Mapping[str, Arm]] = MappingProxyType({arm.name: arm for arm in _ALL})
+#: Arms that are trained on one of `ENVIRONMENTS`, in their order.
+SPECIALISTS: Final[Mapping[str, Arm]] = MappingProxyType(
+    {name: ARMS[f"only-{name}"] for name in ENVIRONMENTS}
+)

@@ -11,8 +11,72 @@ from pathlib import Path
 from envkit.errors import ConfigError
 from envkit.files import read_toml
 from envkit.plain import decode
-from envkit.studies.founding.arms import ARMS, Arm
+from envkit.studies.founding.arms import ARMS, ENVIRONMENTS, Arm
+from envkit.studies.founding.measurements import FRONTIER, MANY, SOLVE, environment_of
 from envkit.training.config import TrainConfig, from_mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """Sizes of the arms that are trained on some of `envkit.studies.founding.arms.ENVIRONMENTS`.
+
+    Args:
+        max_task_chars: longer tasks are left out, in training too.
+        tasks, samples: held-out tasks of each environment, at most, and episodes of each.
+        training: fields of `envkit.training.config.TrainConfig` for one environment. An arm of several has
+            ``sft_examples`` and ``max_steps`` for each of them.
+    """
+
+    max_task_chars: int
+    tasks: int
+    samples: int
+    training: Mapping[str, object]
+
+    def settings_of(self, arm: Arm) -> dict[str, object]:
+        """Settings of an arm's training, without the model."""
+        config = from_mapping(self.training, "several.training")
+        count = len(arm.environments)
+        sizes = {"sft_examples": count * config.sft_examples, "max_steps": count * config.max_steps}
+        return {**self.training, **sizes}
+
+
+@dataclass(frozen=True, slots=True)
+class Frontier:
+    """Sizes of the study on tasks that other models have answered.
+
+    Args:
+        models: names of those models, as the benchmark's file has them.
+        tasks: of the benchmark, at most; its first ones.
+        limits: fields of `envkit.training.config.TrainConfig` that limit an episode.
+    """
+
+    models: tuple[str, ...]
+    tasks: int
+    limits: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Play:
+    """Episodes that a cell plays.
+
+    Args:
+        environment: of the tasks.
+        split: of them, ``"heldout"`` or ``"test"``.
+        max_task_chars: longer tasks are left out; ``None`` for none.
+        tasks, samples: tasks, at most, and episodes of each.
+        config: settings that limit an episode; its others are not used.
+        temperature: of sampling.
+        recorded: models whose answers came with the tasks; the environment's own tasks have none.
+    """
+
+    environment: str
+    split: str
+    max_task_chars: int | None
+    tasks: int
+    samples: int
+    config: TrainConfig
+    temperature: float = 0.7
+    recorded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +95,10 @@ class Budget:
         rows, ticks, rounds: rows that are decoded with many adapters, tokens of each, and how often.
         training: fields of `envkit.training.config.TrainConfig` for all arms.
         arms: arm -> further fields of it.
+        several: sizes of the arms that are trained on several environments, or one of several; ``None`` for
+            no such arms.
+        frontier: sizes of the study on tasks that other models have answered; ``None`` for no such study.
+        prompt: sizes of the search for a system message; see `envkit.search_prompt`.
     """
 
     model: str
@@ -48,6 +116,9 @@ class Budget:
     rounds: int = 3
     training: Mapping[str, object] = field(default_factory=dict[str, object])
     arms: Mapping[str, Mapping[str, object]] = field(default_factory=dict[str, Mapping[str, object]])
+    several: Several | None = None
+    frontier: Frontier | None = None
+    prompt: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         sizes = ("max_task_chars", "seeds", "tasks", "samples", "many_tasks", "many_samples", "passages")
@@ -61,8 +132,52 @@ class Budget:
             raise ConfigError(f"there is no arm {unknown[0]!r}; the arms are: {', '.join(ARMS)}")
 
     def settings_of(self, arm: Arm) -> dict[str, object]:
-        """Settings of an arm's training."""
-        return {"model": self.model, **self.training, **arm.settings, **self.arms.get(arm.name, {})}
+        """Settings of an arm's training.
+
+        Raises:
+            ConfigError: it is trained on one of several environments, and there are no sizes for that.
+        """
+        training = self._several.settings_of(arm) if arm.environments else self.training
+        return {"model": self.model, **training, **arm.settings, **self.arms.get(arm.name, {})}
+
+    def max_task_chars_of(self, arm: Arm) -> int:
+        """Longest task that an arm is trained on."""
+        return self._several.max_task_chars if arm.environments else self.max_task_chars
+
+    def play_of(self, part: str) -> Play:
+        """Episodes of a part of `envkit.studies.founding.measurements`.
+
+        Raises:
+            ConfigError: there are no sizes for them.
+        """
+        if part == FRONTIER:
+            if (frontier := self.frontier) is None:
+                raise ConfigError("the budget has no table 'frontier'; budgets.toml of envkit shows one")
+            config = from_mapping(frontier.limits, "frontier.limits")
+            return Play(self.environment, "heldout", None, frontier.tasks, 1, config, 0.0, frontier.models)
+        if (environment := environment_of(part)) is not None:
+            own, several = environment == self.environment, self._several
+            return Play(
+                environment,
+                self.split if own else "heldout",
+                several.max_task_chars,
+                several.tasks,
+                several.samples,
+                from_mapping(several.training, "several.training"),
+            )
+        sizes = {SOLVE: (self.tasks, self.samples), MANY: (self.many_tasks, self.many_samples)}
+        tasks, samples = sizes[part]
+        config = from_mapping(self.training, "training")
+        return Play(self.environment, self.split, self.max_task_chars, tasks, samples, config)
+
+    @property
+    def _several(self) -> Several:
+        if self.several is None:
+            raise ConfigError(
+                f"the budget has no table 'several' for {', '.join(ENVIRONMENTS)}; budgets.toml of envkit "
+                "shows one"
+            )
+        return self.several
 
     def config_of(self, arm: Arm) -> TrainConfig:
         """Settings of an arm's training, checked.

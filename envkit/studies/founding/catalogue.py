@@ -7,10 +7,26 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from envkit.studies.founding import cost, forgetting, layers, multiplexing, rank, rare, steering
+from envkit.studies.founding import (
+    cost,
+    forgetting,
+    frontier,
+    interference,
+    layers,
+    multiplexing,
+    rank,
+    rare,
+    specialists,
+    steering,
+)
 from envkit.studies.founding.arms import BASE
-from envkit.studies.founding.cells import CHANCE, DISTANCE, SOLVE, CellFolder, Grid
+from envkit.studies.founding.cells import CellFolder
 from envkit.studies.founding.finding import Finding
+from envkit.studies.founding.grid import Grid
+from envkit.studies.founding.measurements import DISTANCE, FRONTIER, ON, SOLVE, others_part
+
+#: Parts whose tasks others answer too: scripts, and models whose answers came with the tasks.
+_WITH_OTHERS: Final = (SOLVE, FRONTIER, *ON.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +37,7 @@ class Study:
         name: the study's name.
         claim: a sentence that may turn out to be wrong.
         arms: names of its arms.
-        parts: what is measured of each; see `envkit.studies.founding.cells`.
+        parts: what is measured of each; see `envkit.studies.founding.measurements`.
         published: what others have measured.
         judge: computes the finding; raises `UsageError` if a cell is missing.
     """
@@ -36,19 +52,19 @@ class Study:
     def needs(self, grid: Grid) -> Iterator[tuple[CellFolder, str]]:
         """All that it needs: cells, seed by seed, and what is measured of each.
 
-        Where held-out tasks are played, the environment's scripts play them too.
+        Where held-out tasks are played, others answer them too.
         """
         cells = [cell for arm in self.arms for cell in grid.cells(arm)]
         for cell in sorted(cells, key=lambda cell: cell.seed):
             for part in self.parts:
                 if part != DISTANCE or cell.arm.has_adapter:
                     yield cell, part
-            if cell.arm.name == BASE and SOLVE in self.parts:
-                yield cell, CHANCE
+            if cell.arm.name == BASE:
+                yield from ((cell, others_part(part)) for part in self.parts if part in _WITH_OTHERS)
 
     def missing(self, grid: Grid) -> Iterator[tuple[CellFolder, str]]:
         """Yield the parts of `needs` that are not measured yet."""
-        return ((cell, part) for cell, part in self.needs(grid) if not cell.has(part))
+        return ((cell, part) for cell, part in self.needs(grid) if not grid.has(cell, part))
 
 
 STUDIES: Final[Mapping[str, Study]] = MappingProxyType(
@@ -60,6 +76,9 @@ STUDIES: Final[Mapping[str, Study]] = MappingProxyType(
             ("rare", rare),
             ("forgetting", forgetting),
             ("multiplexing", multiplexing),
+            ("interference", interference),
+            ("specialists", specialists),
+            ("frontier", frontier),
             ("layers", layers),
             ("cost", cost),
         )

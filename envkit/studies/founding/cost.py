@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from statistics import mean
 from typing import Final
 
 from envkit.benchmark.leaderboard_data import cost_of, training_cost
 from envkit.benchmark.number_text import NONE, dollars, number
 from envkit.benchmark.report_data import Row
+from envkit.benchmark.stats import LEVEL, Interval
 from envkit.benchmark.tables import Table
 from envkit.prices import PriceTable, load_prices
-from envkit.studies.founding.cells import SOLVE, Grid, Measured
 from envkit.studies.founding.finding import (
     Finding,
-    above,
-    all_of,
+    all_above,
     detectable,
     in_points,
     rate_bars,
     rates_table,
     seeds_sentence,
 )
+from envkit.studies.founding.grid import Grid
+from envkit.studies.founding.measurements import SOLVE, Measured
 
-ARMS: Final = ("base", "shots", "r16")
+ARMS: Final = ("base", "shots", "prompt", "r16")
 PARTS: Final = (SOLVE,)
 CLAIM: Final = (
     "An environment of your own makes a small model better: it solves more than its base, than the base "
@@ -38,16 +40,18 @@ PUBLISHED: Final = (
 
 def judge(grid: Grid) -> Finding:
     """See `CLAIM`."""
-    against = {
-        "its base": grid.difference("r16", "base"),
-        "the prompt with solved tasks": grid.difference("r16", "shots"),
-        **{name: grid.difference_from(row, "r16") for name, row in grid.chance.items()},
+    against: dict[str, Callable[[float], Interval]] = {
+        "its base": lambda level: grid.difference("r16", "base", level=level),
+        "the prompt with solved tasks": lambda level: grid.difference("r16", "shots", level=level),
+        "a prompt that was searched for": lambda level: grid.difference("r16", "prompt", level=level),
     }
-    compared = [f"{name}: {in_points(each)}" for name, each in against.items()]
+    for name, row in grid.others().items():
+        against[name] = lambda level, row=row: grid.difference_from(row, "r16", level=level)
+    compared = [f"{name}: {in_points(each(LEVEL))}" for name, each in against.items()]
     prices = load_prices()
     found = [each for cell in grid.cells("r16") if (each := cell.measured(SOLVE)) is not None]
     return Finding(
-        all_of([above(each, 0.0) for each in against.values()]),
+        all_above([*against.values()], 0.0),
         (
             detectable(grid, "r16", "shots"),
             f"Trained minus {'; minus '.join(compared)}.",

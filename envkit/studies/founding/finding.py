@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from envkit.benchmark.number_text import bounds, number, percent, points, share
+from envkit.benchmark.recipes import Recipe
 from envkit.benchmark.stats import LEVEL, Interval, cluster_sd, minimum_detectable
 from envkit.benchmark.svg_charts import Bar
 from envkit.benchmark.tables import Table
 from envkit.studies.founding.arms import ARMS
-from envkit.studies.founding.cells import SOLVE, Grid
+from envkit.studies.founding.cells import CellFolder
+from envkit.studies.founding.grid import Grid
+from envkit.studies.founding.measurements import SOLVE
 
 HELD: Final = "HELD"
 FAILED: Final = "FAILED"
@@ -58,6 +61,20 @@ def all_of(verdicts: Sequence[str]) -> str:
     return HELD if {*verdicts} == {HELD} else UNDECIDED
 
 
+def all_above(compare: Sequence[Callable[[float], Interval]], margin: float) -> str:
+    """Verdict on several "at least ``margin``" together.
+
+    All of them hold it, at the usual level; one of them fails it, at a level for as many comparisons.
+
+    Args:
+        compare: level -> interval.
+        margin: for all.
+    """
+    if any(each(1 - (1 - LEVEL) / len(compare)).high < margin for each in compare):
+        return FAILED
+    return HELD if all(each(LEVEL).low > margin for each in compare) else UNDECIDED
+
+
 def in_points(interval: Interval) -> str:
     """A difference in points with its interval."""
     return f"{points(interval.estimate)} {bounds(interval, signed=True)}"
@@ -68,21 +85,31 @@ def rates_table(grid: Grid, arms: Sequence[str], part: str = SOLVE) -> Table:
     lines: list[tuple[str, ...]] = []
     for arm in arms:
         recipe = grid.recipe(arm, part)
-        made = grid.cells(arm)[0].made
+        size, tokens = _shipped(grid.cells(arm)[0])
         lines.append(
             (
                 arm,
                 ARMS[arm].meaning,
                 share(recipe.mean),
                 ", ".join(map(percent, recipe.each)) if ARMS[arm].has_seeds else "",
-                "" if made is None else number(made.control.size_bytes, 0),
-                "" if made is None else number(made.control.sampled_tokens or 0, 0),
+                size,
+                tokens,
                 *(() if arm == arms[0] else (in_points(grid.difference(arm, arms[0], part)),)),
             )
         )
     head = ("Arm", "What it is", "Solves", "Each seed, %", "Bytes", "Sampled tokens", f"More than {arms[0]}")
     lines = [line if len(line) == len(head) else (*line, "") for line in lines]
     return Table(f"Solve rates, with {100 * LEVEL:g} % intervals", head, tuple(lines), text_columns=2)
+
+
+def _shipped(cell: CellFolder) -> tuple[str, str]:
+    """Bytes of an adapter or a message, and tokens that were sampled for it."""
+    made, prompt = cell.made, cell.prompt
+    if made is not None:
+        return number(made.control.size_bytes, 0), number(made.control.sampled_tokens or 0, 0)
+    if prompt is not None:
+        return number(len(prompt.system.encode()), 0), number(prompt.sampled_tokens, 0)
+    return "", ""
 
 
 def rate_bars(grid: Grid, arms: Sequence[str], part: str = SOLVE) -> tuple[Bar, ...]:
@@ -96,8 +123,12 @@ def rate_bars(grid: Grid, arms: Sequence[str], part: str = SOLVE) -> tuple[Bar, 
 
 
 def detectable(grid: Grid, arm: str, against: str, part: str = SOLVE) -> str:
-    """Say which difference these tasks could have shown."""
-    one, other = grid.recipe(arm, part), grid.recipe(against, part)
+    """Say which difference of two arms the tasks of a part could have shown."""
+    return detectable_between(grid.recipe(arm, part), grid.recipe(against, part))
+
+
+def detectable_between(one: Recipe, other: Recipe) -> str:
+    """Say which difference of two recipes their common tasks could have shown."""
     where = {task: index for index, task in enumerate(other.tasks)}
     common = [index for index, task in enumerate(one.tasks) if task in where]
     mine = np.asarray(one.rates_ST).mean(axis=0)[common]
@@ -105,11 +136,12 @@ def detectable(grid: Grid, arm: str, against: str, part: str = SOLVE) -> str:
     sources = [one.sources[index] for index in common]
     spread = cluster_sd(mine - theirs, sources)
     if not spread > 0:
-        return f"{arm} and {against} do not differ on any task, so what could be seen is not known."
+        return f"{one.name} and {other.name} do not differ on any task, so what could be seen is not known."
     least = minimum_detectable(len({*sources}), spread)
     return (
         f"With {len(common)} tasks of {len({*sources})} sources, and seeds aside, a difference of "
-        f"{percent(least)} points between {arm} and {against} would be seen in four of five repetitions."
+        f"{percent(least)} points between {one.name} and {other.name} would be seen in four of five "
+        "repetitions."
     )
 
 

@@ -12,7 +12,6 @@ from envkit.benchmark.stats import Interval, mean_interval, rank_correlation
 from envkit.benchmark.summary import solve_rates
 from envkit.benchmark.tables import Table
 from envkit.errors import UsageError
-from envkit.studies.founding.cells import DISTANCE, SOLVE, Distance, Grid
 from envkit.studies.founding.finding import (
     FAILED,
     HELD,
@@ -25,6 +24,8 @@ from envkit.studies.founding.finding import (
     rates_table,
     seeds_sentence,
 )
+from envkit.studies.founding.grid import Grid
+from envkit.studies.founding.measurements import DISTANCE, SOLVE, Distance
 
 _RL: Final = ("r16", "r8", "r1", "attention", "steering")
 _SFT: Final = ("sft-24", "sft-60", "sft-240")

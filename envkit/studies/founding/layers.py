@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from envkit.studies.founding.cells import SOLVE, Grid
 from envkit.studies.founding.finding import (
     Finding,
     above,
@@ -15,6 +14,8 @@ from envkit.studies.founding.finding import (
     rates_table,
     seeds_sentence,
 )
+from envkit.studies.founding.grid import Grid
+from envkit.studies.founding.measurements import SOLVE
 
 ARMS: Final = ("base", "attention", "r8")
 PARTS: Final = (SOLVE,)

@@ -11,8 +11,9 @@ from envkit.benchmark.stats import Interval
 from envkit.benchmark.svg_charts import Bar
 from envkit.benchmark.tables import Table
 from envkit.errors import UsageError
-from envkit.studies.founding.cells import MULTIPLEX, Grid
 from envkit.studies.founding.finding import FAILED, HELD, Finding, above, all_of, only_if
+from envkit.studies.founding.grid import Grid
+from envkit.studies.founding.measurements import MULTIPLEX
 
 ARMS: Final = ("base",)
 PARTS: Final = (MULTIPLEX,)

@@ -16,11 +16,12 @@ from envkit.benchmark.summary import summarise_row
 from envkit.benchmark.svg_charts import bars
 from envkit.benchmark.tables import Table
 from envkit.store import write_atomic
-from envkit.studies.founding.arms import ARMS, BASE
+from envkit.studies.founding.arms import ARMS, BASE, SPECIALISTS
 from envkit.studies.founding.budget import Budget
 from envkit.studies.founding.catalogue import Study
-from envkit.studies.founding.cells import MANY, PLAYED, SOLVE, Grid
 from envkit.studies.founding.finding import UNDECIDED, Finding
+from envkit.studies.founding.grid import Grid
+from envkit.studies.founding.measurements import FRONTIER, ON, PLAYED, environment_of
 
 
 def judge(study: Study, grid: Grid) -> Finding:
@@ -34,7 +35,7 @@ def judge(study: Study, grid: Grid) -> Finding:
             grid.require_same_conditions(study.arms, part)
     found = study.judge(grid)
     reasons = [*_reasons(study, grid)]
-    tables = (*found.tables, *([_chance_table(grid)] if SOLVE in study.parts and grid.chance else []))
+    tables = (*found.tables, *(_scripts_table(grid, part) for part in study.parts if grid.others(part)))
     verdict = UNDECIDED if reasons else found.verdict
     return replace(found, verdict=verdict, sentences=(*reasons, *found.sentences), tables=tables)
 
@@ -51,13 +52,16 @@ def _reasons(study: Study, grid: Grid) -> Iterator[str]:
             yield f"Not decided: {cell.name} ended after {made.steps} of {made.planned} steps."
 
 
-def _chance_table(grid: Grid) -> Table:
-    """What scripts solve, without a model."""
+def _scripts_table(grid: Grid, part: str) -> Table:
+    """Solve rates of scripts, without a model."""
+    where = environment_of(part)
     return Table(
-        "Chance and search: scripts on the same tasks",
+        f"Chance and search: scripts on the same tasks{f' of {where}' if where else ''}",
         ("Script", "Solves"),
         tuple(
-            (name, share(summarise_row(row, (1,)).solve_rate.interval)) for name, row in grid.chance.items()
+            (name, share(summarise_row(row, (1,)).solve_rate.interval))
+            for name, row in grid.others(part).items()
+            if row.origin.kind == "script"
         ),
     )
 
@@ -78,14 +82,19 @@ def write_page(study: Study, finding: Finding, grid: Grid, budget: Budget, folde
             sentences=finding.sentences,
             tables=finding.tables,
             published=study.published,
-            setup=_setup(study, budget),
-            command=f"envkit study {study.name} --budget {folder.name} --seeds {grid.seeds}",
+            setup=_setup(study, budget, grid),
+            command=_command(study, folder.name, grid.seeds),
             versions=_versions(study, grid),
         )
     )
     page = folder / f"{study.name}.md"
     write_atomic(page, text.encode())
     return page
+
+
+def _command(study: Study, budget: str, seeds: int) -> str:
+    benchmark = " --benchmark FORMAT:PATH" if FRONTIER in study.parts else ""
+    return f"envkit study {study.name} --budget {budget}{benchmark} --seeds {seeds}"
 
 
 def _plot(study: Study, finding: Finding) -> str:
@@ -101,31 +110,51 @@ def _plot(study: Study, finding: Finding) -> str:
     return f"{head}{opened}><style>\n{style}</style>{closed}\n"
 
 
-def _setup(study: Study, budget: Budget) -> str:
+def _setup(study: Study, budget: Budget, grid: Grid) -> str:
     """Say what was trained and measured."""
     said = [f"The base is {Path(budget.model).name}."]
-    if any(ARMS[arm].has_seeds for arm in study.arms):
+    if any(part in ON.values() for part in study.parts):
+        [special, *_] = SPECIALISTS.values()
+        settings, chars = budget.config_of(special), budget.max_task_chars_of(special)
+        said.append(
+            f"For each environment: {settings.sft_examples} known answers, then {settings.max_steps} steps "
+            f"of {settings.groups_per_step} x {settings.num_generations} episodes, on tasks of at most "
+            f"{chars} characters. Rank {settings.lora_r}."
+        )
+    elif any(ARMS[arm].has_seeds for arm in study.arms):
         settings = budget.config_of(ARMS[BASE])
         said.append(
             f"RL begins from it, without a warm start: {settings.max_steps} steps of "
             f"{settings.groups_per_step} x {settings.num_generations} episodes of {budget.environment}, on "
-            f"tasks of at most {budget.max_task_chars} characters."
+            f"tasks of at most {budget.max_task_chars} characters. Arms of SFT learn from known answers "
+            "alone."
         )
-    sizes = {SOLVE: (budget.tasks, budget.samples), MANY: (budget.many_tasks, budget.many_samples)}
     for part in study.parts:
         if part in PLAYED:
-            tasks, samples = sizes[part]
-            said.append(f"Measured on {tasks} {budget.split} tasks, {samples} samples each.")
+            said.append(_played(part, budget, grid))
     if any(part in PLAYED for part in study.parts):
         said.append(f"Intervals resample {number(RESAMPLES, 0)} times the sources that tasks come from.")
     return " ".join(said)
+
+
+def _played(part: str, budget: Budget, grid: Grid) -> str:
+    """Say on which tasks a part was measured."""
+    play, environment = budget.play_of(part), environment_of(part)
+    [base] = grid.cells(BASE)
+    found = base.measured(part)
+    tasks = play.tasks if found is None else len(found.row.results)
+    kind = "given" if part == FRONTIER else "test" if play.split == "test" else "held-out"
+    where = f" of {environment}" if environment else ""
+    digest = f" ({found.conditions.tasks[:12]})" if part == FRONTIER and found is not None else ""
+    return f"Measured on {tasks} {kind} tasks{where}{digest}, {number(play.samples, 0)} samples each."
 
 
 def _versions(study: Study, grid: Grid) -> str:
     """Say with which versions of envkit the cells were made."""
     found: set[str] = set()
     for cell in (cell for arm in study.arms for cell in grid.cells(arm)):
-        played = [cell.measured(part) for part in study.parts if part in PLAYED]
-        parts = (cell.made, *played, cell.distance, cell.multiplexed, cell.chance)
+        played = [grid.measured(cell, part) for part in study.parts if part in PLAYED]
+        scripts = [cell.others(part) for part in study.parts if part in PLAYED]
+        parts = (cell.made, cell.prompt, *played, *scripts, cell.distance, cell.multiplexed)
         found |= {part.commit for part in parts if part is not None}
     return f"Version: {', '.join(sorted(found))}."

@@ -10,7 +10,6 @@ from envkit.benchmark.passk import PassComparison, compare_rows
 from envkit.benchmark.report_data import Row
 from envkit.benchmark.stats import Interval, clopper_pearson
 from envkit.benchmark.tables import Table
-from envkit.studies.founding.cells import MANY, Grid
 from envkit.studies.founding.finding import (
     UNDECIDED,
     Finding,
@@ -22,6 +21,8 @@ from envkit.studies.founding.finding import (
     rates_table,
     seeds_sentence,
 )
+from envkit.studies.founding.grid import Grid
+from envkit.studies.founding.measurements import MANY
 
 ARMS: Final = ("base", "r16")
 PARTS: Final = (MANY,)

@@ -10,7 +10,6 @@ from envkit.benchmark.recipes import Recipe, difference_of, recipe_of
 from envkit.benchmark.stats import Interval
 from envkit.benchmark.tables import Table
 from envkit.errors import UsageError
-from envkit.studies.founding.cells import DISTANCE, SOLVE, Grid
 from envkit.studies.founding.finding import (
     FAILED,
     HELD,
@@ -25,6 +24,8 @@ from envkit.studies.founding.finding import (
     rates_table,
     seeds_sentence,
 )
+from envkit.studies.founding.grid import Grid
+from envkit.studies.founding.measurements import DISTANCE, SOLVE
 
 ARMS: Final = ("base", "shots", "steering", "r1", "r16", "vector")  # the vector last: it may not exist
 PARTS: Final = (SOLVE, DISTANCE)

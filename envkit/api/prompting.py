@@ -1,0 +1,144 @@
+"""Search for a better system message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from envkit.api.common import (
+    DEFAULT_ENVIRONMENT,
+    RUNS,
+    Tasks,
+    command_of,
+    isolated_backend,
+    load_tasks,
+    require_train_split,
+    short_tasks,
+)
+from envkit.api.interrupts import stopping_on_signal
+from envkit.api.results import PromptResult
+from envkit.api.rich_display import DisplayChoice, open_display
+from envkit.api.training import train_config
+from envkit.errors import Stopped
+
+if TYPE_CHECKING:
+    from envkit.display import Display
+    from envkit.sandbox import SandboxBackend
+    from envkit.store import RunFolder
+    from envkit.training.config import TrainConfig
+
+
+def search_prompt(
+    environment: str = DEFAULT_ENVIRONMENT,
+    *,
+    config: TrainConfig | Mapping[str, Any] | Path | str | None = None,
+    rounds: int = 4,
+    rewritings: int = 3,
+    tasks_per_round: int = 24,
+    checked: int = 64,
+    seed: int | None = None,
+    tasks: Tasks | None = None,
+    max_task_chars: int | None = None,
+    model: Path | str | None = None,
+    sandbox: SandboxBackend | str = "auto",
+    root: Path | str = RUNS,
+    display: DisplayChoice = "rich",
+    command: str | None = None,
+) -> PromptResult:
+    """Search for a better system message: the model rewrites its own, and the reward decides.
+
+    In each round the model sees some episodes that failed, and writes new messages. The best one by mean
+    reward on the round's train tasks goes on. At the end it is compared with the environment's own on fresh
+    ones. The message stands in ``prompt.txt`` of the run folder; `envkit.evaluate` takes it as ``system``.
+
+    Args:
+        environment: its registered name.
+        config: as for `train`; its model, temperature, lengths and turns are those of episodes.
+        rounds: rounds of rewriting.
+        rewritings: new messages in each round.
+        tasks_per_round: train tasks that each message plays in a round, once each.
+        checked: fresh train tasks for the comparison at the end.
+        seed: which train tasks are drawn, and of the rewriting; by default the one of ``config``.
+        tasks: tasks of the split ``train``, or their file; by default the environment's own.
+        max_task_chars: leave out tasks whose prompt and files have together more characters.
+        model: model id, folder or hub id; by default the one of ``config``.
+        sandbox: a backend or its registered name.
+        root: folder in which the run folder is created.
+        display: ``"rich"``, ``"quiet"`` or a display of your own.
+        command: command to show in the manifest; by default this call.
+
+    Raises:
+        UsageError: bad input, found before any long work; for instance, too few train tasks.
+        EnvkitError: the episodes could not be played; see `envkit.errors`.
+    """
+    from envkit import registry
+    from envkit.models import require_training
+
+    require_training()
+    from envkit.studies.prompt_search import SearchSizes, start
+
+    sizes = SearchSizes(rounds, rewritings, tasks_per_round, checked)
+    settings = train_config(config, seed=seed, model=model)
+    kind = registry.environment(environment)
+    with open_display(display) as progress:
+        backend = isolated_backend(sandbox, progress)
+        found = load_tasks(kind, tasks, "train", backend, progress)
+        require_train_split(found, tasks)
+        if max_task_chars is not None:
+            found = short_tasks({kind: found}, max_task_chars)[0][kind]
+        run = start(
+            Path(root),
+            settings,
+            sizes,
+            kind,
+            found,
+            backend=backend,
+            display=progress,
+            command=command or command_of("search_prompt", repr(environment)),
+        )
+        return _play(run, backend, progress)
+
+
+def resume_prompt_search(
+    run: Path | str, *, sandbox: SandboxBackend | str = "auto", display: DisplayChoice = "rich"
+) -> PromptResult:
+    """Continue `search_prompt` where it was stopped, with its own settings.
+
+    Args:
+        run: the run folder.
+        sandbox: a backend or its registered name.
+        display: ``"rich"``, ``"quiet"`` or a display of your own.
+
+    Raises:
+        StoreError: not such a run, or the environment, its tasks or the weights have changed.
+        EnvkitError: the episodes could not be played; see `envkit.errors`.
+    """
+    from envkit.models import require_training
+    from envkit.store import RunFolder
+
+    require_training()
+    folder = RunFolder.open(Path(run))
+    with open_display(display) as progress:
+        return _play(folder, isolated_backend(sandbox, progress), progress)
+
+
+def _play(run: RunFolder, backend: SandboxBackend, display: Display) -> PromptResult:
+    from envkit import registry
+    from envkit.studies.prompt_search import play
+
+    path = escape(str(run.path))
+    display.say(f"run folder: {path}")
+    message = (
+        f"stopping: finished episodes stay in {path}; continue with: envkit prompt --resume {path}; Ctrl-C "
+        "again ends at once"
+    )
+    kind = registry.environment(str(run.manifest.get("environment", DEFAULT_ENVIRONMENT)))
+    with stopping_on_signal(display.say, message) as request:
+        try:
+            found = play(run, kind, backend, display, request.should_stop)
+        except Stopped:
+            return PromptResult(run.path, None, request.signal)
+    return PromptResult(run.path, found)

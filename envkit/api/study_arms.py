@@ -1,0 +1,202 @@
+"""Make the arms of the studies' grid: train, compute or merge an adapter, or search for a message."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from envkit.errors import StoreError, UsageError
+
+if TYPE_CHECKING:
+    from envkit.display import Display
+    from envkit.sandbox import SandboxBackend
+    from envkit.studies.founding.budget import Budget
+    from envkit.studies.founding.cells import CellFolder
+    from envkit.studies.founding.grid import Grid
+
+
+def make(
+    grid: Grid, cell: CellFolder, sizes: Budget, sandbox: SandboxBackend | str, display: Display
+) -> signal.Signals | None:
+    """Make a cell's adapter or message, unless it has one or needs none; returns what stopped it.
+
+    Goes on with a run that was stopped.
+    """
+    from envkit.studies.founding.arms import PROMPTED
+
+    if cell.arm.kind == PROMPTED and cell.prompt is None:
+        return _search_message(cell, sizes, sandbox, display)
+    if cell.arm.has_adapter and cell.made is None:
+        return _make_adapter(grid, cell, sizes, sandbox, display)
+    return None
+
+
+def _make_adapter(
+    grid: Grid, cell: CellFolder, sizes: Budget, sandbox: SandboxBackend | str, display: Display
+) -> signal.Signals | None:
+    from envkit.models import weights_digest
+    from envkit.studies.controls import control_of
+    from envkit.studies.founding.arms import COMPUTED, MERGED, TRAINED
+    from envkit.studies.founding.measurements import Made
+    from envkit.studies.provenance import commit
+    from envkit.training.checkpoint import step_of
+
+    make = {COMPUTED: _compute, MERGED: _merge, TRAINED: _train}[cell.arm.kind]
+    adapter = make(grid, cell, sizes, sandbox, display)
+    if isinstance(adapter, signal.Signals):
+        return adapter
+    cell.write_made(
+        Made(
+            str(adapter.resolve().relative_to(cell.path.resolve())),
+            weights_digest(adapter),
+            control_of(cell.name, adapter),
+            step_of(adapter),
+            sizes.config_of(cell.arm).max_steps if cell.arm.kind == TRAINED else 0,
+            commit(),
+            tuple(map(weights_digest, _specialists(grid, cell.seed).values()))
+            if cell.arm.kind == MERGED
+            else (),
+        )
+    )
+    return None
+
+
+def _train(
+    grid: Grid, cell: CellFolder, sizes: Budget, sandbox: SandboxBackend | str, display: Display
+) -> Path | signal.Signals:
+    """Train a cell's adapter."""
+    from envkit.api.training import resume_train, train
+
+    folder = cell.work / "training"
+    began = runs_of(folder)
+    result = (
+        resume_train(began[-1], sandbox=sandbox, trackers=(), display=display)
+        if began
+        else train(
+            cell.arm.environments or sizes.environment,
+            config={**sizes.settings_of(cell.arm), "seed": cell.seed},
+            max_task_chars=sizes.max_task_chars_of(cell.arm),
+            evaluate=False,
+            sandbox=sandbox,
+            trackers=(),
+            root=folder,
+            display=display,
+            command=f"envkit study: {cell.name}",
+        )
+    )
+    return result.stopped_by or result.adapter
+
+
+def _compute(
+    grid: Grid, cell: CellFolder, sizes: Budget, sandbox: SandboxBackend | str, display: Display
+) -> Path | signal.Signals:
+    """Compute a steering vector from what the base solves and fails."""
+    from envkit.api.steering import steer
+    from envkit.api.supporting import support
+
+    adapter = cell.work / "vector"
+    if not adapter.exists():
+        # A search that was stopped begins anew: it stops by what it finds, so it has no end to go on to.
+        played = support(
+            sizes.environment,
+            config=sizes.settings_of(cell.arm),
+            max_task_chars=sizes.max_task_chars,
+            sandbox=sandbox,
+            root=cell.work / "training",
+            display=display,
+        )
+        if played.stopped_by:
+            return played.stopped_by
+        steer(played.run, adapter, display=display)
+    return adapter
+
+
+def _search_message(
+    cell: CellFolder, sizes: Budget, sandbox: SandboxBackend | str, display: Display
+) -> signal.Signals | None:
+    """Search for a cell's system message."""
+    from envkit.api.prompting import resume_prompt_search, search_prompt
+    from envkit.studies.founding.measurements import Prompt
+    from envkit.studies.provenance import commit
+
+    folder = cell.work / "search"
+    began = runs_of(folder)
+    prompt_sizes: dict[str, Any] = {**(sizes.prompt or {})}
+    result = (
+        resume_prompt_search(began[-1], sandbox=sandbox, display=display)
+        if began
+        else search_prompt(
+            sizes.environment,
+            config=sizes.settings_of(cell.arm),
+            **prompt_sizes,
+            seed=cell.seed,
+            max_task_chars=sizes.max_task_chars,
+            sandbox=sandbox,
+            root=folder,
+            display=display,
+            command=f"envkit study: {cell.name}",
+        )
+    )
+    if result.found is None:
+        return result.stopped_by
+    cell.write_prompt(Prompt(result.found.system, result.found.sampled_tokens, commit()))
+    return None
+
+
+def _merge(
+    grid: Grid, cell: CellFolder, sizes: Budget, sandbox: SandboxBackend | str, display: Display
+) -> Path:
+    """Merge the specialists of the same seed."""
+    from envkit.models import resolve
+    from envkit.training.merging import merge_adapters
+
+    adapter = cell.work / "merged"
+    if adapter.exists():  # stopped before it was written down
+        shutil.rmtree(adapter)
+    cell.work.mkdir(parents=True, exist_ok=True)
+    parts = [*_specialists(grid, cell.seed).values()]
+    merge_adapters(resolve(sizes.model, display), parts, adapter, cell.arm.merging)
+    return adapter
+
+
+def _specialists(grid: Grid, seed: int) -> dict[str, Path]:
+    """Adapters of the specialists of a seed, by the environment that each was trained on.
+
+    Raises:
+        UsageError: one is not trained yet.
+        StoreError: one is gone.
+    """
+    from envkit.studies.founding.arms import SPECIALISTS
+
+    found: dict[str, Path] = {}
+    for environment, arm in SPECIALISTS.items():
+        cell = grid.cells(arm.name)[seed]
+        if (adapter := adapter_of(cell)) is None:
+            raise UsageError(f"{cell.name} is not trained yet; run the study to train it")
+        found[environment] = adapter
+    return found
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """Run folders that a stopped study has left, oldest first."""
+    return sorted(path.parent for path in folder.glob("*/manifest.json"))
+
+
+def adapter_of(cell: CellFolder) -> Path | None:
+    """The folder of a cell's adapter; ``None`` if it has none.
+
+    Raises:
+        StoreError: it is gone.
+    """
+    made = cell.made
+    if made is None:
+        return None
+    adapter = cell.path / made.adapter
+    if not adapter.exists():
+        raise StoreError(
+            f"{adapter} is gone, and something of {cell.name} is not measured yet; delete the folder "
+            f"{cell.path} to train and measure it again"
+        )
+    return adapter

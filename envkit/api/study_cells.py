@@ -1,0 +1,303 @@
+"""Measure cells of the studies' grid: play with an adapter, and let others answer the same tasks."""
+
+from __future__ import annotations
+
+import random
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from envkit.api.bench_runs import LIMITS
+from envkit.api.study_arms import adapter_of, make, runs_of
+from envkit.errors import StoreError, UsageError
+
+if TYPE_CHECKING:
+    from envkit.benchmark.report_data import Conditions, ReportData, Row
+    from envkit.display import Display
+    from envkit.sandbox import SandboxBackend
+    from envkit.studies.founding.budget import Budget, Play
+    from envkit.studies.founding.cells import CellFolder
+    from envkit.studies.founding.grid import Grid
+    from envkit.types import Task
+
+
+def measure(
+    grid: Grid,
+    cell: CellFolder,
+    part: str,
+    sizes: Budget,
+    benchmark: str,
+    sandbox: SandboxBackend | str,
+    display: Display,
+) -> signal.Signals | None:
+    """Measure a part of a cell, after making its adapter if it has none; returns what stopped it.
+
+    Args:
+        grid: the cells of all arms, of which some are made.
+        cell: the cell.
+        part: one that is not measured yet; see `envkit.studies.founding.measurements`.
+        sizes: of the grid.
+        benchmark: tasks that other models have answered, ``FORMAT:PATH``; for ``"frontier"`` alone.
+        sandbox: a backend or its registered name.
+        display: live view.
+
+    Raises:
+        EnvkitError: it cannot be measured.
+    """
+    from envkit.studies.founding.arms import ROUTED
+    from envkit.studies.founding.measurements import DISTANCE, FRONTIER, MULTIPLEX, answered_part
+
+    if part == MULTIPLEX:
+        _multiplex(cell, sizes, display)
+        return None
+    tasks = benchmark if FRONTIER in (part, answered_part(part)) else ""
+    if (played := answered_part(part)) is not None:
+        return _play_others(cell, played, sizes, tasks, sandbox, display)
+    if cell.arm.kind == ROUTED:
+        _route(grid, cell, sizes, sandbox, display)
+        return None
+    if stopped := make(grid, cell, sizes, sandbox, display):
+        return stopped
+    if part == DISTANCE:
+        _measure_distance(cell, sizes, sandbox, display)
+        return None
+    return _play(cell, part, sizes, tasks, sandbox, display)
+
+
+def _play(
+    cell: CellFolder,
+    part: str,
+    sizes: Budget,
+    tasks: str,
+    sandbox: SandboxBackend | str,
+    display: Display,
+) -> signal.Signals | None:
+    """Play a cell's held-out episodes."""
+    from envkit.studies.founding.measurements import Measured, message_digest
+
+    system = "" if cell.prompt is None else cell.prompt.system
+    report, stopped = _evaluated(
+        cell.work / part,
+        sizes.play_of(part),
+        sandbox,
+        display,
+        f"envkit study: {cell.name}, {part}",
+        tasks,
+        model=sizes.model,
+        adapter=adapter_of(cell),
+        shots=cell.arm.shots,
+        system=system,
+    )
+    if report is None:
+        return stopped
+    assert report.conditions is not None  # only reports of earlier versions lack them
+    [row] = [row for row in report.rows if row.expected is None]
+    if system:  # rows with one adapter count as one, and messages of other seeds are others
+        row = replace(row, origin=replace(row.origin, adapter=message_digest(system)))
+    row = replace(row, name=cell.name, description=cell.arm.meaning)
+    cell.write_measured(part, Measured(row, report.conditions, report.machine, report.commit))
+    return None
+
+
+def _play_others(
+    cell: CellFolder,
+    part: str,
+    sizes: Budget,
+    tasks: str,
+    sandbox: SandboxBackend | str,
+    display: Display,
+) -> signal.Signals | None:
+    """Let the environment's baselines play the tasks of a part, and grade answers that came with them."""
+    from envkit import registry
+    from envkit.studies.founding.measurements import Others, others_part
+    from envkit.studies.provenance import commit
+
+    play, work = sizes.play_of(part), cell.work / others_part(part)
+    rows: list[Row] = []
+    conditions: Conditions | None = None
+    if play.recorded:  # baselines play beside them
+        report, stopped = _evaluated(
+            work, play, sandbox, display, f"envkit study: {part}", tasks, others=True
+        )
+        if report is None:
+            return stopped
+        rows += [row for row in report.rows if row.expected is None]
+        conditions = report.conditions
+    else:
+        for baseline in registry.environment(play.environment).baselines:
+            report, stopped = _evaluated(
+                work / baseline.name,
+                play if baseline.is_random else replace(play, samples=1),
+                sandbox,
+                display,
+                f"envkit study: {baseline.name}",
+                agent=baseline.name,
+            )
+            if report is None:
+                return stopped
+            rows += [row for row in report.rows if row.name == baseline.name]
+            conditions = report.conditions
+    cell.write_others(part, Others(tuple(rows), conditions, commit()))
+    return None
+
+
+def _evaluated(
+    folder: Path,
+    play: Play,
+    sandbox: SandboxBackend | str,
+    display: Display,
+    command: str,
+    tasks: str = "",
+    *,
+    others: bool = False,
+    agent: str = "model",
+    **model: Any,
+) -> tuple[ReportData | None, signal.Signals | None]:
+    """Evaluate an agent, or others' answers; goes on with an evaluation that was stopped.
+
+    Returns:
+        Its report, or what stopped it.
+    """
+    from envkit.api.measuring import bench, evaluate, resume_bench, spec_of
+    from envkit.benchmark.report import load_reports
+
+    common: dict[str, Any] = {
+        "tasks": tasks,
+        "limit": play.tasks,
+        "split": play.split,
+        "max_task_chars": play.max_task_chars,
+        "max_turns": play.config.max_turns or None,
+    }
+    running: dict[str, Any] = {"sandbox": sandbox, "display": display}
+    starting: dict[str, Any] = {**running, "root": folder, "command": command}
+    if began := runs_of(folder):
+        result = resume_bench(began[-1], **running)
+    elif others:
+        spec = spec_of(recorded=play.recorded, environment=play.environment, samples=1, **common)
+        result = bench(spec, **starting)
+    else:
+        if agent == "model":  # the same limits with an adapter and without, whatever it was trained with
+            limits = {name: getattr(play.config, name) for name in LIMITS if name != "max_turns"}
+            model |= {**limits, "temperature": play.temperature}
+        result = evaluate(play.environment, agent=agent, samples=play.samples, **common, **starting, **model)
+    if result.stopped_by:
+        return None, result.stopped_by
+    [report] = load_reports(result.run)
+    return report, None
+
+
+def _route(
+    grid: Grid, cell: CellFolder, sizes: Budget, sandbox: SandboxBackend | str, display: Display
+) -> None:
+    """Train a router on the specialists' train tasks, and ask it who answers the held-out ones."""
+    from envkit import registry
+    from envkit.api.common import isolated_backend, load_tasks, short_tasks
+    from envkit.api.routing import DEFAULT_PROMPTS, DEFAULT_TOKENS
+    from envkit.models import resolve
+    from envkit.serving.router import write_router
+    from envkit.studies.founding.arms import BASE, SPECIALISTS
+    from envkit.studies.founding.measurements import ON, Chosen
+    from envkit.studies.machine import resolve_dtype, use_threads
+    from envkit.studies.provenance import commit
+    from envkit.studies.routing import Posed, train_on_tasks
+    from envkit.training.config import TrainConfig
+
+    use_threads()
+    ref, dtype = resolve(sizes.model, display), resolve_dtype(TrainConfig(), display.say).dtype
+    backend = isolated_backend(sandbox, display)
+    [base] = grid.cells(BASE)
+    train_tasks: dict[str, Posed] = {}
+    held_out: dict[str, Posed] = {}
+    for environment, arm in SPECIALISTS.items():
+        kind, part = registry.environment(environment), ON[environment]
+        turns = sizes.config_of(arm).turns
+        own = load_tasks(kind, None, "train", backend, display)
+        short = short_tasks({kind: own}, sizes.max_task_chars_of(arm))[0][kind]
+        drawn = random.Random(cell.seed).sample(short, min(DEFAULT_PROMPTS, len(short)))
+        train_tasks[arm.name] = Posed(kind, drawn, turns)
+        held_out[part] = Posed(kind, _played_tasks(base, part, environment), turns)
+    router, facts, answering = train_on_tasks(
+        ref,
+        dtype,
+        train_tasks,
+        held_out,
+        backend,
+        tokens=DEFAULT_TOKENS,
+        seed=cell.seed,
+        display=display,
+    )
+    cell.work.mkdir(parents=True, exist_ok=True)
+    file = cell.work / "router.safetensors"
+    write_router(router, file)
+    base_bytes = sum(weights.stat().st_size for weights in ref.path.glob("*.safetensors"))
+    for part, posed in held_out.items():
+        arms = {task.id: arm or BASE for task, arm in zip(posed.tasks, answering[part], strict=True)}
+        cell.write_chosen(
+            part, Chosen(arms, facts.learned, facts.read_ms, file.stat().st_size, base_bytes, commit())
+        )
+
+
+def _played_tasks(cell: CellFolder, part: str, environment: str) -> list[Task]:
+    """Tasks that a cell has played; no test task is opened anew.
+
+    Raises:
+        StoreError: its run is gone.
+    """
+    from envkit.studies.bench_setup import TASKS_FILE
+    from envkit.taskfile import read_tasks
+
+    if not (runs := runs_of(cell.work / part)):
+        raise StoreError(
+            f"{cell.work / part} is gone, whose tasks a router is asked about; {cell.again(part)}"
+        )
+    return read_tasks(runs[-1] / environment / TASKS_FILE)
+
+
+def _measure_distance(
+    cell: CellFolder, sizes: Budget, sandbox: SandboxBackend | str, display: Display
+) -> None:
+    """Measure how far a cell's adapter has moved from its base."""
+    from envkit.api.forgotten import forgetting
+    from envkit.studies.founding.measurements import Distance
+    from envkit.studies.provenance import commit
+
+    adapter, made = adapter_of(cell), cell.made
+    assert adapter is not None
+    assert made is not None
+    found = forgetting(
+        adapter,
+        environment=sizes.environment,
+        model=sizes.model,
+        config=sizes.config_of(cell.arm),
+        max_task_chars=sizes.max_task_chars,
+        limit=sizes.passages,
+        sandbox=sandbox,
+        display=display,
+    )
+    if found.task is None:
+        raise UsageError(f"all episodes of {cell.name} are void; read why in a run of `envkit eval`")
+    text = found.text
+    cell.write_distance(Distance(made.digest, text.sources, text.rises, found.task.kl, commit()))
+
+
+def _multiplex(cell: CellFolder, sizes: Budget, display: Display) -> None:
+    """Measure what decoding with many adapters costs."""
+    from envkit.models import resolve
+    from envkit.studies.founding.measurements import Multiplexed
+    from envkit.studies.founding.multiplexing import RANK, counts_of
+    from envkit.studies.machine import machine, resolve_dtype, use_threads
+    from envkit.studies.multiplexing import ManyAdapters
+    from envkit.studies.provenance import commit
+    from envkit.training.config import TrainConfig
+
+    threads = use_threads()
+    ref, dtype = resolve(sizes.model, display), resolve_dtype(TrainConfig(), display.say).dtype
+    together, one_by_one = counts_of(sizes.rows)
+    most = max(together)
+    speeds = ManyAdapters(ref, dtype, most, RANK, sizes.rows, sizes.ticks).speeds(
+        together, one_by_one, sizes.rounds
+    )
+    exact = ManyAdapters(ref, "float32", most, RANK, sizes.rows, sizes.ticks).largest_difference(most)
+    found = {way: tuple(each) for way, each in speeds.items()}
+    cell.write_multiplexed(Multiplexed(RANK, sizes.rows, found, exact, machine(threads, dtype), commit()))

@@ -1,0 +1,177 @@
+"""The grid: all cells of a folder, and what they show together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+from envkit.benchmark.recipes import Recipe, difference_of, recipe_of
+from envkit.benchmark.report_data import Conditions, Row
+from envkit.benchmark.stats import LEVEL, Interval
+from envkit.errors import UsageError
+from envkit.studies.founding.arms import ARMS, BASE, MERGED, ROUTED, SPECIALISTS
+from envkit.studies.founding.cells import CellFolder
+from envkit.studies.founding.measurements import SOLVE, Measured, others_part
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """All cells of a folder.
+
+    Args:
+        root: the folder.
+        seeds: seeds of every arm.
+    """
+
+    root: Path
+    seeds: int
+    _recipes: dict[tuple[str, str], Recipe] = field(default_factory=dict[tuple[str, str], Recipe], init=False)
+
+    def cells(self, arm: str) -> list[CellFolder]:
+        """The cells of an arm, measured or not."""
+        kind = ARMS[arm]
+        return [CellFolder.of(self.root, kind, seed) for seed in range(self.seeds if kind.has_seeds else 1)]
+
+    def has(self, cell: CellFolder, part: str) -> bool:
+        """True if a part of a cell is measured; of a routed one, if the chosen arms have played it."""
+        if cell.arm.kind == ROUTED:
+            return self.measured(cell, part) is not None
+        return cell.has(part)
+
+    def measured(self, cell: CellFolder, part: str) -> Measured | None:
+        """Episodes of a cell; ``None`` if they were not played.
+
+        A routed cell has those of the arms that its router has chosen, or none if one of these has not played
+        its tasks.
+
+        Raises:
+            UsageError: another adapter played them, or they are of an adapter that was merged of others than
+                there are now.
+        """
+        if cell.arm.kind == MERGED:
+            self._require_merged_of_these(cell)
+        if cell.arm.kind != ROUTED:
+            return cell.measured(part)
+        chosen = cell.chosen(part)
+        if chosen is None:
+            return None
+        players: dict[str, Measured] = {}
+        for name in {BASE, *chosen.arms.values()}:
+            found = CellFolder.of(self.root, ARMS[name], cell.seed if ARMS[name].has_seeds else 0).measured(
+                part
+            )
+            if found is None:
+                return None
+            players[name] = found
+        results = {name: {each.task: each for each in found.row.results} for name, found in players.items()}
+        if any(task not in results[name] for task, name in chosen.arms.items()):
+            return None
+        adapters = sorted({found.row.origin.adapter for found in players.values()})
+        row = Row(
+            cell.name,
+            cell.arm.meaning,
+            tuple(results[name][task] for task, name in chosen.arms.items()),
+            None,
+            replace(players[BASE].row.origin, adapter=f"seed {cell.seed}: {', '.join(adapters)}"),
+        )
+        return replace(players[BASE], row=row, commit=chosen.commit)
+
+    def _require_merged_of_these(self, cell: CellFolder) -> None:
+        """Raise if an adapter was merged of others than the specialists of its seed."""
+        made = cell.made
+        if made is None:
+            return
+        specialists = [CellFolder.of(self.root, arm, cell.seed).made for arm in SPECIALISTS.values()]
+        now = tuple(each.digest for each in specialists if each is not None)
+        if len(now) == len(SPECIALISTS) and made.parts != now:
+            raise UsageError(
+                f"{cell.name} was merged of other adapters than the specialists that are there now; delete "
+                f"the folder {cell.path} to merge and measure it again"
+            )
+
+    def rows(self, arm: str, part: str = SOLVE) -> list[Row]:
+        """Rows of an arm's seeds, as far as they are measured."""
+        return [found.row for cell in self.cells(arm) if (found := self.measured(cell, part)) is not None]
+
+    def recipe(self, arm: str, part: str = SOLVE) -> Recipe:
+        """An arm's seeds taken together.
+
+        Raises:
+            UsageError: none is measured.
+        """
+        if (arm, part) not in self._recipes:  # intervals take a moment
+            if not (rows := self.rows(arm, part)):
+                raise UsageError(f"arm {arm} is not measured yet; run the study to measure it")
+            self._recipes[arm, part] = recipe_of(arm, rows)
+        return self._recipes[arm, part]
+
+    def difference(self, arm: str, against: str, part: str = SOLVE, *, level: float = LEVEL) -> Interval:
+        """Solve rate of an arm minus that of another, paired by task, for other sources and seeds.
+
+        Raises:
+            UsageError: one is not measured, or they have no task in common.
+        """
+        found = difference_of(self.recipe(arm, part), self.recipe(against, part), level=level)
+        if found is None:
+            raise UsageError(f"{arm} and {against} have no graded task in common")
+        return found
+
+    def others(self, part: str = SOLVE) -> dict[str, Row]:
+        """Rows of others on the tasks of a part, by name: the environment's baselines, recorded answers."""
+        found = CellFolder.of(self.root, ARMS[BASE], 0).others(part)
+        return {} if found is None else {row.name: row for row in found.rows}
+
+    def difference_from(self, row: Row, arm: str, part: str = SOLVE, *, level: float = LEVEL) -> Interval:
+        """Solve rate of an arm minus that of a row, paired by task.
+
+        Raises:
+            UsageError: the arm is not measured, or they have no task in common.
+        """
+        found = difference_of(self.recipe(arm, part), recipe_of(row.name, [row]), level=level)
+        if found is None:
+            raise UsageError(f"{arm} and {row.name} have no graded task in common")
+        return found
+
+    def require_same_conditions(self, arms: Sequence[str], part: str) -> None:
+        """Raise if cells were measured on other tasks, with other code, weights or limits.
+
+        Raises:
+            UsageError: they were; the message names two of them.
+        """
+        found = [
+            (cell, measured)
+            for arm in arms
+            for cell in self.cells(arm)
+            if (measured := self.measured(cell, part)) is not None
+        ]
+        for cell, measured in found[1:]:
+            first, expected = found[0]
+            if differing := _differing(measured, expected):
+                raise UsageError(
+                    f"{cell.name} and {first.name} were measured with different {differing[0]}; "
+                    f"{cell.again(part)}, or likewise for {first.name}"
+                )
+        base = CellFolder.of(self.root, ARMS[BASE], 0)
+        scripts = base.others(part)
+        if found and scripts is not None and scripts.conditions not in (None, found[0][1].conditions):
+            raise UsageError(
+                f"scripts and {found[0][0].name} were measured under different conditions; "
+                f"{base.again(others_part(part))}"
+            )
+
+
+def _differing(one: Measured, other: Measured) -> list[str]:
+    """Names of what two measurements should have in common and have not."""
+    origin, theirs = one.row.origin, other.row.origin
+    pairs = {
+        entry.name: (getattr(one.conditions, entry.name), getattr(other.conditions, entry.name))
+        for entry in fields(Conditions)
+    } | {
+        "weights": (origin.digest, theirs.digest),
+        "temperature": (origin.temperature, theirs.temperature),
+        "max_completion_length": (origin.max_completion_length, theirs.max_completion_length),
+        "stop_strings": (origin.stop_strings, theirs.stop_strings),
+        "max_context_length": (origin.max_context_length, theirs.max_context_length),
+    }
+    return [name for name, (mine, yours) in pairs.items() if mine != yours]

@@ -1,0 +1,118 @@
+"""Does one adapter hold several unrelated tasks, or does one task cost another?"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Final
+
+from envkit.benchmark.number_text import NONE, percent, share
+from envkit.benchmark.stats import Interval
+from envkit.benchmark.svg_charts import Bar
+from envkit.benchmark.tables import Table
+from envkit.studies.founding.arms import BASE, ENVIRONMENTS, SPECIALISTS
+from envkit.studies.founding.finding import (
+    Finding,
+    all_above,
+    detectable,
+    in_points,
+    only_if,
+    rate_bars,
+    seeds_sentence,
+)
+from envkit.studies.founding.grid import Grid
+from envkit.studies.founding.measurements import ON
+
+_SPECIALISTS: Final = tuple(arm.name for arm in SPECIALISTS.values())
+_OTHERS: Final = ("joint-worst", "merged-linear", "merged-ties")
+ARMS: Final = (BASE, *_SPECIALISTS, "joint", *_OTHERS)
+PARTS: Final = tuple(ON.values())
+CLAIM: Final = (
+    "One adapter holds several unrelated tasks: trained on all of three environments, it solves within 5 "
+    "points of what a specialist of as many episodes solves, in each."
+)
+PUBLISHED: Final = (
+    "With plain GRPO on several tasks, some dominate (arXiv:2602.05547); tasks interfere though their "
+    "gradients are nearly orthogonal, and a brief refresh mends it (arXiv:2606.02398).",
+    "Merging RL adapters loses (arXiv:2606.18521) or gains 3.4 to 8.3 points (arXiv:2604.16826).",
+)
+_MARGIN: Final = 0.05
+
+
+def judge(grid: Grid) -> Finding:
+    """See `CLAIM`."""
+    compare = {
+        name: partial(grid.difference, "joint", arm.name, ON[name]) for name, arm in SPECIALISTS.items()
+    }
+    compared = "; ".join(f"{name} {in_points(each())}" for name, each in compare.items())
+    return Finding(
+        only_if(
+            all_learned(grid),
+            verdict=all_above(
+                [lambda level, each=each: each(level=level) for each in compare.values()], -_MARGIN
+            ),
+        ),
+        (
+            *(
+                f"{name}: {detectable(grid, 'joint', arm.name, ON[name])}"
+                for name, arm in SPECIALISTS.items()
+            ),
+            f"Joint minus specialist: {compared} points.",
+            learned_sentence(grid),
+            "The joint adapter has as many known answers and as many episodes of each environment as its "
+            "specialist. Merged adapters are made of the specialists, without training.",
+            seeds_sentence(grid, ARMS, PARTS[0]),
+        ),
+        (rates(grid, ARMS), _differences(grid)),
+        bars(grid, (BASE, "joint")),
+    )
+
+
+def all_learned(grid: Grid) -> bool:
+    """True if every specialist solves more than the base in its environment, by the margin."""
+    return all(each.low > _MARGIN for each in _gains(grid).values())
+
+
+def learned_sentence(grid: Grid) -> str:
+    """Say what the specialists have learned."""
+    gained = "; ".join(f"{name} {in_points(each)}" for name, each in _gains(grid).items())
+    return (
+        f"Specialist minus base: {gained}; unless each is more than {percent(_MARGIN)} points, nothing is "
+        "decided."
+    )
+
+
+def _gains(grid: Grid) -> dict[str, Interval]:
+    return {name: grid.difference(arm.name, BASE, ON[name]) for name, arm in SPECIALISTS.items()}
+
+
+def rates(grid: Grid, arms: tuple[str, ...]) -> Table:
+    """Solve rates: a line per arm, a column per environment."""
+    return Table(
+        "Solve rates in percent, by what was trained and where it was measured",
+        ("Arm", *ENVIRONMENTS),
+        tuple((arm, *(share(grid.recipe(arm, part).mean) for part in PARTS)) for arm in arms),
+    )
+
+
+def bars(grid: Grid, arms: tuple[str, ...]) -> tuple[Bar, ...]:
+    """Bars of each environment: its specialist, and other arms."""
+    found: list[Bar] = []
+    for name, part in ON.items():
+        for bar in rate_bars(grid, (SPECIALISTS[name].name, *arms), part):
+            kind = "specialist" if bar.name in _SPECIALISTS else bar.name
+            found.append(Bar(bar.series, f"{name}: {kind}", bar.value, bar.low, bar.high, bar.label))
+    return tuple(found)
+
+
+def _differences(grid: Grid) -> Table:
+    """Points more or less than each environment's specialist."""
+
+    def cell(arm: str, name: str) -> str:
+        special = SPECIALISTS[name].name
+        return NONE if arm == special else in_points(grid.difference(arm, special, ON[name]))
+
+    return Table(
+        "Points more or less than the environment's specialist",
+        ("Arm", *ENVIRONMENTS),
+        tuple((arm, *(cell(arm, name) for name in ENVIRONMENTS)) for arm in ARMS),
+    )

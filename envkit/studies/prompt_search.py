@@ -1,0 +1,397 @@
+"""Search for a better system message: a model rewrites its own, and the reward decides."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from envkit.agents.local import LocalAgent
+from envkit.agents.with_system import WithSystem
+from envkit.benchmark.number_text import number
+from envkit.benchmark.stats import Interval, mean_interval
+from envkit.display import Display
+from envkit.engine.protocol import Sampling
+from envkit.env import Env
+from envkit.errors import ConfigError, StoreError, UsageError
+from envkit.files import read_json_object
+from envkit.models import resolve
+from envkit.plain import decode, encode
+from envkit.rollout import Rollouts
+from envkit.sandbox import SandboxBackend
+from envkit.stop import ShouldStop, raise_if_stopped
+from envkit.store import RunFolder, write_atomic
+from envkit.studies.eval_runner import EvalRunner
+from envkit.studies.machine import machine, settle
+from envkit.studies.provenance import commit, environment_facts, require_unchanged
+from envkit.studies.turns import turns_of
+from envkit.taskfile import digest, read_tasks, write_tasks
+from envkit.training.config import TrainConfig, from_manifest, to_mapping
+from envkit.training.memory import choose_cache_mb
+from envkit.training.policy import Policy
+from envkit.types import EpisodeKey, Outcome, Task, Trajectory
+
+#: ``kind`` in the manifest of such a run.
+KIND: Final = "prompt-search"
+#: Files of a run: the message that was found, alone and with what it took.
+PROMPT_FILE, FOUND_FILE = "prompt.txt", "prompt.json"
+_TASKS_FILE: Final = "tasks.jsonl"
+_MESSAGES: Final = "messages"
+#: Failed episodes that a rewriting sees, and how many characters of each.
+_SHOWN: Final = 3
+_OBSERVATION, _ANSWER = 1_500, 800
+#: Longest message, in characters, and tokens to write one.
+_MESSAGE: Final = 2_000
+_TOKENS: Final = 400
+_SYSTEM: Final = "You write instructions for an assistant that works with an application."
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSizes:
+    """Sizes of a search.
+
+    Args:
+        rounds: each plays fresh tasks, with the best message so far and with rewritten ones.
+        rewritings: new messages in each round.
+        tasks: train tasks of each round, one episode each.
+        checked: fresh train tasks that the last best message and the environment's own are compared on.
+    """
+
+    rounds: int = 4
+    rewritings: int = 3
+    tasks: int = 24
+    checked: int = 64
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+
+    @property
+    def needed(self) -> int:
+        """Tasks that a search takes."""
+        return self.rounds * self.tasks + self.checked
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFound:
+    """A system message that was found, and what the search took.
+
+    Args:
+        system: the message; the environment's own, if nothing better was found.
+        start: the environment's own.
+        gain: mean reward minus that with the environment's own, on fresh train tasks, paired by task. The
+            interval resamples their sources. Held-out tasks say more: nothing was chosen by them.
+        messages: that were tried, the environment's own included.
+        episodes: that were played.
+        sampled_tokens: of all episodes and rewritings.
+    """
+
+    system: str
+    start: str
+    gain: Interval
+    messages: int
+    episodes: int
+    sampled_tokens: int
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """Say in sentences what was found."""
+        tried = (
+            f"Tried {self.messages} messages in {number(self.episodes, 0)} episodes, "
+            f"{number(self.sampled_tokens, 0)} sampled tokens."
+        )
+        if self.system == self.start:
+            return (tried, "None did better than the environment's own, which stays.")
+        ends = f"[{number(self.gain.low, 3)}, {number(self.gain.high, 3)}]"
+        return (
+            tried,
+            f"Mean reward on fresh train tasks, minus that with the environment's own message: "
+            f"{number(self.gain.estimate, 3)} {ends}. {_verdict(self.gain)}",
+        )
+
+
+def _verdict(gain: Interval) -> str:
+    if not gain.excludes_zero:
+        return "The interval includes zero: a gain is not shown."
+    return "The new one is better." if gain.low > 0 else "The new one is worse: keep the environment's own."
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """A message that was tried.
+
+    Args:
+        round: in which it was written; -1 for the environment's own.
+        text: the message.
+        tokens: that were sampled to write it.
+    """
+
+    round: int
+    text: str
+    tokens: int
+
+
+def start(
+    root: Path,
+    config: TrainConfig,
+    sizes: SearchSizes,
+    kind: type[Env],
+    tasks: Sequence[Task],
+    *,
+    backend: SandboxBackend,
+    display: Display,
+    command: str,
+) -> RunFolder:
+    """Create the run folder of a search.
+
+    Args:
+        root: parent of the folder.
+        config: its model plays and rewrites; its temperature, lengths and turns are those of episodes.
+        sizes: of the search.
+        kind: the environment.
+        tasks: train tasks; some are drawn from them.
+        backend: isolates the episodes.
+        display: shows what was chosen.
+        command: the command line, for the manifest.
+
+    Raises:
+        UsageError: there are too few tasks, or a harness writes the messages.
+        ModelError: the model cannot be had.
+    """
+    if kind.harness is not None:
+        raise UsageError(
+            f"{kind.id}: the harness writes its own system message; name an environment without one"
+        )
+    if len(tasks) < sizes.needed:
+        raise UsageError(
+            f"found {len(tasks)} train tasks; {sizes.rounds} rounds of {sizes.tasks} and {sizes.checked} to "
+            f"check take {sizes.needed}: ask for fewer"
+        )
+    config = replace(config, max_turns=turns_of([kind], config.max_turns))
+    config, threads = settle(config, None, display.say)
+    ref = resolve(config.model, display)
+    config = replace(config, kv_cache_mb=config.kv_cache_mb or choose_cache_mb(ref, config))
+    chosen = random.Random(config.seed).sample([*tasks], sizes.needed)
+    manifest = {
+        "kind": KIND,
+        "environment": kind.id,
+        "command": command,
+        "commit": commit(),
+        "model": config.model,
+        "model_digest": ref.digest,
+        "machine": asdict(machine(threads, config.dtype, config.device)),
+        "train": to_mapping(config),
+        "sizes": asdict(sizes),
+        "tasks": digest(chosen),
+        **environment_facts(kind, kind.equip(backend).lock),
+    }
+    with RunFolder.making(root, KIND, manifest) as run:
+        write_tasks(run.path / _TASKS_FILE, chosen, config.seed)
+    return run
+
+
+def play(
+    run: RunFolder, kind: type[Env], backend: SandboxBackend, display: Display, should_stop: ShouldStop
+) -> PromptFound:
+    """Search, or go on with a search that was stopped; writes what was found to the run folder.
+
+    Raises:
+        Stopped: finished episodes and messages stay in the folder.
+        StoreError: not such a run, or the environment, its tasks or the weights have changed.
+        SandboxError, ContractError: the environment or its sandboxes broke; see `EvalRunner.play`.
+    """
+    config, sizes, tasks = _opened(run, kind, backend)
+    ref = resolve(config.model, display)
+    if ref.digest != run.manifest["model_digest"]:
+        raise StoreError(f"the weights of {config.model} have changed since the run began; restore them")
+    with contextlib.closing(Policy.of(ref, config)) as policy:
+        policy.sync()
+        return _Search(run, config, sizes, kind, tasks, policy, backend, display, should_stop).search()
+
+
+def read_prompt(path: Path) -> PromptFound:
+    """Read what a search has found.
+
+    Args:
+        path: its run folder.
+
+    Raises:
+        StoreError: it is no such folder, or the search is not finished.
+    """
+    file = path / FOUND_FILE
+    try:
+        return decode(PromptFound, read_json_object(file), FOUND_FILE)
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"{file} cannot be read ({error}); expected a finished run of `envkit prompt`"
+        ) from error
+
+
+def _opened(
+    run: RunFolder, kind: type[Env], backend: SandboxBackend
+) -> tuple[TrainConfig, SearchSizes, list[Task]]:
+    """Read a run's settings and tasks."""
+    manifest = run.manifest
+    if manifest.get("kind") != KIND:
+        raise StoreError(
+            f"{run.path} is a run of kind {manifest.get('kind')!r}; expected one of `envkit prompt`"
+        )
+    require_unchanged(kind, kind.equip(backend).lock, run)
+    try:
+        config = from_manifest(manifest["train"], str(run.path / "manifest.json"))
+        sizes = decode(SearchSizes, manifest["sizes"], "sizes")
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{run.path / 'manifest.json'}: damaged ({error!r}); start a new run") from error
+    tasks = read_tasks(run.path / _TASKS_FILE)
+    if digest(tasks) != manifest["tasks"]:
+        raise StoreError(f"{run.path / _TASKS_FILE} has changed since the run began; start a new run")
+    return config, sizes, tasks
+
+
+class _Search:
+    """A search in progress; see `play`."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        config: TrainConfig,
+        sizes: SearchSizes,
+        kind: type[Env],
+        tasks: Sequence[Task],
+        policy: Policy,
+        backend: SandboxBackend,
+        display: Display,
+        should_stop: ShouldStop,
+    ) -> None:
+        self._run, self._config, self._sizes, self._kind, self._tasks = run, config, sizes, kind, tasks
+        self._policy, self._backend = policy, backend
+        self._display, self._should_stop = display, should_stop
+        self._messages = [_Message(-1, kind.system, 0)]
+        self._messages += [decode(_Message, _content(each), _MESSAGES) for each in run.records(_MESSAGES)]
+        self._played: dict[str, list[Trajectory]] = {}
+
+    def search(self) -> PromptFound:
+        """Search; see `play`."""
+        best, sizes = 0, self._sizes
+        for round_number in range(sizes.rounds):
+            some = self._tasks[round_number * sizes.tasks :][: sizes.tasks]
+            rewards = {best: self._rewards(f"round {round_number + 1}", best, some)}
+            for index in self._rewritten(round_number, best, some):
+                rewards[index] = self._rewards(f"round {round_number + 1}", index, some)
+            # The first of equals stays, which is the best so far.
+            best = max(rewards, key=lambda index: sum(rewards[index].values()) / max(len(rewards[index]), 1))
+        return self._check(best)
+
+    def _check(self, best: int) -> PromptFound:
+        """Compare the best message with the environment's own on fresh tasks, and write it down."""
+        fresh = self._tasks[self._sizes.rounds * self._sizes.tasks :]
+        own = self._rewards("check", 0, fresh)
+        found = self._rewards("check", best, fresh)
+        both = [task for task in fresh if task.id in own and task.id in found]
+        if not both:
+            raise UsageError("all episodes that compare the messages are void; the run's folder says why")
+        rises = [found[task.id] - own[task.id] for task in both]
+        gain = mean_interval(rises, [task.source for task in both])
+        tokens = sum(each.tokens for each in self._messages)
+        for played in self._played.values():
+            tokens += sum(step.turn.usage.completion_tokens for episode in played for step in episode.steps)
+        result = PromptFound(
+            self._messages[best].text,
+            self._kind.system,
+            gain,
+            len(self._messages),
+            sum(map(len, self._played.values())),
+            tokens,
+        )
+        write_atomic(self._run.path / PROMPT_FILE, result.system.encode())
+        write_atomic(self._run.path / FOUND_FILE, (json.dumps(encode(result), indent=1) + "\n").encode())
+        return result
+
+    def _rewards(self, purpose: str, index: int, tasks: Sequence[Task]) -> dict[str, float]:
+        """Reward of a message on each task, as far as its episode is not void."""
+        row, config = f"{purpose}, message {index}", self._config
+        agent = WithSystem(
+            LocalAgent(
+                row,
+                self._policy.engine,
+                self._policy.renderer,
+                Sampling(config.temperature, config.max_completion_length, stop_strings=config.stop_strings),
+                config.turns,
+                max_context_length=config.max_context_length,
+                should_stop=self._should_stop,
+            ),
+            self._messages[index].text,
+        )
+
+        def make() -> Env:
+            return self._kind(tasks=tasks, sandbox=self._backend, max_turns=config.turns)
+
+        runner = EvalRunner(self._run, tasks, self._display)
+        with Rollouts(make, should_stop=self._should_stop) as rollouts:
+            runner.play(rollouts, agent, row, 1)
+        self._played[row] = runner.played(row)
+        return {each.key.task: each.reward for each in self._played[row] if each.outcome is not Outcome.VOID}
+
+    def _rewritten(self, round_number: int, best: int, tasks: Sequence[Task]) -> list[int]:
+        """Numbers of a round's new messages; those that are not written yet are written."""
+        known = [n for n, each in enumerate(self._messages) if each.round == round_number]
+        episodes = self._played[f"round {round_number + 1}, message {best}"]
+        request = _request(self._messages[best].text, episodes, self._config.seed)
+        missing = range(len(known), self._sizes.rewritings)
+        for rewriting in missing:
+            raise_if_stopped(self._should_stop)
+            message = self._write(round_number, rewriting, request)
+            with self._run.journal(_MESSAGES) as journal:
+                journal.append(asdict(message))
+            known.append(len(self._messages))
+            self._messages.append(message)
+        texts = [each.text for each in self._messages]
+        # An empty message, or one that was tried before, is not played.
+        return [n for n in known if texts[n] and texts.index(texts[n]) == n]
+
+    def _write(self, round_number: int, rewriting: int, request: str) -> _Message:
+        """Let the model write a message."""
+        agent = LocalAgent(
+            "rewriting",
+            self._policy.engine,
+            self._policy.renderer,
+            Sampling(1.0, _TOKENS),
+            should_stop=self._should_stop,
+        )
+        key = EpisodeKey(self._config.seed, round_number, rewriting, 0, "rewriting")
+        session = agent.start(key, _SYSTEM)
+        agent.submit(session, request)
+        [(_, turn)] = agent.collect()
+        return _Message(round_number, turn.text.strip()[:_MESSAGE].strip(), turn.usage.completion_tokens)
+
+
+def _content(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A journal's record without what the journal adds."""
+    return {name: value for name, value in record.items() if name != "schema"}
+
+
+def _request(message: str, episodes: Sequence[Trajectory], seed: int) -> str:
+    """Ask for a better message, with some of the episodes that failed."""
+    failed = [each for each in episodes if each.outcome is Outcome.FAILED and each.steps]
+    shown = random.Random(seed).sample(failed, min(_SHOWN, len(failed)))
+    parts = [f"The assistant's instructions are now:\n\n{message}\n"]
+    for place, episode in enumerate(shown, 1):
+        step = episode.steps[-1]
+        low = (
+            ", ".join(name for name, score in episode.scores.items() if score < 1) or "nothing more is known"
+        )
+        parts.append(
+            f"It failed at task {place}. The task:\n\n{step.observation[:_OBSERVATION]}\n\nIt answered:\n\n"
+            f"{step.turn.text[:_ANSWER]}\n\nWhat it failed: {low}.\n"
+        )
+    parts.append(
+        "Write better instructions: general ones, which help with other tasks of this kind too, in at most "
+        "150 words. Keep what the application needs, such as the form of answers. Answer with the "
+        "instructions alone."
+    )
+    return "\n".join(parts)

@@ -1,0 +1,199 @@
+"""The search for a system message: what it writes, what it plays, and that it goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import tiny
+from typer.testing import CliRunner
+
+import envkit
+from envkit import Task, check
+from envkit.agents.scripted import ScriptedAgent
+from envkit.agents.with_system import WithSystem
+from envkit.api.results import PromptResult
+from envkit.authored import ActionResult
+from envkit.benchmark.spec import AgentSpec
+from envkit.benchmark.stats import Interval
+from envkit.cli.main import app
+from envkit.env import Env
+from envkit.errors import ConfigError, Stopped, StoreError, UsageError
+from envkit.studies.prompt_search import PromptFound, read_prompt
+from envkit.types import EpisodeKey
+
+SIZES: dict[str, Any] = {"rounds": 2, "rewritings": 2, "tasks_per_round": 3, "checked": 3}
+
+
+class Echo(Env):
+    """Say the task's letter. Random weights do so sometimes."""
+
+    id: ClassVar[str] = "echo"
+    system: ClassVar[str] = "Say it."
+    max_turns = 1
+
+    @classmethod
+    def make_tasks(cls, split: str, **_: Any) -> Sequence[Task]:
+        return [
+            Task(f"{split} {letter}", split, f"Say {letter}.", {}, {"letter": letter})
+            for letter in "aeinorstl"
+        ]
+
+    @classmethod
+    def oracle(cls, task: Task) -> Sequence[str]:
+        return [str(task.metadata["letter"])]
+
+    def setup(self, task: Task) -> str:
+        self._said = ""
+        return task.prompt
+
+    def apply(self, action: str) -> ActionResult:
+        self._said = action
+        return ActionResult("Thanks.", done=True)
+
+    @check()
+    def says_it(self) -> bool:
+        return str(self.task.metadata["letter"]) in self._said
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr("envkit.registry.environment", lambda name: Echo)
+    model = str(tiny.make(tmp_path / "model").path)
+    config = {"model": model, "max_completion_length": 8}
+    return {"config": config, "root": tmp_path / "runs", "display": "quiet"}
+
+
+def test_another_system_message_reaches_the_agent() -> None:
+    heard: list[str] = []
+
+    class Listening:
+        name = "listening"
+
+        def __init__(self) -> None:
+            self._agent = ScriptedAgent("listening", lambda *_: "an action")
+
+        def start(self, key: EpisodeKey, system: str) -> Any:
+            heard.append(system)
+            return self._agent.start(key, system)
+
+        def submit(self, session: Any, observation: str) -> None:
+            self._agent.submit(session, observation)
+
+        def collect(self) -> Any:
+            return self._agent.collect()
+
+    agent = WithSystem(Listening(), "other words")
+    session = agent.start(EpisodeKey(0, 0, 0, 0, "t"), "the environment's words")
+    agent.submit(session, "seen")
+    assert [turn.text for _, turn in agent.collect() if not isinstance(turn, Exception)] == ["an action"]
+    assert heard == ["other words"]
+    assert agent.name == "listening"
+
+
+@pytest.mark.slow
+def test_a_search_plays_its_messages_on_fresh_tasks_and_writes_the_best(options: dict[str, Any]) -> None:
+    result = envkit.search_prompt("echo", **options, **SIZES)
+    found = result.found
+    assert found is not None
+    assert found == read_prompt(result.run)
+    assert (result.run / "prompt.txt").read_text() == found.system
+    assert found.start == "Say it."
+    written = [json.loads(line) for line in (result.run / "messages.jsonl").read_text().splitlines()]
+    assert [each["round"] for each in written] == [0, 0, 1, 1]
+    assert found.messages == 5
+    assert found.sampled_tokens > sum(each["tokens"] for each in written) > 0
+    rounds = [
+        {json.loads(line)["key"]["task"] for line in file.read_text().splitlines()}
+        for file in sorted(result.run.glob("eval-*, message 0.jsonl"))
+    ]
+    assert all(len(tasks) == 3 for tasks in rounds)
+    assert len(set.union(*rounds)) == 3 * len(rounds), "a task was played in two rounds"
+    # Made again from what is there, nothing is played.
+    before = {file: file.read_bytes() for file in result.run.glob("eval-*.jsonl")}
+    again = envkit.resume_prompt_search(result.run, display="quiet")
+    assert again.found == found
+    assert {file: file.read_bytes() for file in result.run.glob("eval-*.jsonl")} == before
+
+
+@pytest.mark.slow
+def test_a_stopped_search_goes_on_to_the_same_message(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = envkit.search_prompt("echo", **options, **SIZES)
+    asked = 0
+
+    def stop_later(*_: Any) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            raise Stopped
+
+    with monkeypatch.context() as patched:
+        patched.setattr("envkit.studies.prompt_search.raise_if_stopped", stop_later)
+        stopped = envkit.search_prompt("echo", **options, **SIZES)
+    assert stopped.found is None
+    with pytest.raises(StoreError, match="expected a finished run of `envkit prompt`"):
+        read_prompt(stopped.run)
+    assert envkit.resume_prompt_search(stopped.run, display="quiet").found == whole.found
+
+
+@pytest.mark.slow
+def test_a_message_is_measured_and_compared_like_an_adapter(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = PromptFound("Say the letter.", "Say it.", Interval(0.1, 0.0, 0.2, 3), 2, 9, 77)
+    run = tmp_path / "search"
+    run.mkdir()
+    monkeypatch.setattr("envkit.studies.prompt_search.read_prompt", lambda path: found)
+    model = options["config"]["model"]
+    shown: dict[str, Any] = {"root": tmp_path / "runs", "display": "quiet", "limit": 3, "samples": 1}
+    measured = envkit.evaluate("echo", model=model, system=found.system, max_completion_length=8, **shown)
+    [report] = measured.run.rglob("report.json")
+    assert "with a system message of its own" in report.read_text()
+    config = {**options["config"], "sft_batch_size": 3}
+    trained = envkit.sft(tmp_path / "adapter", environment="echo", config=config, examples=3, display="quiet")
+    assert trained.adapter is not None
+    compared = envkit.compare_controls(
+        [trained.adapter], prompts=[run], environment="echo", model=model, kl_tasks=3, **shown
+    ).found
+    assert compared is not None
+    [row] = [row for row in compared.rows if row.control.control == "prompt"]
+    assert (row.control.size_bytes, row.control.sampled_tokens) == (len("Say the letter."), 77)
+    assert row.kl is not None
+    assert row.kl.estimate > 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [({"rounds": 0}, "rounds is 0; it must be at least 1"), ({"checked": 30}, "found 9 train tasks")],
+)
+def test_bad_sizes_are_refused_before_any_work(
+    options: dict[str, Any], sizes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((ConfigError, UsageError), match=message):
+        envkit.search_prompt("echo", **options, **{**SIZES, **sizes})
+    assert not (options["root"]).exists()
+
+
+def test_only_models_have_a_system_message() -> None:
+    with pytest.raises(ConfigError, match="only a model has a system message"):
+        AgentSpec("oracle", script="oracle", system="words")
+    with pytest.raises(UsageError, match="takes no model; leave out system"):
+        envkit.evaluate("code-editor", agent="oracle", system="words", display="quiet")
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = PromptFound("New words.", "Old words.", Interval(0.1, 0.05, 0.2, 64), 13, 400, 9_000)
+    monkeypatch.setattr("envkit.api.search_prompt", lambda *_, **__: PromptResult(tmp_path, found))
+    said = CliRunner().invoke(app, ["prompt"])
+    assert said.exit_code == 0, said.output
+    assert "New words." in said.stdout
+    assert "0.100 [0.050, 0.200]. The new one is better." in said.stdout
+    data = json.loads(CliRunner().invoke(app, ["prompt", "--json"]).stdout)
+    assert data["found"]["system"] == "New words."
+    missing = CliRunner().invoke(app, ["eval", "--system", str(tmp_path / "none.txt")])
+    assert missing.exit_code != 0
