@@ -71,7 +71,7 @@ def compare_controls(
         UsageError: bad input, found before any long work.
         EnvkitError: the comparison failed; see `envkit.errors`.
     """
-    from envkit.models import DEFAULT_MODEL, require_training
+    from envkit.models import DEFAULT_MODEL, require_training, resolve
 
     require_training()
     from envkit.benchmark.controls import PROMPT, Control
@@ -102,7 +102,18 @@ def compare_controls(
         controls.append(
             Control(row, PROMPT, size_bytes=len(prompt.system.encode()), sampled_tokens=prompt.sampled_tokens)
         )
+    for path, prompt in zip(prompts, found, strict=True):
+        if prompt.environment != name:
+            raise UsageError(
+                f"{path} was searched on {prompt.environment}, and {name} is played; leave it out"
+            )
     with open_display(display) as progress:
+        digest = resolve(base, progress).digest
+        for path, prompt in zip(prompts, found, strict=True):
+            if prompt.model_digest != digest:
+                raise UsageError(
+                    f"{path} was searched with {prompt.model}, not with the base {base}; leave it out"
+                )
         spec = BenchSpec(
             (EnvironmentSpec(name, "", limit, split, max_task_chars),),
             (AgentSpec("base", model=base), *rows),

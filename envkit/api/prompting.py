@@ -50,9 +50,10 @@ def search_prompt(
 ) -> PromptResult:
     """Search for a better system message: the model rewrites its own, and the reward decides.
 
-    In each round the model sees some episodes that failed, and writes new messages. The best one by mean
-    reward on the round's train tasks goes on. At the end it is compared with the environment's own on fresh
-    ones. The message stands in ``prompt.txt`` of the run folder; `envkit.evaluate` takes it as ``system``.
+    In each round the model sees some episodes that failed, and writes new messages. The best one by reward
+    on the round's other train tasks goes on. At the end it is compared with the environment's own on fresh
+    ones, and taken if its mean reward is higher. It stands in ``prompt.txt`` of the run folder, and
+    `envkit.evaluate` takes it as ``system``.
 
     Args:
         environment: its registered name.
@@ -78,9 +79,10 @@ def search_prompt(
     from envkit.models import require_training
 
     require_training()
-    from envkit.studies.prompt_search import SearchSizes, start
+    from envkit.studies.prompt_search import start
+    from envkit.studies.prompt_sizes import PromptSizes
 
-    sizes = SearchSizes(rounds, rewritings, tasks_per_round, checked)
+    sizes = PromptSizes(rounds, rewritings, tasks_per_round, checked)
     settings = train_config(config, seed=seed, model=model)
     kind = registry.environment(environment)
     with open_display(display) as progress:

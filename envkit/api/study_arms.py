@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import signal
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from envkit.errors import StoreError, UsageError
 
@@ -123,14 +124,13 @@ def _search_message(
 
     folder = cell.work / "search"
     began = runs_of(folder)
-    prompt_sizes: dict[str, Any] = {**(sizes.prompt or {})}
     result = (
         resume_prompt_search(began[-1], sandbox=sandbox, display=display)
         if began
         else search_prompt(
             sizes.environment,
             config=sizes.settings_of(cell.arm),
-            **prompt_sizes,
+            **asdict(sizes.prompt_sizes),
             seed=cell.seed,
             max_task_chars=sizes.max_task_chars,
             sandbox=sandbox,

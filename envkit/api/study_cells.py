@@ -93,8 +93,8 @@ def _play(
         return stopped
     assert report.conditions is not None  # only reports of earlier versions lack them
     [row] = [row for row in report.rows if row.expected is None]
-    if system:  # rows with one adapter count as one, and messages of other seeds are others
-        row = replace(row, origin=replace(row.origin, adapter=message_digest(system)))
+    if system:  # seeds that found the same message are still several
+        row = replace(row, origin=replace(row.origin, system=message_digest(system, cell.seed)))
     row = replace(row, name=cell.name, description=cell.arm.meaning)
     cell.write_measured(part, Measured(row, report.conditions, report.machine, report.commit))
     return None

@@ -150,7 +150,7 @@ def _grid(budget: str, model: Path | str | None, seeds: int | None, root: Path) 
 def _require_settings(study: Study, sizes: Budget) -> None:
     """Raise if an arm's settings are wrong, or no environment is named so, before anything is trained."""
     from envkit import registry
-    from envkit.studies.founding.arms import ARMS
+    from envkit.studies.founding.arms import ARMS, PROMPTED
     from envkit.studies.founding.measurements import PLAYED
 
     for environment in (
@@ -160,6 +160,8 @@ def _require_settings(study: Study, sizes: Budget) -> None:
         registry.environment(environment)
     for arm in study.arms:
         sizes.config_of(ARMS[arm])
+        if ARMS[arm].kind == PROMPTED:
+            _ = sizes.prompt_sizes
 
 
 def _require_current(study: Study, grid: Grid, sizes: Budget) -> None:

@@ -35,7 +35,7 @@ class Control:
         rank: of its matrices; 0 if it has none.
         size_bytes: of its weights, or of its message, as they are shipped.
         examples: known answers that it learned from; ``None`` if its training is not known.
-        sampled_tokens: that RL sampled for it; ``None`` likewise.
+        sampled_tokens: that RL, or the search for a message, sampled for it; ``None`` likewise.
     """
 
     row: str

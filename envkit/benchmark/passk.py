@@ -88,7 +88,9 @@ def compare_pass_at_k(
             rows[each.name] = each
         chosen = [row] if row else [name for name, each in rows.items() if each.origin.adapter]
         untouched = (
-            name for name, each in rows.items() if each.origin.kind == "local" and not each.origin.adapter
+            name
+            for name, each in rows.items()
+            if each.origin.kind == "local" and not (each.origin.adapter or each.origin.system)
         )
         base = against or next(untouched, None)
         for name in (*chosen, base):

@@ -28,8 +28,8 @@ class Recipe:
         name: their name, without its ending.
         tasks: ids of the tasks that all of them were measured on.
         sources: the tasks' sources.
-        rates_ST: solve rate of each of S adapters on each of T tasks. Rows of the same adapter, or without
-            one, are averaged.
+        rates_ST: solve rate of each of S adapters on each of T tasks. Rows of the same adapter and system
+            message are averaged.
         mean: pass@1, for other sources and seeds; ``None`` without tasks.
     """
 
@@ -88,10 +88,11 @@ def recipe_of(name: str, rows: Sequence[Row]) -> Recipe:
     """Take rows together, on the tasks that all of them have; at least one row."""
     measured = [solve_rates(row.results) for row in rows]
     tasks = sorted(task for task in measured[0] if all(task in rates for rates in measured))
-    by_adapter: dict[str, list[list[float]]] = {}
+    by_origin: dict[tuple[str, str], list[list[float]]] = {}
     for row, rates in zip(rows, measured, strict=True):
-        by_adapter.setdefault(row.origin.adapter, []).append([rates[task] for task in tasks])
-    rates_ST = np.array([np.mean(same, axis=0) for same in by_adapter.values()])
+        made = (row.origin.adapter, row.origin.system)
+        by_origin.setdefault(made, []).append([rates[task] for task in tasks])
+    rates_ST = np.array([np.mean(same, axis=0) for same in by_origin.values()])
     source = {result.task: result.source for result in rows[0].results}
     sources = tuple(source[task] for task in tasks)
     mean = seeds_interval(rates_ST, None, sources) if tasks else None

@@ -123,6 +123,7 @@ class Origin:
         price: the model's name in the price table; empty if it is the model's id.
         digest: digest of the model's weights, if it ran here.
         tokenizer: model whose tokenizer estimated the tokens; empty if they were counted.
+        system: digest of the system message, if it was not the environment's own.
     """
 
     kind: str = "script"
@@ -141,6 +142,7 @@ class Origin:
     price: str = ""
     digest: str = ""
     tokenizer: str = ""
+    system: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -91,6 +91,8 @@ def control(
     """
     if (resume is not None) == bool(adapters):
         raise UsageError("give adapters, or --resume RUN")
+    if resume is not None and prompts:
+        raise UsageError("--resume continues a run with its own settings; leave out --prompt")
     if resume is not None:
         result = api.resume_controls(resume, sandbox=sandbox)
     else:

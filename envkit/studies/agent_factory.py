@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import math
 from collections.abc import Callable, Container, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -99,8 +100,6 @@ class AgentFactory:
             UsageError: an API's key or price is missing.
             StoreError: the model's weights have changed since the run began.
         """
-        if row.system and kind.harness is not None:
-            raise ConfigError(f"agent {row.name}: a harness writes its own system message; leave system out")
         backend = kind.equip(backend)
         if chosen := _baseline_of(row, kind):
             yield baseline(chosen, tasks, backend)
@@ -216,6 +215,7 @@ class AgentFactory:
                 cached_tokens=sum(usage.cached_tokens for usage in usages),
                 seconds=sum(usage.seconds for usage in usages) / card.concurrency,
                 price=card.price,
+                system=message_digest(row.system),
             )
         if runs_here(row):
             return Origin(
@@ -228,6 +228,7 @@ class AgentFactory:
                 stop_strings=row.stop_strings or (),
                 max_context_length=row.max_context_length or 0,
                 digest=self._fixed["models"][model_of(row)],
+                system=message_digest(row.system),
             )
         if row.recorded:
             estimated = "" if read_usage(outputs(part, row)) else self._fixed.get("tokenizer", "")
@@ -333,6 +334,11 @@ class AgentFactory:
                     self._display.say(escape(sentence))
         policy.serve(names)
         return policy
+
+
+def message_digest(system: str) -> str:
+    """SHA-256 of a system message, hex; empty if it is the environment's own."""
+    return hashlib.sha256(system.encode()).hexdigest() if system else ""
 
 
 def _baseline_of(row: AgentSpec, kind: type[Env]) -> Baseline | None:

@@ -73,6 +73,9 @@ def start(
     _require_scripts(spec)
     for row in spec.agents:
         require_usable(row, table)  # before tasks are made and controls are played, which takes minutes
+    for environment in spec.environments:
+        if registry.environment(environment.name).harness is not None:
+            _require_no_message(spec)
     played = [
         (environment.name, kind, load_tasks(kind, environment, backend, display, spec.agents))
         for environment in spec.environments
@@ -122,6 +125,11 @@ def start(
                 if row.recorded:
                     write_recorded(outputs(part, row), *recorded[name, row.name])
     return run
+
+
+def _require_no_message(spec: BenchSpec) -> None:
+    if with_one := [row.name for row in spec.agents if row.system]:
+        raise ConfigError(f"agent {with_one[0]}: a harness writes its own system message; leave system out")
 
 
 def with_baselines(spec: BenchSpec) -> BenchSpec:

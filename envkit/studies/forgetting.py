@@ -146,7 +146,7 @@ def movement(
     display: Display,
     system: str = "",
 ) -> Movement | None:
-    """Play each task once with the adapter in training, and compare its tokens with the base.
+    """Play each task once with the adapter in training, or with a system message, and compare with the base.
 
     Args:
         policy: holds the adapter.

@@ -17,7 +17,7 @@ from envkit.benchmark.stats import Interval, mean_interval
 from envkit.display import Display
 from envkit.engine.protocol import Sampling
 from envkit.env import Env
-from envkit.errors import ConfigError, StoreError, UsageError
+from envkit.errors import StoreError, UsageError
 from envkit.files import read_json_object
 from envkit.models import resolve
 from envkit.plain import decode, encode
@@ -26,7 +26,8 @@ from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop, raise_if_stopped
 from envkit.store import RunFolder, write_atomic
 from envkit.studies.eval_runner import EvalRunner
-from envkit.studies.machine import machine, settle
+from envkit.studies.machine import machine, settle, use_threads
+from envkit.studies.prompt_sizes import PromptSizes
 from envkit.studies.provenance import commit, environment_facts, require_unchanged
 from envkit.studies.turns import turns_of
 from envkit.taskfile import digest, read_tasks, write_tasks
@@ -40,7 +41,7 @@ KIND: Final = "prompt-search"
 #: Files of a run: the message that was found, alone and with what it took.
 PROMPT_FILE, FOUND_FILE = "prompt.txt", "prompt.json"
 _TASKS_FILE: Final = "tasks.jsonl"
-_MESSAGES: Final = "messages"
+_MESSAGES, _ROUNDS = "messages", "rounds"
 #: Failed episodes that a rewriting sees, and how many characters of each.
 _SHOWN: Final = 3
 _OBSERVATION, _ANSWER = 1_500, 800
@@ -51,74 +52,55 @@ _SYSTEM: Final = "You write instructions for an assistant that works with an app
 
 
 @dataclass(frozen=True, slots=True)
-class SearchSizes:
-    """Sizes of a search.
-
-    Args:
-        rounds: each plays fresh tasks, with the best message so far and with rewritten ones.
-        rewritings: new messages in each round.
-        tasks: train tasks of each round, one episode each.
-        checked: fresh train tasks that the last best message and the environment's own are compared on.
-    """
-
-    rounds: int = 4
-    rewritings: int = 3
-    tasks: int = 24
-    checked: int = 64
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1")
-
-    @property
-    def needed(self) -> int:
-        """Tasks that a search takes."""
-        return self.rounds * self.tasks + self.checked
-
-
-@dataclass(frozen=True, slots=True)
 class PromptFound:
     """A system message that was found, and what the search took.
 
     Args:
-        system: the message; the environment's own, if nothing better was found.
+        system: the message; the environment's own, if no other was better on fresh train tasks.
         start: the environment's own.
-        gain: mean reward minus that with the environment's own, on fresh train tasks, paired by task. The
-            interval resamples their sources. Held-out tasks say more: nothing was chosen by them.
-        messages: that were tried, the environment's own included.
+        gain: mean reward of the best other message minus that of the environment's own, on fresh train tasks,
+            paired by task; ``None`` if no other won a round. The interval resamples the tasks' sources.
+        messages: that were played, the environment's own included.
         episodes: that were played.
         sampled_tokens: of all episodes and rewritings.
+        environment: its id.
+        model: id of the model that played and rewrote.
+        model_digest: of its weights.
     """
 
     system: str
     start: str
-    gain: Interval
+    gain: Interval | None
     messages: int
     episodes: int
     sampled_tokens: int
+    environment: str
+    model: str
+    model_digest: str
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """Say in sentences what was found."""
         tried = (
-            f"Tried {self.messages} messages in {number(self.episodes, 0)} episodes, "
+            f"Played {self.messages} messages in {number(self.episodes, 0)} episodes, "
             f"{number(self.sampled_tokens, 0)} sampled tokens."
         )
-        if self.system == self.start:
+        if self.gain is None:
             return (tried, "None did better than the environment's own, which stays.")
         ends = f"[{number(self.gain.low, 3)}, {number(self.gain.high, 3)}]"
         return (
             tried,
-            f"Mean reward on fresh train tasks, minus that with the environment's own message: "
+            f"Mean reward of the best other one on fresh train tasks, minus that of the environment's own: "
             f"{number(self.gain.estimate, 3)} {ends}. {_verdict(self.gain)}",
         )
 
 
 def _verdict(gain: Interval) -> str:
+    if gain.estimate <= 0:
+        return "The environment's own stays."
     if not gain.excludes_zero:
-        return "The interval includes zero: a gain is not shown."
-    return "The new one is better." if gain.low > 0 else "The new one is worse: keep the environment's own."
+        return "It is taken, though the interval includes zero: a gain is not shown."
+    return "It is taken."
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +109,7 @@ class _Message:
 
     Args:
         round: in which it was written; -1 for the environment's own.
-        text: the message.
+        text: the message; empty if it was cut off.
         tokens: that were sampled to write it.
     """
 
@@ -139,7 +121,7 @@ class _Message:
 def start(
     root: Path,
     config: TrainConfig,
-    sizes: SearchSizes,
+    sizes: PromptSizes,
     kind: type[Env],
     tasks: Sequence[Task],
     *,
@@ -163,14 +145,18 @@ def start(
         UsageError: there are too few tasks, or a harness writes the messages.
         ModelError: the model cannot be had.
     """
+    if config.warm_start:
+        raise UsageError(
+            f"warm_start is {config.warm_start!r}; a message is searched for the base: leave it out"
+        )
     if kind.harness is not None:
         raise UsageError(
             f"{kind.id}: the harness writes its own system message; name an environment without one"
         )
     if len(tasks) < sizes.needed:
         raise UsageError(
-            f"found {len(tasks)} train tasks; {sizes.rounds} rounds of {sizes.tasks} and {sizes.checked} to "
-            f"check take {sizes.needed}: ask for fewer"
+            f"found {len(tasks)} train tasks; {sizes.rounds} rounds of {sizes.tasks_per_round} and "
+            f"{sizes.checked} to check take {sizes.needed}: ask for fewer"
         )
     config = replace(config, max_turns=turns_of([kind], config.max_turns))
     config, threads = settle(config, None, display.say)
@@ -202,16 +188,21 @@ def play(
 
     Raises:
         Stopped: finished episodes and messages stay in the folder.
-        StoreError: not such a run, or the environment, its tasks or the weights have changed.
+        StoreError: not such a run, another process works on it, or the environment, its tasks or the weights
+            have changed.
         SandboxError, ContractError: the environment or its sandboxes broke; see `EvalRunner.play`.
     """
-    config, sizes, tasks = _opened(run, kind, backend)
-    ref = resolve(config.model, display)
-    if ref.digest != run.manifest["model_digest"]:
-        raise StoreError(f"the weights of {config.model} have changed since the run began; restore them")
-    with contextlib.closing(Policy.of(ref, config)) as policy:
-        policy.sync()
-        return _Search(run, config, sizes, kind, tasks, policy, backend, display, should_stop).search()
+    with run.locked():
+        if (run.path / FOUND_FILE).exists():
+            return read_prompt(run.path)
+        config, sizes, tasks = _opened(run, kind, backend)
+        use_threads(int(run.manifest["machine"]["threads"]))
+        ref = resolve(config.model, display)
+        if ref.digest != run.manifest["model_digest"]:
+            raise StoreError(f"the weights of {config.model} have changed since the run began; restore them")
+        with contextlib.closing(Policy.of(ref, config)) as policy:
+            policy.sync()
+            return _Search(run, config, sizes, kind, tasks, policy, backend, display, should_stop).search()
 
 
 def read_prompt(path: Path) -> PromptFound:
@@ -234,17 +225,18 @@ def read_prompt(path: Path) -> PromptFound:
 
 def _opened(
     run: RunFolder, kind: type[Env], backend: SandboxBackend
-) -> tuple[TrainConfig, SearchSizes, list[Task]]:
+) -> tuple[TrainConfig, PromptSizes, list[Task]]:
     """Read a run's settings and tasks."""
     manifest = run.manifest
     if manifest.get("kind") != KIND:
         raise StoreError(
             f"{run.path} is a run of kind {manifest.get('kind')!r}; expected one of `envkit prompt`"
         )
+    run.require_unedited()
     require_unchanged(kind, kind.equip(backend).lock, run)
     try:
         config = from_manifest(manifest["train"], str(run.path / "manifest.json"))
-        sizes = decode(SearchSizes, manifest["sizes"], "sizes")
+        sizes = decode(PromptSizes, manifest["sizes"], "sizes")
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{run.path / 'manifest.json'}: damaged ({error!r}); start a new run") from error
     tasks = read_tasks(run.path / _TASKS_FILE)
@@ -260,7 +252,7 @@ class _Search:
         self,
         run: RunFolder,
         config: TrainConfig,
-        sizes: SearchSizes,
+        sizes: PromptSizes,
         kind: type[Env],
         tasks: Sequence[Task],
         policy: Policy,
@@ -273,30 +265,51 @@ class _Search:
         self._display, self._should_stop = display, should_stop
         self._messages = [_Message(-1, kind.system, 0)]
         self._messages += [decode(_Message, _content(each), _MESSAGES) for each in run.records(_MESSAGES)]
-        self._played: dict[str, list[Trajectory]] = {}
+        #: Best message of each finished round. It stays, though episodes that were void may be played again.
+        self._best = [int(each["best"]) for each in run.records(_ROUNDS)]
+        #: Episodes by the purpose and number of a message, in the order of their keys.
+        self._played: dict[tuple[str, int], list[Trajectory]] = {}
 
     def search(self) -> PromptFound:
         """Search; see `play`."""
-        best, sizes = 0, self._sizes
-        for round_number in range(sizes.rounds):
-            some = self._tasks[round_number * sizes.tasks :][: sizes.tasks]
-            rewards = {best: self._rewards(f"round {round_number + 1}", best, some)}
-            for index in self._rewritten(round_number, best, some):
-                rewards[index] = self._rewards(f"round {round_number + 1}", index, some)
-            # The first of equals stays, which is the best so far.
-            best = max(rewards, key=lambda index: sum(rewards[index].values()) / max(len(rewards[index]), 1))
-        return self._check(best)
-
-    def _check(self, best: int) -> PromptFound:
-        """Compare the best message with the environment's own on fresh tasks, and write it down."""
-        fresh = self._tasks[self._sizes.rounds * self._sizes.tasks :]
-        own = self._rewards("check", 0, fresh)
-        found = self._rewards("check", best, fresh)
-        both = [task for task in fresh if task.id in own and task.id in found]
-        if not both:
-            raise UsageError("all episodes that compare the messages are void; the run's folder says why")
-        rises = [found[task.id] - own[task.id] for task in both]
+        for round_number in range(self._sizes.rounds):
+            self._round(round_number)
+        best = self._best[-1]
+        if best == 0:
+            return self._found(0, None)
+        fresh = self._tasks[self._sizes.rounds * self._sizes.tasks_per_round :]
+        own, other = self._rewards("check", 0, fresh), self._rewards("check", best, fresh)
+        both = [task for task in fresh if task.id in own and task.id in other]
+        rises = [other[task.id] - own[task.id] for task in both]
         gain = mean_interval(rises, [task.source for task in both])
+        return self._found(best if gain.estimate > 0 else 0, gain)
+
+    def _round(self, round_number: int) -> None:
+        """Play a round, and note its best message."""
+        name, size = f"round {round_number + 1}", self._sizes.tasks_per_round
+        tasks = self._tasks[round_number * size :][:size]
+        before = self._best[round_number - 1] if round_number else 0
+        rewards = {index: self._rewards(name, index, tasks) for index in {0: 0, before: 0}}
+        shown = _failed(self._played[name, before], self._config.seed)
+        for index in self._rewritten(round_number, _request(self._messages[before].text, shown, self._kind)):
+            rewards[index] = self._rewards(name, index, tasks)
+        if len(self._best) > round_number:
+            return
+        # New messages were written for the tasks that were shown. One that is void for any message counts for
+        # none.
+        seen = {episode.key.task for episode in shown}
+        common = [t.id for t in tasks if t.id not in seen and all(t.id in each for each in rewards.values())]
+
+        def total(index: int) -> tuple[float, bool]:
+            return sum(rewards[index][task] for task in common), index == before
+
+        best = max(rewards, key=total)  # of equals, the one that was best before
+        with self._run.journal(_ROUNDS) as journal:
+            journal.append({"round": round_number, "best": best})
+        self._best.append(best)
+
+    def _found(self, best: int, gain: Interval | None) -> PromptFound:
+        """Write down what was found."""
         tokens = sum(each.tokens for each in self._messages)
         for played in self._played.values():
             tokens += sum(step.turn.usage.completion_tokens for episode in played for step in episode.steps)
@@ -304,9 +317,12 @@ class _Search:
             self._messages[best].text,
             self._kind.system,
             gain,
-            len(self._messages),
+            len({index for _, index in self._played}),
             sum(map(len, self._played.values())),
             tokens,
+            self._kind.id,
+            self._config.model,
+            str(self._run.manifest["model_digest"]),
         )
         write_atomic(self._run.path / PROMPT_FILE, result.system.encode())
         write_atomic(self._run.path / FOUND_FILE, (json.dumps(encode(result), indent=1) + "\n").encode())
@@ -334,16 +350,13 @@ class _Search:
         runner = EvalRunner(self._run, tasks, self._display)
         with Rollouts(make, should_stop=self._should_stop) as rollouts:
             runner.play(rollouts, agent, row, 1)
-        self._played[row] = runner.played(row)
-        return {each.key.task: each.reward for each in self._played[row] if each.outcome is not Outcome.VOID}
+        played = self._played[purpose, index] = runner.counted(row, 1)
+        return {each.key.task: each.reward for each in played if each.outcome is not Outcome.VOID}
 
-    def _rewritten(self, round_number: int, best: int, tasks: Sequence[Task]) -> list[int]:
+    def _rewritten(self, round_number: int, request: str) -> list[int]:
         """Numbers of a round's new messages; those that are not written yet are written."""
         known = [n for n, each in enumerate(self._messages) if each.round == round_number]
-        episodes = self._played[f"round {round_number + 1}, message {best}"]
-        request = _request(self._messages[best].text, episodes, self._config.seed)
-        missing = range(len(known), self._sizes.rewritings)
-        for rewriting in missing:
+        for rewriting in range(len(known), self._sizes.rewritings):
             raise_if_stopped(self._should_stop)
             message = self._write(round_number, rewriting, request)
             with self._run.journal(_MESSAGES) as journal:
@@ -351,7 +364,7 @@ class _Search:
             known.append(len(self._messages))
             self._messages.append(message)
         texts = [each.text for each in self._messages]
-        # An empty message, or one that was tried before, is not played.
+        # An empty message, or one that was written before, is not played.
         return [n for n in known if texts[n] and texts.index(texts[n]) == n]
 
     def _write(self, round_number: int, rewriting: int, request: str) -> _Message:
@@ -367,7 +380,9 @@ class _Search:
         session = agent.start(key, _SYSTEM)
         agent.submit(session, request)
         [(_, turn)] = agent.collect()
-        return _Message(round_number, turn.text.strip()[:_MESSAGE].strip(), turn.usage.completion_tokens)
+        text = turn.text.strip()
+        is_whole = turn.stop != "length" and len(text) <= _MESSAGE
+        return _Message(round_number, text if is_whole else "", turn.usage.completion_tokens)
 
 
 def _content(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -375,20 +390,30 @@ def _content(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name != "schema"}
 
 
-def _request(message: str, episodes: Sequence[Trajectory], seed: int) -> str:
-    """Ask for a better message, with some of the episodes that failed."""
+def _failed(episodes: Sequence[Trajectory], seed: int) -> list[Trajectory]:
+    """Draw some of the episodes that failed, to be shown."""
     failed = [each for each in episodes if each.outcome is Outcome.FAILED and each.steps]
-    shown = random.Random(seed).sample(failed, min(_SHOWN, len(failed)))
+    return random.Random(seed).sample(failed, min(_SHOWN, len(failed)))
+
+
+def _request(message: str, shown: Sequence[Trajectory], kind: type[Env]) -> str:
+    """Ask for a better message, with some episodes that failed."""
+    paying = {check.name for check in kind.checks if (check.weight or check.gate) and not check.held_out}
     parts = [f"The assistant's instructions are now:\n\n{message}\n"]
     for place, episode in enumerate(shown, 1):
-        step = episode.steps[-1]
-        low = (
-            ", ".join(name for name, score in episode.scores.items() if score < 1) or "nothing more is known"
-        )
+        first, last = episode.steps[0], episode.steps[-1]
+        missed = ", ".join(name for name, score in episode.scores.items() if name in paying and score < 1)
         parts.append(
-            f"It failed at task {place}. The task:\n\n{step.observation[:_OBSERVATION]}\n\nIt answered:\n\n"
-            f"{step.turn.text[:_ANSWER]}\n\nWhat it failed: {low}.\n"
+            f"It failed at task {place}. The task:\n\n{first.observation[:_OBSERVATION]}\n\nIt answered:\n\n"
+            f"{first.turn.text[:_ANSWER]}\n"
         )
+        if last is not first:
+            parts.append(
+                f"In the end it saw:\n\n{last.observation[:_ANSWER]}\n\nand answered:\n\n"
+                f"{last.turn.text[:_ANSWER]}\n"
+            )
+        if missed:
+            parts.append(f"What it failed: {missed}.\n")
     parts.append(
         "Write better instructions: general ones, which help with other tasks of this kind too, in at most "
         "150 words. Keep what the application needs, such as the form of answers. Answer with the "

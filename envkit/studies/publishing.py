@@ -137,8 +137,8 @@ def _reports(run: RunFolder) -> list[ReportData]:
 
 
 def _has_row(report: ReportData, adapter: str) -> bool:
-    """True if the adapter with this digest is a row of the report."""
-    return any(row.origin.adapter == adapter for row in report.rows)
+    """True if the adapter with this digest is a row of the report, with the environment's system message."""
+    return any(row.origin.adapter == adapter and not row.origin.system for row in report.rows)
 
 
 def _settings(run: RunFolder) -> dict[str, Scalar]:

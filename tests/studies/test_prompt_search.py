@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +23,8 @@ from envkit.benchmark.spec import AgentSpec
 from envkit.benchmark.stats import Interval
 from envkit.cli.main import app
 from envkit.env import Env
-from envkit.errors import ConfigError, Stopped, StoreError, UsageError
+from envkit.errors import ConfigError, EnvkitError, Stopped, StoreError, UsageError
+from envkit.models import resolve
 from envkit.studies.prompt_search import PromptFound, read_prompt
 from envkit.types import EpisodeKey
 
@@ -104,7 +107,8 @@ def test_a_search_plays_its_messages_on_fresh_tasks_and_writes_the_best(options:
     assert found.start == "Say it."
     written = [json.loads(line) for line in (result.run / "messages.jsonl").read_text().splitlines()]
     assert [each["round"] for each in written] == [0, 0, 1, 1]
-    assert found.messages == 5
+    assert 1 <= found.messages <= 5
+    assert (found.environment, found.model) == ("echo", options["config"]["model"])
     assert found.sampled_tokens > sum(each["tokens"] for each in written) > 0
     rounds = [
         {json.loads(line)["key"]["task"] for line in file.read_text().splitlines()}
@@ -145,15 +149,17 @@ def test_a_stopped_search_goes_on_to_the_same_message(
 def test_a_message_is_measured_and_compared_like_an_adapter(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = PromptFound("Say the letter.", "Say it.", Interval(0.1, 0.0, 0.2, 3), 2, 9, 77)
+    model = options["config"]["model"]
+    digest = resolve(model).digest
+    found = PromptFound("Say the letter.", "Say it.", None, 2, 9, 77, "echo", model, digest)
     run = tmp_path / "search"
     run.mkdir()
     monkeypatch.setattr("envkit.studies.prompt_search.read_prompt", lambda path: found)
-    model = options["config"]["model"]
     shown: dict[str, Any] = {"root": tmp_path / "runs", "display": "quiet", "limit": 3, "samples": 1}
     measured = envkit.evaluate("echo", model=model, system=found.system, max_completion_length=8, **shown)
     [report] = measured.run.rglob("report.json")
     assert "with a system message of its own" in report.read_text()
+    assert f'"system": "{hashlib.sha256(b"Say the letter.").hexdigest()}"' in report.read_text()
     config = {**options["config"], "sft_batch_size": 3}
     trained = envkit.sft(tmp_path / "adapter", environment="echo", config=config, examples=3, display="quiet")
     assert trained.adapter is not None
@@ -165,6 +171,15 @@ def test_a_message_is_measured_and_compared_like_an_adapter(
     assert (row.control.size_bytes, row.control.sampled_tokens) == (len("Say the letter."), 77)
     assert row.kl is not None
     assert row.kl.estimate > 0
+    for other, reason in (
+        (replace(found, environment="others"), "was searched on others"),
+        (replace(found, model_digest="others"), "was searched with .*, not with the base"),
+    ):
+        monkeypatch.setattr("envkit.studies.prompt_search.read_prompt", lambda path, other=other: other)
+        with pytest.raises(UsageError, match=reason):
+            envkit.compare_controls(
+                [trained.adapter], prompts=[run], environment="echo", model=model, **shown
+            )
 
 
 @pytest.mark.parametrize(
@@ -179,6 +194,24 @@ def test_bad_sizes_are_refused_before_any_work(
     assert not (options["root"]).exists()
 
 
+def test_a_message_is_taken_if_it_gains(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sentence(estimate: float, low: float, high: float) -> str:
+        gain = Interval(estimate, low, high, 9)
+        return PromptFound("new", "old", gain, 2, 9, 77, "echo", "m", "d").sentences[-1]
+
+    assert sentence(0.2, 0.1, 0.3).endswith("It is taken.")
+    assert sentence(0.1, -0.1, 0.3).endswith("a gain is not shown.")
+    assert sentence(-0.1, -0.3, 0.1).endswith("The environment's own stays.")
+    none = PromptFound("old", "old", None, 5, 9, 77, "echo", "m", "d")
+    assert none.sentences[-1] == "None did better than the environment's own, which stays."
+
+
+def test_a_search_is_for_a_base(options: dict[str, Any]) -> None:
+    options["config"]["warm_start"] = "somewhere"
+    with pytest.raises(EnvkitError, match="somewhere"):
+        envkit.search_prompt("echo", **options, **SIZES)
+
+
 def test_only_models_have_a_system_message() -> None:
     with pytest.raises(ConfigError, match="only a model has a system message"):
         AgentSpec("oracle", script="oracle", system="words")
@@ -187,13 +220,17 @@ def test_only_models_have_a_system_message() -> None:
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = PromptFound("New words.", "Old words.", Interval(0.1, 0.05, 0.2, 64), 13, 400, 9_000)
+    gain = Interval(0.1, 0.05, 0.2, 64)
+    found = PromptFound("New \x1b[2Jwords.", "Old words.", gain, 13, 400, 9_000, "echo", "a model", "d")
     monkeypatch.setattr("envkit.api.search_prompt", lambda *_, **__: PromptResult(tmp_path, found))
     said = CliRunner().invoke(app, ["prompt"])
     assert said.exit_code == 0, said.output
-    assert "New words." in said.stdout
-    assert "0.100 [0.050, 0.200]. The new one is better." in said.stdout
+    assert "New \\u001b[2Jwords." in said.stdout, "the model writes to the terminal"
+    assert "0.100 [0.050, 0.200]. It is taken." in said.stdout
     data = json.loads(CliRunner().invoke(app, ["prompt", "--json"]).stdout)
-    assert data["found"]["system"] == "New words."
+    assert data["found"]["system"] == "New \x1b[2Jwords."
+    said = CliRunner().invoke(app, ["prompt", "--resume", str(tmp_path), "--rounds", "9"])
+    assert said.exit_code != 0
+    assert "leave out --rounds" in str(said.exception)
     missing = CliRunner().invoke(app, ["eval", "--system", str(tmp_path / "none.txt")])
     assert missing.exit_code != 0

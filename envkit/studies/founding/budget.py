@@ -13,6 +13,7 @@ from envkit.files import read_toml
 from envkit.plain import decode
 from envkit.studies.founding.arms import ARMS, ENVIRONMENTS, Arm
 from envkit.studies.founding.measurements import FRONTIER, MANY, SOLVE, environment_of
+from envkit.studies.prompt_sizes import PromptSizes
 from envkit.training.config import TrainConfig, from_mapping
 
 
@@ -98,7 +99,7 @@ class Budget:
         several: sizes of the arms that are trained on several environments, or one of several; ``None`` for
             no such arms.
         frontier: sizes of the study on tasks that other models have answered; ``None`` for no such study.
-        prompt: sizes of the search for a system message; see `envkit.search_prompt`.
+        prompt: sizes of the search for a system message; ``None`` for no such arm.
     """
 
     model: str
@@ -118,7 +119,7 @@ class Budget:
     arms: Mapping[str, Mapping[str, object]] = field(default_factory=dict[str, Mapping[str, object]])
     several: Several | None = None
     frontier: Frontier | None = None
-    prompt: Mapping[str, int] | None = None
+    prompt: PromptSizes | None = None
 
     def __post_init__(self) -> None:
         sizes = ("max_task_chars", "seeds", "tasks", "samples", "many_tasks", "many_samples", "passages")
@@ -139,6 +140,17 @@ class Budget:
         """
         training = self._several.settings_of(arm) if arm.environments else self.training
         return {"model": self.model, **training, **arm.settings, **self.arms.get(arm.name, {})}
+
+    @property
+    def prompt_sizes(self) -> PromptSizes:
+        """Sizes of the search for a system message.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        if self.prompt is None:
+            raise ConfigError("the budget has no table 'prompt'; budgets.toml of envkit shows one")
+        return self.prompt
 
     def max_task_chars_of(self, arm: Arm) -> int:
         """Longest task that an arm is trained on."""

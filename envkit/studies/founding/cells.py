@@ -93,7 +93,8 @@ class CellFolder:
         """
         found = self._read(Measured, part)
         if found is not None:
-            self._require_own(found.row.origin.adapter, part)
+            origin = found.row.origin
+            self._require_own(origin.system if self.prompt else origin.adapter, part)
         return found
 
     def write_measured(self, part: str, value: Measured) -> None:
@@ -150,7 +151,7 @@ class CellFolder:
         made, prompt = self.made, self.prompt
         own = None if made is None else made.digest
         if prompt is not None:
-            own = message_digest(prompt.system)
+            own = message_digest(prompt.system, self.seed)
         if own is not None and own != digest:
             raise UsageError(
                 f"{self._file(part)} was measured of another adapter or message than {self.name} has; "

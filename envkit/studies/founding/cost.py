@@ -48,6 +48,7 @@ def judge(grid: Grid) -> Finding:
     for name, row in grid.others().items():
         against[name] = lambda level, row=row: grid.difference_from(row, "r16", level=level)
     compared = [f"{name}: {in_points(each(LEVEL))}" for name, each in against.items()]
+    searched = grid.difference("prompt", "base")
     prices = load_prices()
     found = [each for cell in grid.cells("r16") if (each := cell.measured(SOLVE)) is not None]
     return Finding(
@@ -55,6 +56,8 @@ def judge(grid: Grid) -> Finding:
         (
             detectable(grid, "r16", "shots"),
             f"Trained minus {'; minus '.join(compared)}.",
+            f"The prompt that was searched for, minus the base: {in_points(searched)}. The search takes far "
+            "fewer episodes than RL; the table has the sampled tokens of both.",
             "No frontier model has played these tasks, so break-even is a bound: the solved tasks after "
             "which training has paid, if the other model solved every task at once and wrote no more than "
             "ours.",

@@ -33,9 +33,9 @@ def environment_of(part: str) -> str | None:
     return next((name for name, each in ON.items() if each == part), None)
 
 
-def message_digest(system: str) -> str:
-    """Digest of a system message, which stands in a row in place of an adapter's."""
-    return f"message {hashlib.sha256(system.encode()).hexdigest()}"
+def message_digest(system: str, seed: int) -> str:
+    """Digest of a system message that was searched for with a seed; other seeds may find the same one."""
+    return f"seed {seed}: {hashlib.sha256(system.encode()).hexdigest()}"
 
 
 def others_part(part: str) -> str:
