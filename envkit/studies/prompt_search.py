@@ -6,7 +6,7 @@ import contextlib
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,13 +26,12 @@ from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop, raise_if_stopped
 from envkit.store import RunFolder, write_atomic
 from envkit.studies.eval_runner import EvalRunner
-from envkit.studies.machine import machine, settle, use_threads
+from envkit.studies.machine import use_threads
 from envkit.studies.prompt_sizes import PromptSizes
-from envkit.studies.provenance import commit, environment_facts, require_unchanged
-from envkit.studies.turns import turns_of
-from envkit.taskfile import digest, read_tasks, write_tasks
-from envkit.training.config import TrainConfig, from_manifest, to_mapping
-from envkit.training.memory import choose_cache_mb
+from envkit.studies.provenance import require_unchanged
+from envkit.studies.trial_run import TASKS_FILE, begin
+from envkit.taskfile import digest, read_tasks
+from envkit.training.config import TrainConfig, from_manifest
 from envkit.training.policy import Policy
 from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 
@@ -40,7 +39,6 @@ from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 KIND: Final = "prompt-search"
 #: Files of a run: the message that was found, alone and with what it took.
 PROMPT_FILE, FOUND_FILE = "prompt.txt", "prompt.json"
-_TASKS_FILE: Final = "tasks.jsonl"
 _MESSAGES, _ROUNDS = "messages", "rounds"
 #: Failed episodes that a rewriting sees, and how many characters of each.
 _SHOWN: Final = 3
@@ -158,26 +156,18 @@ def start(
             f"found {len(tasks)} train tasks; {sizes.rounds} rounds of {sizes.tasks_per_round} and "
             f"{sizes.checked} to check take {sizes.needed}: ask for fewer"
         )
-    config = replace(config, max_turns=turns_of([kind], config.max_turns))
-    config, threads = settle(config, None, display.say)
-    ref = resolve(config.model, display)
-    config = replace(config, kv_cache_mb=config.kv_cache_mb or choose_cache_mb(ref, config))
-    chosen = random.Random(config.seed).sample([*tasks], sizes.needed)
-    manifest = {
-        "kind": KIND,
-        "environment": kind.id,
-        "command": command,
-        "commit": commit(),
-        "model": config.model,
-        "model_digest": ref.digest,
-        "machine": asdict(machine(threads, config.dtype, config.device)),
-        "train": to_mapping(config),
-        "sizes": asdict(sizes),
-        "tasks": digest(chosen),
-        **environment_facts(kind, kind.equip(backend).lock),
-    }
-    with RunFolder.making(root, KIND, manifest) as run:
-        write_tasks(run.path / _TASKS_FILE, chosen, config.seed)
+    run, _, _ = begin(
+        root,
+        KIND,
+        config,
+        kind,
+        tasks,
+        sizes.needed,
+        backend=backend,
+        display=display,
+        command=command,
+        facts={"sizes": asdict(sizes)},
+    )
     return run
 
 
@@ -239,9 +229,9 @@ def _opened(
         sizes = decode(PromptSizes, manifest["sizes"], "sizes")
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{run.path / 'manifest.json'}: damaged ({error!r}); start a new run") from error
-    tasks = read_tasks(run.path / _TASKS_FILE)
+    tasks = read_tasks(run.path / TASKS_FILE)
     if digest(tasks) != manifest["tasks"]:
-        raise StoreError(f"{run.path / _TASKS_FILE} has changed since the run began; start a new run")
+        raise StoreError(f"{run.path / TASKS_FILE} has changed since the run began; start a new run")
     return config, sizes, tasks
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,19 +18,14 @@ from envkit.engine.protocol import Sampling
 from envkit.env import Env
 from envkit.errors import Stopped
 from envkit.models import resolve
-from envkit.models.adapter_folder import require_fit, require_scale
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop
 from envkit.store import RunFolder, write_atomic
 from envkit.studies.eval_runner import EvalRunner
-from envkit.studies.machine import machine, settle
-from envkit.studies.provenance import commit, environment_facts
-from envkit.studies.turns import turns_of
-from envkit.taskfile import digest, write_tasks
+from envkit.studies.trial_run import begin
 from envkit.training.checkpoint import load_adapter
-from envkit.training.config import TrainConfig, to_mapping
-from envkit.training.memory import choose_cache_mb
+from envkit.training.config import TrainConfig
 from envkit.training.policy import Policy
 from envkit.types import Outcome, Task, Trajectory
 
@@ -160,29 +154,18 @@ def start(
     Raises:
         ModelError: the model cannot be had, or ``warm_start`` is no adapter for it.
     """
-    config = replace(config, max_turns=turns_of([kind], config.max_turns))
-    config, threads = settle(config, None, display.say)
-    ref = resolve(config.model, display)
-    if config.warm_start:
-        require_fit(Path(config.warm_start), ref)
-        require_scale(Path(config.warm_start), *config.lora_shape)
-    config = replace(config, kv_cache_mb=config.kv_cache_mb or choose_cache_mb(ref, config))
-    chosen = random.Random(config.seed).sample([*tasks], min(LOOKS[-1], len(tasks)))
-    manifest = {
-        "kind": KIND,
-        "environment": kind.id,
-        "command": command,
-        "commit": commit(),
-        "model": config.model,
-        "model_digest": ref.digest,
-        "machine": asdict(machine(threads, config.dtype, config.device)),
-        "train": to_mapping(config),
-        "tasks": digest(chosen),
-        **environment_facts(kind, kind.equip(backend).lock),
-    }
-    with RunFolder.making(root, KIND, manifest) as run:
-        write_tasks(run.path / "tasks.jsonl", chosen, config.seed)
-    return run, config, chosen
+    return begin(
+        root,
+        KIND,
+        config,
+        kind,
+        tasks,
+        LOOKS[-1],
+        backend=backend,
+        display=display,
+        command=command,
+        facts={},
+    )
 
 
 def play(

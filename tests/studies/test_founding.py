@@ -8,22 +8,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import tiny
+from said_env import CodeEditorLetters, SaidLetters, ServiceDeskLetters, SqlDeskLetters
 from sample_reports import CONDITIONS
 from typer.testing import CliRunner
 
 import envkit
-from envkit import Task, check
-from envkit.authored import ActionResult, ImportedTasks
 from envkit.benchmark.controls import Control
 from envkit.benchmark.number_text import NONE
 from envkit.benchmark.report_data import Machine, Origin, Row, TaskResult
 from envkit.benchmark.stats import Interval
 from envkit.cli.main import app
-from envkit.env import Env
 from envkit.errors import ConfigError, StoreError, UsageError
 from envkit.studies.founding.arms import ARMS, SPECIALISTS
 from envkit.studies.founding.budget import load_budget
@@ -529,59 +527,7 @@ def test_matched_arms_have_as_many_numbers() -> None:
     assert rank * attention == pytest.approx(8 * (attention + mlp), rel=0.02)
 
 
-class Letters(Env):
-    """Say the task's letter. Random weights do so sometimes."""
-
-    id: ClassVar[str] = "letters"
-    system: ClassVar[str] = "Say it."
-    max_turns = 1
-    repeated: ClassVar[int] = 1
-
-    @classmethod
-    def make_tasks(cls, split: str, **_: Any) -> Sequence[Task]:
-        return [
-            Task(f"{split} {number}", split, f"{split} {number}: say {letter}.", {}, {"letter": letter})
-            for number, letter in enumerate("aeinorstl" * cls.repeated)
-        ]
-
-    @classmethod
-    def import_tasks(cls, format: str, path: Path) -> ImportedTasks:
-        tasks = tuple(cls.make_tasks("heldout"))
-        right = {task.id: (str(task.metadata["letter"]),) for task in tasks}
-        wrong = {task.id: ("?",) for task in tasks}
-        return ImportedTasks(tasks, {"gpt-4-0613": right, "larger": wrong})
-
-    @classmethod
-    def oracle(cls, task: Task) -> Sequence[str]:
-        return [str(task.metadata["letter"])]
-
-    def setup(self, task: Task) -> str:
-        self._said = ""
-        return task.prompt
-
-    def apply(self, action: str) -> ActionResult:
-        self._said = action
-        return ActionResult("Thanks.", done=True)
-
-    @check()
-    def says_it(self) -> bool:
-        return str(self.task.metadata["letter"]) in self._said
-
-
-class CodeEditorLetters(Letters):
-    id: ClassVar[str] = "code-editor"
-    repeated: ClassVar[int] = 12  # a router needs a hundred prompts of each specialist
-
-
-class SqlDeskLetters(CodeEditorLetters):
-    id: ClassVar[str] = "sql-desk"
-
-
-class ServiceDeskLetters(CodeEditorLetters):
-    id: ClassVar[str] = "service-desk"
-
-
-KINDS = (Letters, CodeEditorLetters, SqlDeskLetters, ServiceDeskLetters)
+KINDS = (SaidLetters, CodeEditorLetters, SqlDeskLetters, ServiceDeskLetters)
 
 
 BUDGET = """

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import tiny
+from said_env import SaidLetters
 from typer.testing import CliRunner
 
 import envkit
-from envkit import Task, check
 from envkit.agents.scripted import ScriptedAgent
 from envkit.agents.with_system import WithSystem
 from envkit.api.results import PromptResult
-from envkit.authored import ActionResult
 from envkit.benchmark.spec import AgentSpec
 from envkit.benchmark.stats import Interval
 from envkit.cli.main import app
-from envkit.env import Env
 from envkit.errors import ConfigError, EnvkitError, Stopped, StoreError, UsageError
 from envkit.models import resolve
 from envkit.studies.prompt_search import PromptFound, read_prompt
@@ -31,40 +28,9 @@ from envkit.types import EpisodeKey
 SIZES: dict[str, Any] = {"rounds": 2, "rewritings": 2, "tasks_per_round": 3, "checked": 3}
 
 
-class Echo(Env):
-    """Say the task's letter. Random weights do so sometimes."""
-
-    id: ClassVar[str] = "echo"
-    system: ClassVar[str] = "Say it."
-    max_turns = 1
-
-    @classmethod
-    def make_tasks(cls, split: str, **_: Any) -> Sequence[Task]:
-        return [
-            Task(f"{split} {letter}", split, f"Say {letter}.", {}, {"letter": letter})
-            for letter in "aeinorstl"
-        ]
-
-    @classmethod
-    def oracle(cls, task: Task) -> Sequence[str]:
-        return [str(task.metadata["letter"])]
-
-    def setup(self, task: Task) -> str:
-        self._said = ""
-        return task.prompt
-
-    def apply(self, action: str) -> ActionResult:
-        self._said = action
-        return ActionResult("Thanks.", done=True)
-
-    @check()
-    def says_it(self) -> bool:
-        return str(self.task.metadata["letter"]) in self._said
-
-
 @pytest.fixture
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr("envkit.registry.environment", lambda name: Echo)
+    monkeypatch.setattr("envkit.registry.environment", lambda name: SaidLetters)
     model = str(tiny.make(tmp_path / "model").path)
     config = {"model": model, "max_completion_length": 8}
     return {"config": config, "root": tmp_path / "runs", "display": "quiet"}
@@ -99,7 +65,7 @@ def test_another_system_message_reaches_the_agent() -> None:
 
 @pytest.mark.slow
 def test_a_search_plays_its_messages_on_fresh_tasks_and_writes_the_best(options: dict[str, Any]) -> None:
-    result = envkit.search_prompt("echo", **options, **SIZES)
+    result = envkit.search_prompt("letters", **options, **SIZES)
     found = result.found
     assert found is not None
     assert found == read_prompt(result.run)
@@ -108,7 +74,7 @@ def test_a_search_plays_its_messages_on_fresh_tasks_and_writes_the_best(options:
     written = [json.loads(line) for line in (result.run / "messages.jsonl").read_text().splitlines()]
     assert [each["round"] for each in written] == [0, 0, 1, 1]
     assert 1 <= found.messages <= 5
-    assert (found.environment, found.model) == ("echo", options["config"]["model"])
+    assert (found.environment, found.model) == ("letters", options["config"]["model"])
     assert found.sampled_tokens > sum(each["tokens"] for each in written) > 0
     rounds = [
         {json.loads(line)["key"]["task"] for line in file.read_text().splitlines()}
@@ -127,7 +93,7 @@ def test_a_search_plays_its_messages_on_fresh_tasks_and_writes_the_best(options:
 def test_a_stopped_search_goes_on_to_the_same_message(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = envkit.search_prompt("echo", **options, **SIZES)
+    whole = envkit.search_prompt("letters", **options, **SIZES)
     asked = 0
 
     def stop_later(*_: Any) -> None:
@@ -138,7 +104,7 @@ def test_a_stopped_search_goes_on_to_the_same_message(
 
     with monkeypatch.context() as patched:
         patched.setattr("envkit.studies.prompt_search.raise_if_stopped", stop_later)
-        stopped = envkit.search_prompt("echo", **options, **SIZES)
+        stopped = envkit.search_prompt("letters", **options, **SIZES)
     assert stopped.found is None
     with pytest.raises(StoreError, match="expected a finished run of `envkit prompt`"):
         read_prompt(stopped.run)
@@ -151,20 +117,22 @@ def test_a_message_is_measured_and_compared_like_an_adapter(
 ) -> None:
     model = options["config"]["model"]
     digest = resolve(model).digest
-    found = PromptFound("Say the letter.", "Say it.", None, 2, 9, 77, "echo", model, digest)
+    found = PromptFound("Say the letter.", "Say it.", None, 2, 9, 77, "letters", model, digest)
     run = tmp_path / "search"
     run.mkdir()
     monkeypatch.setattr("envkit.studies.prompt_search.read_prompt", lambda path: found)
     shown: dict[str, Any] = {"root": tmp_path / "runs", "display": "quiet", "limit": 3, "samples": 1}
-    measured = envkit.evaluate("echo", model=model, system=found.system, max_completion_length=8, **shown)
+    measured = envkit.evaluate("letters", model=model, system=found.system, max_completion_length=8, **shown)
     [report] = measured.run.rglob("report.json")
     assert "with a system message of its own" in report.read_text()
     assert f'"system": "{hashlib.sha256(b"Say the letter.").hexdigest()}"' in report.read_text()
     config = {**options["config"], "sft_batch_size": 3}
-    trained = envkit.sft(tmp_path / "adapter", environment="echo", config=config, examples=3, display="quiet")
+    trained = envkit.sft(
+        tmp_path / "adapter", environment="letters", config=config, examples=3, display="quiet"
+    )
     assert trained.adapter is not None
     compared = envkit.compare_controls(
-        [trained.adapter], prompts=[run], environment="echo", model=model, kl_tasks=3, **shown
+        [trained.adapter], prompts=[run], environment="letters", model=model, kl_tasks=3, **shown
     ).found
     assert compared is not None
     [row] = [row for row in compared.rows if row.control.control == "prompt"]
@@ -178,7 +146,7 @@ def test_a_message_is_measured_and_compared_like_an_adapter(
         monkeypatch.setattr("envkit.studies.prompt_search.read_prompt", lambda path, other=other: other)
         with pytest.raises(UsageError, match=reason):
             envkit.compare_controls(
-                [trained.adapter], prompts=[run], environment="echo", model=model, **shown
+                [trained.adapter], prompts=[run], environment="letters", model=model, **shown
             )
 
 
@@ -190,26 +158,26 @@ def test_bad_sizes_are_refused_before_any_work(
     options: dict[str, Any], sizes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises((ConfigError, UsageError), match=message):
-        envkit.search_prompt("echo", **options, **{**SIZES, **sizes})
+        envkit.search_prompt("letters", **options, **{**SIZES, **sizes})
     assert not (options["root"]).exists()
 
 
 def test_a_message_is_taken_if_it_gains(monkeypatch: pytest.MonkeyPatch) -> None:
     def sentence(estimate: float, low: float, high: float) -> str:
         gain = Interval(estimate, low, high, 9)
-        return PromptFound("new", "old", gain, 2, 9, 77, "echo", "m", "d").sentences[-1]
+        return PromptFound("new", "old", gain, 2, 9, 77, "letters", "m", "d").sentences[-1]
 
     assert sentence(0.2, 0.1, 0.3).endswith("It is taken.")
     assert sentence(0.1, -0.1, 0.3).endswith("a gain is not shown.")
     assert sentence(-0.1, -0.3, 0.1).endswith("The environment's own stays.")
-    none = PromptFound("old", "old", None, 5, 9, 77, "echo", "m", "d")
+    none = PromptFound("old", "old", None, 5, 9, 77, "letters", "m", "d")
     assert none.sentences[-1] == "None did better than the environment's own, which stays."
 
 
 def test_a_search_is_for_a_base(options: dict[str, Any]) -> None:
     options["config"]["warm_start"] = "somewhere"
     with pytest.raises(EnvkitError, match="somewhere"):
-        envkit.search_prompt("echo", **options, **SIZES)
+        envkit.search_prompt("letters", **options, **SIZES)
 
 
 def test_only_models_have_a_system_message() -> None:
@@ -221,7 +189,7 @@ def test_only_models_have_a_system_message() -> None:
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gain = Interval(0.1, 0.05, 0.2, 64)
-    found = PromptFound("New \x1b[2Jwords.", "Old words.", gain, 13, 400, 9_000, "echo", "a model", "d")
+    found = PromptFound("New \x1b[2Jwords.", "Old words.", gain, 13, 400, 9_000, "letters", "a model", "d")
     monkeypatch.setattr("envkit.api.search_prompt", lambda *_, **__: PromptResult(tmp_path, found))
     said = CliRunner().invoke(app, ["prompt"])
     assert said.exit_code == 0, said.output
