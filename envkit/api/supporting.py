@@ -14,7 +14,9 @@ from envkit.api.common import (
     Tasks,
     command_of,
     isolated_backend,
-    load_train_tasks,
+    load_tasks,
+    require_train_split,
+    short_tasks,
 )
 from envkit.api.interrupts import stopping_on_signal
 from envkit.api.results import SupportResult
@@ -74,7 +76,10 @@ def support(
     kind = registry.environment(environment)
     with open_display(display) as progress:
         backend = isolated_backend(sandbox, progress)
-        found = load_train_tasks(kind, tasks, max_task_chars, backend, progress)
+        found = load_tasks(kind, tasks, "train", backend, progress)
+        require_train_split(found, tasks)
+        if max_task_chars is not None:
+            found = short_tasks({kind: found}, max_task_chars)[0][kind]
         run, settings, chosen = start(
             Path(root),
             settings,
