@@ -110,6 +110,24 @@ def short_tasks(
     return kept, f"{sum(map(len, kept.values())):,} of {sum(map(len, tasks.values())):,}"
 
 
+def load_train_tasks(
+    kind: type[Env],
+    tasks: Tasks | None,
+    max_chars: int | None,
+    backend: SandboxBackend,
+    display: Display,
+) -> Sequence[Task]:
+    """Load tasks of the split ``train``, of at most ``max_chars`` characters if that is given.
+
+    Raises:
+        TaskFileError: a task is of another split; and as `load_tasks`.
+        UsageError: no task is so short; and as `load_tasks`.
+    """
+    found = load_tasks(kind, tasks, "train", backend, display)
+    require_train_split(found, tasks)
+    return found if max_chars is None else short_tasks({kind: found}, max_chars)[0][kind]
+
+
 def require_train_split(tasks: Sequence[Task], source: Tasks | None) -> None:
     """Raise if a task to train on is not of the train split.
 

@@ -14,9 +14,7 @@ from envkit.api.common import (
     Tasks,
     command_of,
     isolated_backend,
-    load_tasks,
-    require_train_split,
-    short_tasks,
+    load_train_tasks,
 )
 from envkit.api.interrupts import stopping_on_signal
 from envkit.api.results import PromptResult
@@ -87,10 +85,7 @@ def search_prompt(
     kind = registry.environment(environment)
     with open_display(display) as progress:
         backend = isolated_backend(sandbox, progress)
-        found = load_tasks(kind, tasks, "train", backend, progress)
-        require_train_split(found, tasks)
-        if max_task_chars is not None:
-            found = short_tasks({kind: found}, max_task_chars)[0][kind]
+        found = load_train_tasks(kind, tasks, max_task_chars, backend, progress)
         run = start(
             Path(root),
             settings,

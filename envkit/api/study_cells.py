@@ -192,7 +192,7 @@ def _route(
 ) -> None:
     """Train a router on the specialists' train tasks, and ask it who answers the held-out ones."""
     from envkit import registry
-    from envkit.api.common import isolated_backend, load_tasks, short_tasks
+    from envkit.api.common import isolated_backend, load_train_tasks
     from envkit.api.routing import DEFAULT_PROMPTS, DEFAULT_TOKENS
     from envkit.models import resolve
     from envkit.serving.router import write_router
@@ -212,8 +212,7 @@ def _route(
     for environment, arm in SPECIALISTS.items():
         kind, part = registry.environment(environment), ON[environment]
         turns = sizes.config_of(arm).turns
-        own = load_tasks(kind, None, "train", backend, display)
-        short = short_tasks({kind: own}, sizes.max_task_chars_of(arm))[0][kind]
+        short = load_train_tasks(kind, None, sizes.max_task_chars_of(arm), backend, display)
         drawn = random.Random(cell.seed).sample(short, min(DEFAULT_PROMPTS, len(short)))
         train_tasks[arm.name] = Posed(kind, drawn, turns)
         held_out[part] = Posed(kind, _played_tasks(base, part, environment), turns)

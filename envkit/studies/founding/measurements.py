@@ -1,4 +1,4 @@
-"""What is measured of the cells of the grid, as it is kept in files."""
+"""Measurements of the grid's cells, as they are kept in files."""
 
 from __future__ import annotations
 

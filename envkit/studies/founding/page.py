@@ -41,7 +41,7 @@ def judge(study: Study, grid: Grid) -> Finding:
 
 
 def _reasons(study: Study, grid: Grid) -> Iterator[str]:
-    """Why nothing is decided, whatever the numbers are."""
+    """Yield the reasons why nothing is decided, whatever the numbers are."""
     if missing := [f"{cell.name} ({part})" for cell, part in study.missing(grid)]:
         yield f"Not decided: not all is measured yet. Missing: {', '.join(missing)}."
     if grid.seeds == 1 and any(ARMS[arm].has_seeds for arm in study.arms):
