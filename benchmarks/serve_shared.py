@@ -17,7 +17,7 @@ from typing import Final, final
 import httpx2
 import torch
 
-from envkit.engine.lora import Update
+from envkit.engine.updates import Update
 from envkit.models import DEFAULT_MODEL, ModelRef, resolve
 from envkit.studies.multiplexing import linear_shapes
 

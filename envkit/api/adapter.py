@@ -137,7 +137,7 @@ def load_adapter(
     from envkit.training.config import TrainConfig
 
     require_training()
-    from envkit.models.adapter_folder import recorded_base
+    from envkit.models.adapter_folder import recorded_base, recorded_control
 
     folder = adapter_folder(Path(path), step)
     trained, environment = training_of(folder)
@@ -148,6 +148,7 @@ def load_adapter(
         model=base,
         lora_r=rank,
         lora_alpha=alpha,
+        control=recorded_control(folder),
         dtype=dtype,
         device=device,
         engine="torch",
@@ -161,7 +162,7 @@ def load_adapter(
     policy.add(folder, "trained")
     policy.model.set_adapter("trained")
     policy.model.delete_adapter("default")  # Policy starts with an untrained one
-    policy.serve(["trained"])
+    policy.serve([folder])
     policy.model.set_attn_implementation("sdpa")  # the engine has a copy; this one is the caller's
     message = system if system is not None else environment.system if environment else Env.system
     return Adapter(folder, policy, config, message, temperature)

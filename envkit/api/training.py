@@ -84,8 +84,8 @@ def train(
         model: model id, folder or hub id; by default the one of ``config``.
         warm_start: an adapter's folder, such as another run's ``sft``. RL begins with it, in place of a warm
             start of its own.
-        control: what of the model is trained: ``"all-linear"``, ``"attention"``, ``"mlp"`` or ``"steering"``;
-            by default as in ``config``.
+        control: what of the model is trained: ``"all-linear"``, ``"attention"``, ``"mlp"``, ``"steering"``
+            or ``"full"``; by default as in ``config``. Learning rates must be chosen anew for the last two.
         backend: trainer that takes the steps, ``"envkit"`` or ``"trl"``; by default as in ``config``.
         engine: engine that samples, ``"torch"`` or ``"vllm"``; by default as in ``config``.
         sandbox: a backend or its registered name; ``"auto"`` takes the best one of this machine.

@@ -132,8 +132,8 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="What of the model is trained: LoRA on all-linear, attention or mlp layers, or steering, "
-            "one vector for each layer. Default: the config's, or all-linear.",
+            help="What of the model is trained: LoRA on all-linear, attention or mlp layers; steering, "
+            "one vector for each layer; or full, all linear layers. Default: the config's, or all-linear.",
             autocompletion=complete_controls,
         ),
     ] = None,

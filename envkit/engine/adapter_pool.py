@@ -1,25 +1,21 @@
-"""LoRA adapters by name: read when they are first asked for, and evicted within a memory budget."""
+"""Adapters by name: read when they are first asked for, and evicted within a memory budget."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias, final
 
-from envkit.engine.lora import Linears, Update
+from envkit.engine.lora import Linears
+from envkit.engine.updates import Update
 from envkit.errors import ContractError, ModelError
-from envkit.files import read_json_object
 
 #: Reads the updates of one adapter.
 Reader: TypeAlias = Callable[[], Mapping[str, Update]]
 
 #: The base model's number.
 BASE = -1
-_PREFIX = "base_model.model."
-_DOWN, _UP, _BIAS = ".lora_A.weight", ".lora_B.weight", ".lora_B.bias"
 
 
 @dataclass(slots=True)
@@ -144,8 +140,10 @@ class AdapterPool:
                 f"adapter {name!r} takes {alone:,} bytes and the budget for adapters is "
                 f"{self._budget_bytes:,}; raise the budget"
             )
-        count = len(self._loaded) + 1
-        while (each := self._linears.bytes_each(updates)) * count > self._budget_bytes:
+        count, own = len(self._loaded) + 1, self._linears.weight_bytes_of(updates)
+        while (each := self._linears.bytes_each(updates)) * count > (
+            left := self._budget_bytes - own - self._linears.weight_bytes
+        ):
             idle = next((other for other, loaded in self._loaded.items() if not loaded.users), None)
             if idle is None:
                 self._next = (name, reading)
@@ -155,7 +153,7 @@ class AdapterPool:
             count -= 1
         number = self._free_number()
         # With room for a quarter more, a thousand loads copy each adapter a few times, not hundreds of times.
-        self._linears.add(number, updates, min(count + count // 4, self._budget_bytes // each))
+        self._linears.add(number, updates, min(count + count // 4, left // max(each, 1)))
         self.loads += 1
         return _Loaded(number)
 
@@ -170,50 +168,3 @@ class AdapterPool:
 
     def _remove(self, name: str) -> None:
         self._linears.drop(self._loaded.pop(name).number)
-
-
-def read_adapter(folder: Path) -> dict[str, Update]:
-    """Read the updates of a plain LoRA adapter, or of a steering vector, from PEFT's files.
-
-    Raises:
-        ModelError: the files cannot be read, or hold something else than LoRA updates of linear layers.
-    """
-    from safetensors import SafetensorError, torch
-
-    try:
-        settings = read_json_object(folder / "adapter_config.json")
-        tensors = torch.load_file(folder / "adapter_model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"{folder}: the adapter cannot be read ({error})") from error
-    unusual = [
-        key for key in ("rank_pattern", "alpha_pattern", "fan_in_fan_out", "use_dora") if settings.get(key)
-    ]
-    if unusual:
-        raise ModelError(f"{folder}: {unusual[0]} is set; expected a plain LoRA adapter")
-    alpha = settings.get("lora_alpha")
-    if not isinstance(alpha, int | float):
-        raise ModelError(f"{folder}: lora_alpha is {alpha!r}; expected a number")
-    updates: dict[str, Update] = {}
-    others = set(tensors)
-    for key in sorted(tensors):
-        up = key.removesuffix(_DOWN) + _UP
-        if key.startswith(_PREFIX) and key.endswith(_DOWN) and up in tensors:
-            shapes = [*tensors[key].shape], [*tensors[up].shape]
-            if [*map(len, shapes)] != [2, 2] or not 0 < (rank := shapes[0][0]) == shapes[1][1]:
-                raise ModelError(
-                    f"{folder}: {key} has shape {shapes[0]} and its lora_B {shapes[1]}; expected [r, in] and "
-                    "[out, r]"
-                )
-            scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-            bias = key.removesuffix(_DOWN) + _BIAS
-            if bias in tensors and [*tensors[bias].shape] != shapes[1][:1]:
-                raise ModelError(
-                    f"{folder}: {bias} has shape {[*tensors[bias].shape]}; expected {shapes[1][:1]}"
-                )
-            update = Update.of(tensors[key], tensors[up], tensors.get(bias), scale)
-            updates[key.removeprefix(_PREFIX).removesuffix(_DOWN)] = update
-            others -= {key, up, bias}
-    if others or not updates:
-        found = min(others, default="nothing")
-        raise ModelError(f"{folder}: found {found}; expected LoRA matrices of linear layers")
-    return updates

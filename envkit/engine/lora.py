@@ -1,8 +1,9 @@
-"""Linear layers for sampling: fused, and with a LoRA adapter per row.
+"""Linear layers for sampling: fused, and with an adapter per row.
 
 Layers with the same input become one matrix product. LoRA updates are computed beside the base's weights,
 in their dtype, and never merged, as in the learner. So the weights are shared with the learner, switching
-adapters is cheap, and rows with different adapters form one batch.
+adapters is cheap, and rows with different adapters form one batch. An adapter of full fine-tuning brings
+weights of its own instead.
 
 Shapes: B rows, S tokens, M adapters, N of them in the batch, R their largest rank.
 """
@@ -22,65 +23,11 @@ from torch.nn.functional import linear
 
 from envkit.engine.prepacked import PrepackedLinear
 from envkit.engine.rectangle import Rectangle
-from envkit.errors import ContractError, ModelError
+from envkit.engine.updates import Update
+from envkit.errors import ModelError
 
 #: Layers of one module that read the same input, by their names in transformers.
 _FUSIBLE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """The update of one layer: ``up @ down``, with the scale multiplied in, and a shift of its output.
-
-    Args:
-        down: (r, in), float32.
-        up: (out, r), float32.
-        shift: (out,), float32: added to every output, whatever the input; ``None`` for none.
-    """
-
-    down: Tensor
-    up: Tensor
-    shift: Tensor | None = None
-
-    @classmethod
-    def of(cls, down: Tensor, up: Tensor, bias: Tensor | None, scale: float) -> Update:
-        """Make an update from PEFT's matrices and its bias, all of which are scaled.
-
-        With a bias and without an effect of the matrices, it is a shift alone: a steering vector.
-        """
-        if bias is None:
-            return cls(down.float(), up.float() * scale)
-        if not up.any():
-            down, up = down[:0], up[:, :0]
-        return cls(down.float(), up.float() * scale, bias.float() * scale)
-
-
-def updates_of(peft_model: Any, adapter: str) -> dict[str, Update]:
-    """Extract the LoRA updates of one adapter of a PEFT model, by layer name in its base.
-
-    Raises:
-        ContractError: the model has no adapter of that name.
-        ModelError: the adapter is not a plain LoRA of linear layers.
-    """
-    from peft.tuners.lora import LoraLayer
-
-    if adapter not in peft_model.peft_config:
-        raise ContractError(f"no adapter {adapter!r}; there are: {', '.join(peft_model.peft_config)}")
-    updates: dict[str, Update] = {}
-    for name, module in peft_model.base_model.model.named_modules():
-        layer: Any = module
-        if not isinstance(module, LoraLayer):
-            continue
-        unsupported = adapter in layer.lora_embedding_A
-        if adapter in layer.lora_A:
-            down, up = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
-            bias: Any = layer.lora_B[adapter].bias
-            updates[name] = Update.of(
-                down, up, None if bias is None else bias.detach(), layer.scaling[adapter]
-            )
-        if unsupported:
-            raise ModelError(f"adapter {adapter!r} changes {name} in a way that the engine does not support")
-    return updates
 
 
 def copy_without_weights(model: Any) -> Any:
@@ -117,6 +64,8 @@ class Linears:
         self.model: Any = copy_without_weights(model)
         self._products: list[tuple[_Product, list[str]]] = []
         self._device = model.device
+        #: Paths of the layers with a bias.
+        self._biased: set[str] = set()
         #: Where each adapter stands in the stacks, without a gap. One that changes nothing has no place: its
         #: rows are the base's, and cost no product.
         self._positions: dict[int, int] = {}
@@ -134,6 +83,7 @@ class Linears:
             for names in _groups(children):
                 paths = [f"{parent}.{name}" if parent else name for name in names]
                 product = _Product(self, [originals[path] for path in paths])
+                self._biased |= {path for path in paths if originals[path].bias is not None}
                 self._products.append((product, paths))
                 for number, name in enumerate(names):
                     setattr(module, name, _Part(product, number))
@@ -191,19 +141,34 @@ class Linears:
 
     def bytes_alone(self, adapter: Mapping[str, Update]) -> int:
         """Memory of an adapter if there is no other."""
-        return sum(product.bytes_of(_Size.of(updates)) for product, updates in self._by_product(adapter))
+        parts = self._by_product(adapter)
+        stacked = sum(product.bytes_of(_Size.of(updates)) for product, updates in parts)
+        return stacked + self.weight_bytes_of(adapter)
 
     def bytes_each(self, adapter: Mapping[str, Update]) -> int:
-        """Memory of each adapter if this one is among them: every one has room for the highest rank."""
+        """Memory of each adapter if this one is among them: every one has room for the highest rank.
+
+        Weights of its own are not counted.
+        """
         return sum(
             product.bytes_of(product.size.joined(_Size.of(updates)))
             for product, updates in self._by_product(adapter)
         )
 
+    def weight_bytes_of(self, adapter: Mapping[str, Update]) -> int:
+        """Memory of the weights that an adapter brings in place of the base's."""
+        parts = self._by_product(adapter)
+        return sum(product.weight_bytes for product, updates in parts if _brings_weights(updates))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights that the adapters brought in place of the base's."""
+        return sum(product.weight_bytes * product.own_weights for product, _ in self._products)
+
     @property
     def adapter_bytes(self) -> int:
         """Memory of all adapters, and of the room for more."""
-        return sum(product.adapter_bytes for product, _ in self._products)
+        return sum(product.stack_bytes for product, _ in self._products) + self.weight_bytes
 
     def choose(self, adapters_B: Sequence[int]) -> None:
         """Choose the adapter of each row of the next forward pass; -1 is the base."""
@@ -268,6 +233,9 @@ class Linears:
                     f"an adapter shifts {path} by numbers of shape {[*update.shift.shape]}; expected "
                     f"{[*shape[:1]]}"
                 )
+            bias = None if update.bias is None else update.bias.shape
+            if update.weight is not None and bias != (shape[:1] if path in self._biased else None):
+                raise ModelError(f"an adapter's bias of {path} has shape {bias}; the base's differs")
 
 
 def _groups(layers: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -332,12 +300,15 @@ class _Product:
         if bias is not None:
             for layer_bias, part in zip(biases, self._split(bias, 0), strict=True):
                 layer_bias.data = part
+        self._bias = bias
         self._base = PrepackedLinear(self._weight, bias, [layer.weight for layer in layers])
         self._downs_MRI: Tensor | None = None
         self._ups_MOR: Tensor | None = None
         self._shifts_MO: Tensor | None = None
         #: Size of each adapter, by position; the stacks have room for the largest.
         self._sizes: list[_Size] = []
+        #: The weights that an adapter brings in place of the base's, by position.
+        self._own: list[PrepackedLinear | None] = []
         self._last_input: Tensor | None = None
         self._last_outputs: Sequence[Tensor] = ()
 
@@ -348,7 +319,7 @@ class _Product:
 
     def load(self, adapters: Sequence[Sequence[Update | None]]) -> None:
         """Stack the updates: one per adapter and layer, or ``None``."""
-        self._sizes = []
+        self._sizes, self._own = [], []
         self.resize(len(adapters), functools.reduce(_Size.joined, map(_Size.of, adapters), _Size()))
         for adapter in adapters:
             self.append(adapter)
@@ -382,6 +353,7 @@ class _Product:
         """Write the updates of an adapter behind those of the others, where there is room."""
         position, used = len(self._sizes), 0
         self._sizes.append(_Size.of(adapter))
+        self._own.append(self._replaced(adapter) if _brings_weights(adapter) else None)
         downs, ups, shifts = self._downs_MRI, self._ups_MOR, self._shifts_MO
         for stack in (downs, ups, shifts):
             if stack is not None:
@@ -396,15 +368,30 @@ class _Product:
             if shifts is not None and update.shift is not None:
                 shifts[position, start:stop] = update.shift
 
+    def _replaced(self, adapter: Sequence[Update | None]) -> PrepackedLinear:
+        """This product with an adapter's weights and biases, and the base's for layers without."""
+        weights, biases = [*self._split(self._weight, 0)], []
+        if self._bias is not None:
+            biases = [*self._split(self._bias, 0)]
+        for number, update in enumerate(adapter):
+            if update is None or update.weight is None:
+                continue
+            weights[number] = update.weight.to(self._weight)
+            if update.bias is not None:
+                biases[number] = update.bias.to(self._weight)
+        return PrepackedLinear(torch.cat(weights), torch.cat(biases) if biases else None, ())
+
     def drop(self, position: int) -> None:
         """Drop an adapter; the last one takes its place."""
         self.swap(position, len(self._sizes) - 1)
         self._sizes.pop()
+        self._own.pop()
 
     def swap(self, one: int, other: int) -> None:
         """Let two adapters change places."""
         places, swapped = [one, other], [other, one]
         self._sizes[one], self._sizes[other] = self._sizes[other], self._sizes[one]
+        self._own[one], self._own[other] = self._own[other], self._own[one]
         for stack in (self._downs_MRI, self._ups_MOR, self._shifts_MO):
             if stack is not None and one != other:
                 stack[places] = stack[swapped]
@@ -416,7 +403,18 @@ class _Product:
         return numbers * self._weight.element_size()
 
     @property
-    def adapter_bytes(self) -> int:
+    def weight_bytes(self) -> int:
+        """Memory of weights and biases in place of the base's."""
+        bias = 0 if self._bias is None else len(self._bias)
+        return (self._weight.numel() + bias) * self._weight.element_size()
+
+    @property
+    def own_weights(self) -> int:
+        """Adapters that brought weights."""
+        return sum(own is not None for own in self._own)
+
+    @property
+    def stack_bytes(self) -> int:
         """Memory of the stacks."""
         stacks = (self._downs_MRI, self._ups_MOR, self._shifts_MO)
         return sum(stack.numel() * stack.element_size() for stack in stacks if stack is not None)
@@ -447,12 +445,12 @@ class _Product:
         return cast("Sequence[Tensor]", torch.split(tensor, self.sizes, dim))
 
     def _compute(self, x_BSI: Tensor) -> Tensor:
-        out_BSO = self._base(x_BSI)
         chosen = self._owner.chosen
         if not chosen.positions:
-            return out_BSO
+            return self._base(x_BSI)
         start, stop = chosen.positions.start, chosen.positions.stop
         if chosen.rectangle is None:
+            out_BSO = (self._own[start] or self._base)(x_BSI)
             if self._downs_MRI is not None and self._ups_MOR is not None:
                 inner_NR = linear(x_BSI, self._downs_MRI[start]).flatten(0, -2)
                 out_BSO.flatten(0, -2).addmm_(inner_NR, self._ups_MOR[start].T)
@@ -460,6 +458,12 @@ class _Product:
                 out_BSO += self._shifts_MO[start]
             return out_BSO
         rows, rectangle = chosen.rows, chosen.rectangle
+        out_BSO = self._base(x_BSI)
+        for number, own in enumerate(self._own[start:stop]):
+            if own is not None:
+                mine = torch.tensor(rectangle.rows_of[number], device=x_BSI.device)
+                mine = mine if rows is None else rows[mine]
+                out_BSO[mine] = own(x_BSI[mine])
         if self._downs_MRI is not None and self._ups_MOR is not None:
             downs_NRI, ups_NOR = self._downs_MRI[start:stop], self._ups_MOR[start:stop]
             by_adapter = rectangle.fold(x_BSI if rows is None else x_BSI[rows])
@@ -471,6 +475,11 @@ class _Product:
             shifts_RSO = rectangle.unfold(shifts_NWO)[:, None].expand(-1, x_BSI.shape[1], -1)
             _add(out_BSO, rows, shifts_RSO)
         return out_BSO
+
+
+def _brings_weights(adapter: Sequence[Update | None]) -> bool:
+    """True if an adapter has a weight in place of a base's, of one layer of a product at least."""
+    return any(update is not None and update.weight is not None for update in adapter)
 
 
 def _add(out_BSO: Tensor, rows: Tensor | None, updates: Tensor) -> None:

@@ -25,7 +25,8 @@ class PrepackedLinear:
     Args:
         weight: (out, in).
         bias: (out,), or ``None``.
-        parts: the parameters that are views of ``weight``. Changing one in place renews the copy.
+        parts: the parameters that are views of ``weight``. Changing one in place renews the copy. If there
+            are none, only the copy is kept.
         dtype: of the copy, and of inputs and results; the weight's if ``None``.
     """
 
@@ -36,7 +37,8 @@ class PrepackedLinear:
         parts: Sequence[Tensor],
         dtype: torch.dtype | None = None,
     ) -> None:
-        self._weight, self._parts, self._dtype = weight, parts, dtype or weight.dtype
+        self._weight: Tensor | None = weight
+        self._parts, self._dtype = parts, dtype or weight.dtype
         self._bias = None if bias is None else bias.to(self._dtype)
         self._is_packed = False
         self._copy: Any = None
@@ -45,12 +47,14 @@ class PrepackedLinear:
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         version = sum(part._version for part in self._parts)
-        if version != self._version:
+        if version != self._version and self._weight is not None:
             weight = self._weight.detach().to(self._dtype)
             self._is_packed = _can_pack(weight)
             if self._is_packed:
                 weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
             self._copy, self._version = weight, version
+            if not self._parts:
+                self._weight = None
         if not self._is_packed:
             return linear(x, self._copy, self._bias)
         return torch.ops.mkldnn._linear_pointwise(x, self._copy, self._bias, "none", [], "")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from envkit.stop import ShouldStop, never
 
 if TYPE_CHECKING:  # it imports torch, which API agents do not need
-    from envkit.engine.lora import Update
+    from envkit.engine.updates import Update
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class AdapterEngine(Engine, Protocol):
         """Replace all adapters. An empty one stands for the base alone.
 
         Args:
-            adapters: see `envkit.engine.lora.updates_of`; numbered in this order, from 0.
+            adapters: see `envkit.engine.updates.updates_of`; numbered in this order, from 0.
 
         Raises:
             ModelError: one is for another model.

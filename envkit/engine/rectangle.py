@@ -22,11 +22,12 @@ class Rectangle:
     """
 
     def __init__(self, owners_R: Sequence[int], owners: int, device: torch.device | str = "cpu") -> None:
-        rows_of: list[list[int]] = [[] for _ in range(owners)]
+        #: Rows of each owner.
+        self.rows_of: list[list[int]] = [[] for _ in range(owners)]
         for row, owner in enumerate(owners_R):
-            rows_of[owner].append(row)
-        self.widest = max(map(len, rows_of))
-        slots = [row for rows in rows_of for row in [*rows, *[-1] * (self.widest - len(rows))]]
+            self.rows_of[owner].append(row)
+        self.widest = max(map(len, self.rows_of))
+        slots = [row for rows in self.rows_of for row in [*rows, *[-1] * (self.widest - len(rows))]]
         slot_of = {row: slot for slot, row in enumerate(slots)}
         #: True if the rows already form a rectangle, in order.
         self.is_rectangular = slots == [*range(len(owners_R))]

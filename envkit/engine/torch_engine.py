@@ -13,11 +13,12 @@ from envkit.engine.attention import Decode, Prefill, context_length, register
 from envkit.engine.batching import RequestSize, assign_slots, waves
 from envkit.engine.head import Head
 from envkit.engine.kv_cache import CachedConversation, KVCache
-from envkit.engine.lora import Linears, Update
+from envkit.engine.lora import Linears
 from envkit.engine.protocol import AdapterEngine, Completion, Request, Sampling, uniforms
 from envkit.engine.ragged import Ragged
 from envkit.engine.sampling import draw
 from envkit.engine.stop_strings import StopStrings
+from envkit.engine.updates import Update
 from envkit.errors import ContractError, ModelError
 from envkit.stop import ShouldStop, never, raise_if_stopped
 
@@ -119,7 +120,7 @@ class TorchEngine(AdapterEngine):
         self._cache = KVCache(int(_HELD_SHARE * self.cache_tokens))
 
     def load(self, adapters: Sequence[Mapping[str, Update]]) -> None:
-        """Replace all adapters; see `envkit.engine.lora.updates_of`.
+        """Replace all adapters; see `envkit.engine.updates.updates_of`.
 
         Raises:
             ModelError: one is for another model.

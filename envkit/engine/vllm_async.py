@@ -11,8 +11,8 @@ from typing import Any, final
 
 import torch
 
-from envkit.engine.lora import Update
 from envkit.engine.protocol import Sampling
+from envkit.engine.updates import Update
 from envkit.engine.vllm_engine import imported, seed_of, supported_rank, variables
 from envkit.errors import ModelError
 from envkit.models import ModelRef

@@ -17,8 +17,8 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from envkit.engine.lora import Update
 from envkit.engine.protocol import AdapterEngine, Completion, Request, Sampling, seeds
+from envkit.engine.updates import Update
 from envkit.errors import ContractError, MissingExtraError, ModelError
 from envkit.models import ModelRef
 from envkit.stop import ShouldStop, never, raise_if_stopped
@@ -258,13 +258,12 @@ def require_rank(updates: Mapping[str, Update], max_rank: int) -> None:
     """Refuse an adapter of a rank that vLLM was not started for, or with more than matrices.
 
     Raises:
-        ModelError: the rank of a layer is too large, or its output is shifted.
+        ModelError: the rank of a layer is too large, its output is shifted, or its weight is replaced.
     """
     for name, update in updates.items():
-        if update.shift is not None:
-            raise ModelError(
-                f"an adapter shifts the output of {name}; vLLM cannot do that, and the torch engine can"
-            )
+        if update.shift is not None or update.weight is not None:
+            change = "shifts the output" if update.weight is None else "replaces the weight"
+            raise ModelError(f"an adapter {change} of {name}; vLLM cannot do that, and the torch engine can")
         if (rank := update.down.shape[0]) > max_rank:
             raise ModelError(f"an adapter has rank {rank} at {name}; this engine supports up to {max_rank}")
 

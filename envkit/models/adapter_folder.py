@@ -21,7 +21,8 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", BASE)
 
 #: Highest rank of an adapter that is loaded. PEFT allocates what its settings say.
 _MAX_RANK = 4096
-#: Settings of a plain LoRA adapter. The engine adds LoRA's update to the base and supports nothing else.
+#: Settings of a plain LoRA adapter. The engine adds LoRA's update to the base, or puts whole weights in place
+#: of the base's, and supports nothing else.
 _PLAIN_LORA = {
     "peft_type": "LORA",
     "use_dora": False,
@@ -29,6 +30,8 @@ _PLAIN_LORA = {
     "modules_to_save": None,
     "trainable_token_indices": None,
 }
+#: The control of adapters that are whole weights; see `recorded_control`.
+FULL = "full"
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -76,7 +79,7 @@ def recorded_base(folder: Path) -> str:
 
 
 def require_fit(folder: Path, ref: ModelRef) -> None:
-    """Refuse an adapter that is damaged, not a plain LoRA, or trained on other weights.
+    """Refuse an adapter that is damaged, trained on other weights, or neither plain LoRA nor whole weights.
 
     Raises:
         ModelError: see above; says which.
@@ -90,7 +93,10 @@ def require_fit(folder: Path, ref: ModelRef) -> None:
         raise ModelError(f"{folder}: not an adapter ({error}); expected a PEFT folder") from error
     if damaged:
         raise ModelError(f"{folder / damaged[0]} differs from its manifest: the file is damaged")
+    is_full = base is not None and base.get("control") == FULL
     for key, expected in _PLAIN_LORA.items():
+        if key == "modules_to_save" and is_full:
+            continue
         if (found := settings.get(key, expected)) != expected and found:
             raise ModelError(f"{folder}: {key} is {found!r}; expected {expected!r}, a plain LoRA adapter")
     ranks = [settings.get("r"), *_values(settings.get("rank_pattern"))]

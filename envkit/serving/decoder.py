@@ -9,7 +9,7 @@ from envkit.engine.running import Drawn, Failed, RowRequest
 from envkit.errors import EnvkitError
 
 if TYPE_CHECKING:
-    from envkit.engine.lora import Update
+    from envkit.engine.updates import Update
 
 #: A token of a request's row, or the row's failure, with the row's position in the request.
 Event: TypeAlias = tuple[int, Drawn | Failed]

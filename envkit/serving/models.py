@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import final
 
-from envkit.engine.adapter_pool import read_adapter
-from envkit.engine.lora import Update
+from envkit.engine.updates import Update, read_adapter
 from envkit.errors import ModelError
 from envkit.models.reference import model_errors
 from envkit.serving.decoder import Adapters

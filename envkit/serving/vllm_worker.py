@@ -13,9 +13,9 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, final
 
-from envkit.engine.lora import Update
 from envkit.engine.running import Drawn, Failed, Likely, RowRequest
 from envkit.engine.stop_strings import StopStrings
+from envkit.engine.updates import Update
 from envkit.engine.vllm_async import AsyncVLLM
 from envkit.engine.vllm_engine import require_rank, write_adapter
 from envkit.errors import ContractError, EnvkitError, ModelError

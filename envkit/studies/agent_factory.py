@@ -325,14 +325,12 @@ class AgentFactory:
                 f"the weights of {model} have changed since the run began; restore them, or start a new run"
             )
         policy = Policy(ref, dtype=str(self._fixed["machine"]["dtype"]))
-        names: list[str | None] = []
-        for number, row in enumerate(self._rows_on(model)):
-            names.append(f"row-{number}" if row.adapter else None)
+        rows = self._rows_on(model)
+        for row in rows:
             if row.adapter:
-                policy.add(Path(row.adapter), f"row-{number}")
                 for sentence in self.differences_from_training(self._spec.of(row), max_turns):
                     self._display.say(escape(sentence))
-        policy.serve(names)
+        policy.serve([Path(row.adapter) if row.adapter else None for row in rows])
         return policy
 
 

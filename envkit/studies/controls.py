@@ -30,7 +30,7 @@ from envkit.studies.run_records import LoggedStep
 from envkit.studies.turns import turns_of
 from envkit.taskfile import read_tasks
 from envkit.training.checkpoint import load_adapter, step_of
-from envkit.training.config import TrainConfig, of_run
+from envkit.training.config import WITHOUT_RANK, TrainConfig, of_run
 from envkit.training.policy import Policy
 
 #: Files of a bench run: what its adapters are, and how far each is from the base.
@@ -52,7 +52,7 @@ def control_of(name: str, adapter: Path) -> Control:
         settings = read_json_object(adapter / "adapter_config.json")
         is_own = (adapter / ADAPTER_BASE).exists()
         control = recorded_control(adapter)
-        rank = 0 if control == "steering" else int(settings["r"])
+        rank = 0 if control in WITHOUT_RANK else int(settings["r"])
         size_bytes = (adapter / "adapter_model.safetensors").stat().st_size
         facts = read_json_object(adapter / MANIFEST) if (adapter / MANIFEST).exists() else {}
     except (OSError, KeyError, TypeError, ValueError) as error:

@@ -12,10 +12,10 @@ from typing import Any, Final, final
 import torch
 
 from envkit.engine.adapter_pool import AdapterPool
-from envkit.engine.lora import Update
 from envkit.engine.protocol import Sampling
 from envkit.engine.running import PREFILL_TOKENS, Drawn, Failed, RowRequest, RunningBatch
 from envkit.engine.torch_engine import TorchEngine, to_list
+from envkit.engine.updates import Update
 from envkit.models import ModelRef
 from envkit.training.base_model import load_base
 

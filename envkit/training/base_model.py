@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from envkit.engine.attention import require_plain
-from envkit.engine.lora import updates_of
+from envkit.engine.updates import updates_of
 from envkit.errors import MissingExtraError, ModelError
 from envkit.models import ModelRef, model_errors
+from envkit.models.adapter_folder import FULL
 from envkit.training.memory import layer_count, tensor_shapes
 
 
@@ -83,12 +84,8 @@ def load_tokenizer(ref: ModelRef) -> tuple[Any, dict[str, tuple[int, int]]]:
     with model_errors(f"{ref.path}: not a causal language model"), torch.device("meta"):
         model = cast("Any", AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(ref.path)))
         tokenizer = cast("Any", AutoTokenizer.from_pretrained(ref.path))
-    head = model.get_output_embeddings()
-    return tokenizer, {
-        path: (module.out_features, module.in_features)
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    }
+    linears = _linears_of(model)
+    return tokenizer, {path: (layer.out_features, layer.in_features) for path, layer in linears.items()}
 
 
 def _require_layers(ref: ModelRef) -> None:
@@ -113,58 +110,80 @@ def without_false_alarms() -> Generator[None]:
         yield
 
 
-def add_lora(base: Any, r: int, alpha: int, seed: int, control: str = "all-linear") -> Any:
-    """Put a new LoRA adapter on linear layers of a model; returns the PEFT model.
+def add_adapter(base: Any, r: int, alpha: int, seed: int, control: str = "all-linear") -> Any:
+    """Put a new adapter on linear layers of a model; returns the PEFT model.
 
     Args:
         base: the model.
-        r, alpha: see `envkit.training.config.TrainConfig`.
+        r, alpha: of LoRA, see `envkit.training.config.TrainConfig`.
         seed: of the initial weights.
-        control: which layers, see `envkit.training.config.TrainConfig`. A steering vector is the bias of an
-            adapter whose matrices have no effect, on the last linear layer of each MLP.
+        control: what is trained, see `envkit.training.config.TrainConfig`. A steering vector is the bias of a
+            LoRA adapter whose matrices have no effect, on the last linear layer of each MLP. Full fine-tuning
+            has copies of all layers but the head.
 
     Raises:
         ModelError: the adapter would change a layer that the engine cannot sample from, or the model's layers
             of attention and MLP cannot be told apart.
     """
     from peft import LoraConfig, get_peft_model
+    from peft.utils.constants import DUMMY_TARGET_MODULES
 
     from envkit.training.lora_linear import LoraLinear
 
     torch.manual_seed(seed)
+    is_full = control == FULL
     # all-linear: LoRA Without Regret (2025); never lm_head.
     config = LoraConfig(
         r=r,
         lora_alpha=alpha,
         lora_dropout=0.0,
         lora_bias=control == "steering",
-        target_modules=_layers_of(base, control),
+        target_modules=DUMMY_TARGET_MODULES if is_full else _layers_of(base, control),
+        modules_to_save=sorted({name.rpartition(".")[2] for name in _linears_of(base)}) if is_full else None,
         task_type="CAUSAL_LM",
     )
     config._register_custom_module({nn.Linear: LoraLinear})  # pyright: ignore[reportPrivateUsage]
     kinds: dict[str, type] = {name: type(module) for name, module in base.named_modules()}
     # PEFT warns of layers that are refused below, and reads a property by its deprecated name.
-    with warnings.catch_warnings(action="ignore"), model_errors("this model cannot carry a LoRA adapter"):
+    with warnings.catch_warnings(action="ignore"), model_errors("this model cannot carry an adapter"):
         model = get_peft_model(base, config)
+        if is_full:
+            _keep_in_float32(model)
     for name in updates_of(model, "default"):
         if kinds[name] is not nn.Linear:
             raise ModelError(
-                f"a LoRA adapter would change {name}, a {kinds[name].__name__}; envkit supports nn.Linear "
+                f"an adapter would change {name}, a {kinds[name].__name__}; envkit supports nn.Linear "
                 "layers only, so no mixture of experts and no GPT-2; use another model"
             )
     return model
+
+
+def _keep_in_float32(model: Any) -> None:
+    """Let the copies that PEFT made of linear layers be trained in float32."""
+    from peft.utils import ModulesToSaveWrapper
+
+    from envkit.training.full_linear import FullLinear
+
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            copies: Any = module.modules_to_save
+            copies["default"] = FullLinear(copies["default"])
+
+
+def _linears_of(base: Any) -> dict[str, Any]:
+    """The linear layers but the head, by name."""
+    return {
+        name: module
+        for name, module in base.named_modules()
+        if isinstance(module, nn.Linear) and module is not base.get_output_embeddings()
+    }
 
 
 def _layers_of(base: Any, control: str) -> str | list[str]:
     """Names of the layers that an adapter is put on, as PEFT takes them."""
     if control == "all-linear":
         return control
-    modules: dict[str, Any] = dict(base.named_modules())
-    linears = {
-        name: module
-        for name, module in modules.items()
-        if isinstance(module, nn.Linear) and module is not base.get_output_embeddings()
-    }
+    linears = _linears_of(base)
     attention = {name.rpartition(".")[2] for name in linears if "attn" in name or "attention" in name}
     mlp = {name.rpartition(".")[2] for name in linears} - attention
     if control == "steering":
@@ -175,7 +194,7 @@ def _layers_of(base: Any, control: str) -> str | list[str]:
             for name, module in linears.items()
             if name.rpartition(".")[2] in mlp and module.out_features == width != module.in_features
         }
-        names = {name.rpartition(".")[2] for name in modules}
+        names = {name.rpartition(".")[2] for name, _ in base.named_modules()}
         norms = {name for name in names if re.search(r"post_(mlp|feedforward)_\w*norm", name)}
         if norms:
             raise ModelError(

@@ -14,7 +14,9 @@ from envkit.plain import decode, encode
 from envkit.store import RunFolder
 
 #: What can be trained of a model; see `TrainConfig`.
-CONTROLS: Final = ("all-linear", "attention", "mlp", "steering")
+CONTROLS: Final = ("all-linear", "attention", "mlp", "steering", "full")
+#: Those that are no LoRA: ``lora_r`` and ``lora_alpha`` do not matter for them.
+WITHOUT_RANK: Final = ("steering", "full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +53,12 @@ class TrainConfig:
         seed: of training's random draws. Evaluation has one of its own, the same for every run.
         max_turns: actions per episode; 0 for the environment's own number, `envkit.env.Env.max_turns`.
         control: what of the model is trained. LoRA on ``"all-linear"`` layers but the head, on those of
-            ``"attention"`` or of ``"mlp"`` alone; or ``"steering"``: one vector for each layer, added to its
-            output whatever the input (arXiv:2505.18706). Learning rates must be chosen anew for it.
-        lora_r: rank of the adapter; for ``"steering"``, neither it nor ``lora_alpha`` matters.
+            ``"attention"`` or of ``"mlp"`` alone; ``"steering"``: one vector for each layer, added to its
+            output whatever the input (arXiv:2505.18706); or ``"full"``: the weights and biases of all linear
+            layers but the head, which takes five times their memory in float32. Embeddings and norms stay.
+            Learning rates must be chosen anew for these two: full fine-tuning takes about a tenth of LoRA's
+            (LoRA Without Regret, 2025).
+        lora_r: rank of the adapter; for ``"steering"`` and ``"full"``, neither it nor ``lora_alpha`` matters.
         lora_alpha: the update is scaled by ``lora_alpha / lora_r``.
         warm_start: folder of an adapter that RL begins with, such as another run's ``sft``. There is no warm
             start then: ``sft_examples`` must be 0. ``""`` for none.
@@ -215,9 +220,11 @@ class TrainConfig:
             raise ConfigError(
                 f"device is {self.device!r}; engine 'vllm' takes all of a GPU's memory: set device to 'cpu'"
             )
-        if self.control == "steering" and (self.engine == "vllm" or self.backend == "trl"):
+        if self.control in WITHOUT_RANK and (self.engine == "vllm" or self.backend == "trl"):
             other = "engine 'vllm'" if self.engine == "vllm" else "backend 'trl'"
-            raise ConfigError(f"control is 'steering', which {other} cannot train: leave one of them out")
+            raise ConfigError(
+                f"control is {self.control!r}, which {other} cannot train: leave one of them out"
+            )
         if self.backend == "trl" and self.max_context_length:
             raise ConfigError(
                 f"max_context_length is {self.max_context_length}; backend 'trl' cannot train truncated "
@@ -254,8 +261,8 @@ class TrainConfig:
 
     @property
     def lora_shape(self) -> tuple[int, int]:
-        """Rank and alpha of the adapter. A steering vector is an adapter of rank 1 that is scaled by one."""
-        return (1, 1) if self.control == "steering" else (self.lora_r, self.lora_alpha)
+        """Rank and alpha of the adapter. One without a rank has rank 1 and is scaled by one."""
+        return (1, 1) if self.control in WITHOUT_RANK else (self.lora_r, self.lora_alpha)
 
     @property
     def weights(self) -> dict[str, float]:

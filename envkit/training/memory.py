@@ -64,7 +64,7 @@ def require_memory(ref: ModelRef, config: TrainConfig) -> None:
 
 _ADVICE = {
     "weights": "use a smaller model; `envkit models` lists some",
-    "adapter": "lower lora_r, which is {config.lora_r}",
+    "adapter": "lower lora_r, which is {config.lora_r}, or use another control than {config.control}",
     "KV cache": "lower max_completion_length, which is {config.max_completion_length}",
     "random numbers": "lower max_completion_length, which is {config.max_completion_length}",
     "activations": "lower max_tokens_per_forward, which is {config.max_tokens_per_forward}",
@@ -101,7 +101,8 @@ def estimate_bytes(ref: ModelRef, config: TrainConfig) -> dict[str, int]:
     head = max((math.prod(shape) for shape in matrices if shape[0] == vocabulary), default=0)
     prepacked = itemsize * sum(map(math.prod, linears)) + 4 * head
     # Which of the layers are attention's, shapes do not tell; steering vectors are too small to count.
-    adapter = 0 if config.control == "steering" else sum(config.lora_r * sum(shape) for shape in linears)
+    numbers = {"steering": 0, "full": sum(map(math.prod, linears))}
+    adapter = numbers.get(config.control, sum(config.lora_r * sum(shape) for shape in linears))
     answer = config.max_completion_length
     rows = min(_MAX_ROWS, config.groups_per_step * config.num_generations)
     tokens = min(config.max_tokens_per_forward, config.num_generations * answer * config.turns)

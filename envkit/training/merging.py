@@ -23,6 +23,11 @@ from envkit.training.checkpoint import new_adapter_folder
 METHODS: Final = ("cat", "linear", "ties", "dare_linear")
 #: Share of the weights that ``ties`` and ``dare_linear`` keep.
 _DENSITY: Final = 0.5
+#: Settings of adapters that PEFT cannot merge, or merges in part; and what such an adapter has.
+_UNMERGED: Final = {
+    "lora_bias": "biases, as a steering vector",
+    "modules_to_save": "weights of its own, from full fine-tuning",
+}
 
 
 def require_method(method: str) -> None:
@@ -62,8 +67,10 @@ def merge_adapters(
         raise UsageError(f"found {len(adapters)} adapter to merge; expected two or more")
     for folder in adapters:
         require_fit(folder, ref)
-        if read_json_object(folder / "adapter_config.json").get("lora_bias"):  # PEFT would drop it
-            raise UsageError(f"{folder} has biases, as a steering vector; only plain LoRA can be merged")
+        settings = read_json_object(folder / "adapter_config.json")
+        for key, meaning in _UNMERGED.items():
+            if settings.get(key):
+                raise UsageError(f"{folder} has {meaning}; only plain LoRA can be merged")
     base, _ = load_base(ref, "float32")
     names = [f"adapter {number}" for number in range(len(adapters))]
     with (

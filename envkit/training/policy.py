@@ -1,10 +1,10 @@
-"""The policy: a base model, one LoRA adapter in training, and an engine that samples from both."""
+"""The policy: a base model, one adapter in training, and an engine that samples from both."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -14,14 +14,15 @@ from torch import Tensor
 from envkit.engine.attention import register
 from envkit.engine.chat import ChatRenderer
 from envkit.engine.head import Head
-from envkit.engine.lora import copy_without_weights, updates_of
+from envkit.engine.lora import copy_without_weights
 from envkit.engine.protocol import AdapterEngine
 from envkit.engine.torch_engine import TorchEngine
+from envkit.engine.updates import Update, read_adapter, updates_of
 from envkit.engine.vllm_engine import VLLMEngine
 from envkit.errors import ConfigError, ModelError
 from envkit.models import ModelRef, model_errors
 from envkit.models.adapter_folder import BASE, require_fit, shape_difference
-from envkit.training.base_model import add_lora, load_base, without_false_alarms
+from envkit.training.base_model import add_adapter, load_base, without_false_alarms
 from envkit.training.config import TrainConfig
 from envkit.training.logprobs import PrefilledPrompt, logprobs
 from envkit.training.memory import choose_cache_mb, require_memory
@@ -114,11 +115,11 @@ class Policy:
         return policy
 
     def _add_adapter(self, seed: int) -> None:
-        self.model: Any = add_lora(copy_without_weights(self._base), *self._lora, seed, self._control)
+        self.model: Any = add_adapter(copy_without_weights(self._base), *self._lora, seed, self._control)
         self.use_layout_attention()
 
     def add(self, adapter: Path, name: str) -> None:
-        """Load a saved adapter beside the one in training, under its own name; see `serve`.
+        """Load a saved adapter beside the one in training, under its own name.
 
         Raises:
             ModelError: it is damaged or does not fit this base.
@@ -134,9 +135,18 @@ class Policy:
         self._require_same_tensors(adapter, name)
         self.use_layout_attention()
 
-    def serve(self, names: Sequence[str | None]) -> None:
-        """Give the engine adapters that were added, numbered in this order; ``None`` is the base alone."""
-        self.engine.load([{} if name is None else updates_of(self.model, name) for name in names])
+    def serve(self, adapters: Sequence[Path | None]) -> None:
+        """Give the engine saved adapters, numbered in this order; ``None`` is the base alone.
+
+        Raises:
+            ModelError: one is damaged or does not fit this base.
+        """
+        updates: list[Mapping[str, Update]] = []
+        for folder in adapters:
+            if folder is not None:
+                require_fit(folder, self.ref)
+            updates.append({} if folder is None else read_adapter(folder))
+        self.engine.load(updates)
 
     def _require_same_tensors(self, adapter: Path, name: str) -> None:
         """Refuse a file with missing or extra tensors, such as one for more layers. PEFT ignores them.
@@ -160,7 +170,10 @@ class Policy:
         self.model.eval()
 
     def trainable(self) -> list[torch.nn.Parameter]:
-        """The adapter's parameters, in a fixed order; of a steering vector, its numbers and no matrix."""
+        """The adapter's parameters, in a fixed order; of a steering vector, its numbers and no matrix.
+
+        All are float32.
+        """
         return [
             parameter
             for name, parameter in self.model.named_parameters()

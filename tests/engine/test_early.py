@@ -9,9 +9,9 @@ import tiny
 import torch
 
 from envkit.engine.early import EarlyLayers
-from envkit.engine.lora import Update
 from envkit.engine.protocol import Request, Sampling
 from envkit.engine.torch_engine import TorchEngine
+from envkit.engine.updates import Update
 from envkit.errors import ModelError
 from envkit.models import ModelRef
 

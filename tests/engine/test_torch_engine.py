@@ -29,10 +29,10 @@ from stops import stop_after
 from envkit.engine import torch_engine
 from envkit.engine.attention import Decode
 from envkit.engine.batching import RequestSize, waves
-from envkit.engine.lora import Update, updates_of
 from envkit.engine.protocol import Request, Sampling, uniforms
 from envkit.engine.sampling import draw
 from envkit.engine.torch_engine import TorchEngine
+from envkit.engine.updates import Update, updates_of
 from envkit.errors import ContractError, ModelError, Stopped
 from envkit.models import SMALL_MODEL, ModelRef, resolve
 

@@ -16,8 +16,8 @@ import tiny
 import torch
 from scipy.stats import chisquare
 
-from envkit.engine.lora import Update
 from envkit.engine.protocol import Completion, Request, Sampling
+from envkit.engine.updates import Update
 from envkit.engine.vllm_engine import VLLMEngine, variables
 from envkit.errors import ContractError, MissingExtraError, ModelError
 from envkit.models import SMALL_MODEL, ModelRef, resolve

@@ -141,7 +141,8 @@ def test_one_of_many_fails_only_at_a_level_for_many() -> None:
 def test_rank(tmp_path: Path, r1: Sequence[float], expected: str) -> None:
     write(tmp_path, "base", [solving(0.2)])
     write(tmp_path, "r1", [solving(rate) for rate in r1])
-    write(tmp_path, "r16", [solving(0.40), solving(0.40)])
+    for arm in ("r16", "full"):
+        write(tmp_path, arm, [solving(0.40), solving(0.40)])
     assert verdict("rank", tmp_path) == expected
 
 
@@ -199,7 +200,7 @@ def test_nothing_is_decided_where_there_is_nothing_to_forget(tmp_path: Path) -> 
 
 
 def test_nothing_is_within_a_gain_that_is_none(tmp_path: Path) -> None:
-    for arm, seeds in (("base", 1), ("r1", 2), ("r16", 2), ("r8", 2), ("attention", 2)):
+    for arm, seeds in (("base", 1), ("r1", 2), ("r16", 2), ("full", 2), ("r8", 2), ("attention", 2)):
         write(tmp_path, arm, [solving(0.2)] * seeds)
     assert verdict("rank", tmp_path) == UNDECIDED
     assert verdict("layers", tmp_path) == UNDECIDED
@@ -219,12 +220,12 @@ def test_arms_of_other_sizes_decide_nothing(tmp_path: Path) -> None:
 
 def test_what_is_missing_or_too_short_decides_nothing(tmp_path: Path) -> None:
     write(tmp_path, "base", [solving(0.2)])
-    write(tmp_path, "r1", [solving(0.4), solving(0.4)])
-    write(tmp_path, "r16", [solving(0.4), solving(0.4)])
+    for arm in ("r1", "r16", "full"):
+        write(tmp_path, arm, [solving(0.4), solving(0.4)])
     assert verdict("rank", tmp_path) == HELD
     for seeds, reason in (
         (1, "Not decided: one seed says nothing of others."),
-        (3, "Missing: r1, seed 2 (solve), r16, seed 2 (solve)."),
+        (3, "Missing: r1, seed 2 (solve), r16, seed 2 (solve), full, seed 2 (solve)."),
     ):
         found = found_by("rank", tmp_path, seeds)
         assert found.verdict == UNDECIDED
@@ -454,8 +455,8 @@ def test_few_wins_on_a_rare_kind_decide_nothing(tmp_path: Path) -> None:
 
 def test_cells_of_other_conditions_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "base", [solving(0.2)])
-    write(tmp_path, "r1", [solving(0.4), solving(0.4)])
-    write(tmp_path, "r16", [solving(0.4), solving(0.4)])
+    for arm in ("r1", "r16", "full"):
+        write(tmp_path, arm, [solving(0.4), solving(0.4)])
     cell = CellFolder.of(tmp_path, ARMS["r1"], 1)
     measured = cell.measured(SOLVE)
     assert measured is not None

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import envkit
 from envkit.cli.main import app
-from envkit.engine.adapter_pool import read_adapter
+from envkit.engine.updates import read_adapter
 from envkit.errors import UsageError
 from envkit.models import ModelRef
 from envkit.models.adapter_folder import recorded_control

@@ -14,20 +14,20 @@ from safetensors.torch import load_file, save_file
 from sampling import assert_matches_reference, requests
 
 import envkit
-from envkit.engine.adapter_pool import AdapterPool, read_adapter
-from envkit.engine.lora import Update, updates_of
+from envkit.engine.adapter_pool import AdapterPool
 from envkit.engine.protocol import Request, Sampling
 from envkit.engine.running import Drawn, RowRequest, RunningBatch
 from envkit.engine.torch_engine import TorchEngine
+from envkit.engine.updates import Update, read_adapter, updates_of
 from envkit.engine.vllm_engine import require_rank
 from envkit.errors import ConfigError, ModelError, UsageError
 from envkit.models import ModelRef
 from envkit.models.adapter_folder import recorded_control
-from envkit.training.base_model import add_lora
+from envkit.training.base_model import add_adapter
 from envkit.training.checkpoint import load_adapter
-from envkit.training.config import CONTROLS, TrainConfig
+from envkit.training.config import CONTROLS, WITHOUT_RANK, TrainConfig
 from envkit.training.merging import merge_adapters
-from envkit.training.packing import TrainingRow, pack
+from envkit.training.packing import PackedBatch, TrainingRow, pack
 from envkit.training.policy import Policy
 
 #: PEFT uses what transformers warns of, and takes a bias for a damaged matrix.
@@ -51,7 +51,7 @@ def make(ref: ModelRef, control: str, seed: int = 1) -> Policy:
 def trained_layers(policy: Policy) -> set[str]:
     trained = {id(parameter) for parameter in policy.trainable()}
     return {
-        re.sub(r".*?layers\.\d+\.", "", name).partition(".lora")[0]
+        re.sub(r".*?layers\.\d+\.|\.(lora|modules_to_save).*", "", name)
         for name, parameter in policy.model.named_parameters()
         if id(parameter) in trained
     }
@@ -69,6 +69,7 @@ MLP = {f"mlp.{name}_proj" for name in ("gate", "up", "down")}
         ("attention", ATTENTION),
         ("mlp", MLP),
         ("steering", {"mlp.down_proj"}),
+        ("full", ATTENTION | MLP),
     ],
 )
 def test_a_control_trains_its_layers_and_no_others(
@@ -109,7 +110,7 @@ def test_engine_learner_and_plain_peft_agree(family: str, control: str, tmp_path
 
 
 def vars_of(update: Update) -> list[torch.Tensor | None]:
-    return [update.down, update.up, update.shift]
+    return [update.down, update.up, update.shift, update.weight, update.bias]
 
 
 def controls(ref: ModelRef) -> dict[str, dict[str, Update]]:
@@ -127,7 +128,11 @@ def controls(ref: ModelRef) -> dict[str, dict[str, Update]]:
 
 def test_rows_of_all_kinds_of_adapters_draw_together_as_alone(ref: ModelRef) -> None:
     adapters, engine = controls(ref), tiny.engine(ref)
-    asked = [Request(tiny.prompt(5 + number, number), (number,), adapter=number % 6) for number in range(18)]
+    kinds = len(adapters) + 1
+    asked = [
+        Request(tiny.prompt(5 + number, number), (number,), adapter=number % kinds)
+        for number in range(3 * kinds)
+    ]
     engine.load([*adapters.values(), {}])
     together = engine.generate(asked, Sampling(1.0, 8))
     for number, adapter in enumerate([*adapters.values(), {}]):
@@ -153,13 +158,16 @@ def test_adapters_of_all_kinds_come_and_go_within_their_budget(ref: ModelRef) ->
         sizes[name] = pool.used_bytes
     assert sizes["steering"] == 2 * 64 * 4
     assert sizes["both"] > sizes["attention"]
-    pool = AdapterPool(engine.linears, 3 * sizes["both"])
+    assert sizes["full"] == 4 * sum(
+        layer.weight.numel() for layer in adapters["full"].values() if layer.weight is not None
+    )
+    pool = AdapterPool(engine.linears, sizes["full"] + sizes["both"])
     for name, adapter in adapters.items():
         pool.register(name, lambda adapter=adapter: adapter)
     batch = RunningBatch(engine, pool)
-    for name in ("steering", "attention", "both", "steering", "mlp", "both", "steering", "attention"):
+    for name in ("steering", "attention", "full", "steering", "mlp", "both", "full", "steering", "attention"):
         assert play(batch, name) == expected[name], name
-        assert pool.used_bytes <= 3 * sizes["both"]
+        assert pool.used_bytes <= sizes["full"] + sizes["both"]
     assert pool.evictions
 
 
@@ -189,11 +197,50 @@ def test_a_step_changes_the_vectors_alone_and_they_are_restored(ref: ModelRef, t
     assert tiny.equal(tiny.weights(fresh), tiny.weights(policy))
 
 
-def test_in_bfloat16_engine_and_learner_add_the_same_vector(ref: ModelRef) -> None:
-    policy = Policy(ref, lora_r=1, lora_alpha=1, control="steering", dtype="bfloat16")
+def test_a_step_of_full_fine_tuning_changes_all_layers_and_leaves_the_base(
+    ref: ModelRef, tmp_path: Path
+) -> None:
+    policy = Policy(ref, lora_r=1, lora_alpha=1, control="full", dtype="bfloat16")
+    batch = pack(PROMPT, [TrainingRow(PROMPT, (True,) * 9, (0.0,) * 9, (1.0,) * 9)])
+    before, base = tiny.weights(policy), scores_of(policy, batch)
+    assert {weight.dtype for weight in before} == {torch.float32}
+    optimizer = torch.optim.AdamW(policy.trainable(), lr=1e-6)  # less than bfloat16 can tell
+    (-policy.logprobs(batch, 1.0).mean()).backward()
+    optimizer.step()
+    assert not any(torch.equal(some, other) for some, other in zip(before, tiny.weights(policy), strict=True))
     with torch.no_grad():
         for parameter in policy.trainable():
-            parameter.add_(torch.randn(parameter.shape) * 0.3)
+            parameter.add_(torch.randn(parameter.shape) * 0.1)
+    assert not torch.equal(scores_of(policy, batch), base)
+    with policy.model.disable_adapter():
+        assert torch.equal(scores_of(policy, batch), base)
+    policy.save_adapter(tmp_path / "adapter")
+    fresh = Policy(ref, lora_r=1, lora_alpha=1, control="full", dtype="bfloat16")
+    load_adapter(fresh, tmp_path / "adapter")
+    assert tiny.equal(tiny.weights(fresh), tiny.weights(policy))
+    sampled = [Request(PROMPT, (1,))]
+    policy.sync()
+    expected = policy.engine.generate(sampled, Sampling(1.0, 20))
+    policy.serve([None, tmp_path / "adapter"])
+    served = [Request(PROMPT, (1,), adapter=number) for number in range(2)]
+    assert policy.engine.generate(served, Sampling(1.0, 20))[1].ids == expected[0].ids
+    fresh.serve([None])
+    assert policy.engine.generate(served[:1], Sampling(1.0, 20)) == fresh.engine.generate(
+        sampled, Sampling(1.0, 20)
+    )
+
+
+def scores_of(policy: Policy, batch: PackedBatch) -> torch.Tensor:
+    with torch.no_grad():
+        return policy.logprobs(batch, 1.0)
+
+
+@pytest.mark.parametrize("control", WITHOUT_RANK)
+def test_in_bfloat16_engine_and_learner_agree(ref: ModelRef, control: str) -> None:
+    policy = Policy(ref, lora_r=1, lora_alpha=1, control=control, dtype="bfloat16")
+    with torch.no_grad():
+        for parameter in policy.trainable():
+            parameter.add_(torch.randn(parameter.shape) * (0.3 if control == "steering" else 0.05))
     policy.sync()
     [drawn] = policy.engine.generate([Request(PROMPT, (1,))], Sampling(1.0, 20))
     count = len(drawn.ids)
@@ -206,26 +253,37 @@ def test_in_bfloat16_engine_and_learner_add_the_same_vector(ref: ModelRef) -> No
 def test_what_cannot_be_trained_or_used_is_refused(ref: ModelRef, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="control is 'all'; expected one of: all-linear, attention"):
         TrainConfig(control="all")
-    for setting in ({"engine": "vllm"}, {"backend": "trl"}):
-        with pytest.raises(ConfigError, match=r"control is 'steering', which .* cannot train"):
-            TrainConfig(control="steering", **setting)  # pyright: ignore[reportArgumentType]
-    policy = make(ref, "steering")
-    with pytest.raises(ModelError, match="vLLM cannot do that"):
-        require_rank(updates_of(policy.model, "default"), 16)
-    for name in ("a", "b"):
-        policy.save_adapter(tmp_path / name)
-    with pytest.raises(UsageError, match="a has biases, as a steering vector"):
-        merge_adapters(ref, [tmp_path / "a", tmp_path / "b"], tmp_path / "c", "linear")
+    for control in WITHOUT_RANK:
+        for setting in ({"engine": "vllm"}, {"backend": "trl"}):
+            with pytest.raises(ConfigError, match=rf"control is '{control}', which .* cannot train"):
+                TrainConfig(control=control, **setting)  # pyright: ignore[reportArgumentType]
+        policy = make(ref, control)
+        with pytest.raises(ModelError, match="vLLM cannot do that"):
+            require_rank(updates_of(policy.model, "default"), 16)
+        for name in ("a", "b"):
+            policy.save_adapter(tmp_path / control / name)
+        with pytest.raises(UsageError, match=r"a has .*; only plain LoRA can be merged"):
+            merge_adapters(
+                ref, [tmp_path / control / "a", tmp_path / control / "b"], tmp_path / "c", "linear"
+            )
     with pytest.raises(ModelError, match=r"shifts .* by numbers of shape \[3\]; expected \[64\]"):
         tiny.engine(ref).load(
             [{"model.layers.0.mlp.down_proj": Update(torch.zeros(0, 128), torch.zeros(64, 0), torch.ones(3))}]
         )
-    weights = tmp_path / "b" / "adapter_model.safetensors"
+    with pytest.raises(ModelError, match=r"bias of model.layers.0.mlp.down_proj has shape .*\[64\]"):
+        tiny.engine(ref).load(
+            [{"model.layers.0.mlp.down_proj": Update.replacing(torch.zeros(64, 128), torch.zeros(64))}]
+        )
+    weights = tmp_path / "full" / "b" / "adapter_model.safetensors"
+    save_file({**load_file(weights), "odd": torch.zeros(1)}, weights)
+    with pytest.raises(ModelError, match="found odd; expected weights and biases of linear layers"):
+        read_adapter(tmp_path / "full" / "b")
+    weights = tmp_path / "steering" / "b" / "adapter_model.safetensors"
     save_file(
         {name: t if t.ndim > 1 else torch.tensor(1.0) for name, t in load_file(weights).items()}, weights
     )
     with pytest.raises(ModelError, match=r"lora_B\.bias has shape \[\]; expected \[64\]"):
-        read_adapter(tmp_path / "b")
+        read_adapter(tmp_path / "steering" / "b")
     tiny.policy(ref).save_adapter(tmp_path / "claims")
     file = tmp_path / "claims" / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "lora_bias": True}))
@@ -255,7 +313,7 @@ class Unnamed(torch.nn.Module):
 @pytest.mark.parametrize("control", ["attention", "mlp", "steering"])
 def test_a_model_whose_layers_cannot_be_told_apart_is_refused(control: str) -> None:
     with pytest.raises(ModelError, match=r"attention \(none\) and MLP \(.*\) cannot be told apart"):
-        add_lora(Unnamed(), 2, 4, 0, control)
+        add_adapter(Unnamed(), 2, 4, 0, control)
 
 
 @pytest.mark.parametrize("family", ["glm4", "olmo2"])
@@ -266,7 +324,8 @@ def test_a_vector_is_refused_where_what_an_mlp_writes_is_normalised(family: str,
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_probe")
-def test_a_steered_run_trains_verifies_and_loads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("control", WITHOUT_RANK)
+def test_a_run_without_lora_trains_verifies_and_loads(control: str, tmp_path: Path) -> None:
     result = envkit.train(
         "sql-desk",
         config={
@@ -281,18 +340,23 @@ def test_a_steered_run_trains_verifies_and_loads(tmp_path: Path) -> None:
             "max_turns": 1,
             "beta": 0.1,
         },
-        control="steering",
+        control=control,
         evaluate=False,
         allow_unaudited=True,
         root=tmp_path / "runs",
         display="quiet",
     )
     adapter = result.run / "checkpoints" / "step-000002"
-    assert recorded_control(adapter) == "steering"
-    assert (adapter / "adapter_model.safetensors").stat().st_size < 10_000
+    assert recorded_control(adapter) == control
     updates = read_adapter(adapter)
-    assert {name.rpartition(".")[2] for name in updates} == {"down_proj"}
-    assert all(update.shift is not None and update.shift.any() for update in updates.values())
+    if control == "steering":
+        assert (adapter / "adapter_model.safetensors").stat().st_size < 10_000
+        assert {name.rpartition(".")[2] for name in updates} == {"down_proj"}
+        assert all(update.shift is not None and update.shift.any() for update in updates.values())
+    else:
+        assert {name.rpartition(".")[2] for name in updates} == {
+            name.rpartition(".")[2] for name in ATTENTION | MLP
+        }
     assert envkit.verify(result.run, display="quiet").reproduced
     with envkit.load_adapter(result.run) as loaded:
         assert isinstance(loaded.act("Which books are there?"), str)

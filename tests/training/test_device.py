@@ -18,9 +18,9 @@ import torch
 
 from envkit.engine import sampling, torch_engine
 from envkit.engine.head import Head
-from envkit.engine.lora import Update, updates_of
 from envkit.engine.protocol import Completion, Request, Sampling
 from envkit.engine.torch_engine import TorchEngine
+from envkit.engine.updates import Update, updates_of
 from envkit.errors import ModelError
 from envkit.models import ModelRef
 from envkit.rollout import Rollouts

@@ -69,6 +69,11 @@ _ALL: Final = (
     Arm("r8", "RL of LoRA on all linear layers, rank 8", settings={"lora_r": 8}),
     Arm("r16", "RL of LoRA on all linear layers, rank 16", settings={"lora_r": 16}),
     Arm(
+        "full",
+        "RL of all linear layers' own weights",
+        settings={"control": "full", "learning_rate": 1e-5},
+    ),
+    Arm(
         "attention",
         "RL of LoRA on attention alone, of as many numbers as r8",
         settings={"control": "attention"},
