@@ -39,12 +39,12 @@ def _make_adapter(
 ) -> signal.Signals | None:
     from envkit.models import weights_digest
     from envkit.studies.controls import control_of
-    from envkit.studies.founding.arms import COMPUTED, MERGED, TRAINED
+    from envkit.studies.founding.arms import COMPUTED, MERGED, TRAINED, WARM
     from envkit.studies.founding.measurements import Made
     from envkit.studies.provenance import commit
     from envkit.training.checkpoint import step_of
 
-    make = {COMPUTED: _compute, MERGED: _merge, TRAINED: _train}[cell.arm.kind]
+    make = {COMPUTED: _compute, MERGED: _merge, TRAINED: _train, WARM: _copy_warm_start}[cell.arm.kind]
     adapter = make(grid, cell, sizes, sandbox, display)
     if isinstance(adapter, signal.Signals):
         return adapter
@@ -88,6 +88,32 @@ def _train(
         )
     )
     return result.stopped_by or result.adapter
+
+
+def _copy_warm_start(
+    grid: Grid, cell: CellFolder, sizes: Budget, sandbox: SandboxBackend | str, display: Display
+) -> Path:
+    """Copy what an arm's RL of the same seed began with.
+
+    Raises:
+        UsageError: it is not trained yet, or began with the base.
+        StoreError: it is gone.
+    """
+    from envkit.studies.founding.arms import RL_ARM
+    from envkit.training.checkpoint import copy_adapter
+
+    trained = grid.cells(RL_ARM)[cell.seed]
+    if adapter_of(trained) is None:
+        raise UsageError(f"{trained.name} is not trained yet; run the study to train it")
+    began = runs_of(trained.work / "training")[-1] / "sft"
+    if not began.exists():
+        raise UsageError(f"{trained.name} has no warm start; set training.sft_examples in the budget")
+    adapter = cell.work / "adapter"
+    if adapter.exists():  # stopped before it was written down
+        shutil.rmtree(adapter)
+    cell.work.mkdir(parents=True, exist_ok=True)
+    copy_adapter(began, adapter)
+    return adapter
 
 
 def _compute(

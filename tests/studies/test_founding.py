@@ -175,28 +175,29 @@ def test_cost(tmp_path: Path) -> None:
 def test_forgetting_is_compared_where_as_much_is_solved(tmp_path: Path, rise: float, expected: str) -> None:
     write(tmp_path, "base", [solving(0.2)])
     for arm in ("r16", "r8", "r1", "attention", "steering"):
-        write(tmp_path, arm, [solving(0.4), solving(0.4)], distances=[(0.1, rise), (0.1, rise)])
-    for arm, rate, lost in (("sft-24", 0.25, 0.0), ("sft-60", 0.39, 0.1), ("sft-240", 0.5, 0.5)):
-        write(tmp_path, arm, [solving(rate), solving(rate)], distances=[(5 * lost, lost), (5 * lost, lost)])
+        write(tmp_path, arm, [solving(0.4), solving(0.4)], distances=[(0.1, 1 + rise), (0.1, 1 + rise)])
+    for arm, rate, lost in (("warm", 0.25, 0.0), ("sft-720", 0.39, 0.1), ("sft-1440", 0.5, 0.5)):
+        write(tmp_path, arm, [solving(rate)] * 2, distances=[(5 * lost, 1 + lost), (5 * lost, 1 + lost)])
     found = found_by("forgetting", tmp_path)
     assert found.verdict == expected
-    assert "sft-60 solves most nearly as much as r16" in found.sentences[1]
+    assert "sft-720 solves most nearly as much as r16" in found.sentences[1]
     assert "Over 16 runs, the rank correlation" in found.sentences[4]
 
 
 def test_nothing_is_decided_where_there_is_nothing_to_forget(tmp_path: Path) -> None:
-    def decided(solved: float, sft: float, lost: float, base: float = 0.2) -> str:
-        write(tmp_path, "base", [solving(base)])
+    def decided(solved: float, sft: float, lost: float, warm: float = 0.2) -> str:
+        write(tmp_path, "base", [solving(0.1)])
+        write(tmp_path, "warm", [solving(warm)] * 2, distances=[(0.1, 0.0)] * 2)
         for arm in ("r16", "r8", "r1", "attention", "steering"):
             write(tmp_path, arm, [solving(solved)] * 2, distances=[(0.1, -0.01)] * 2)
-        for arm in ("sft-24", "sft-60", "sft-240"):
+        for arm in ("sft-720", "sft-1440"):
             write(tmp_path, arm, [solving(sft)] * 2, distances=[(0.1, lost)] * 2)
         return verdict("forgetting", tmp_path)
 
     assert decided(0.4, 0.4, 0.1) == HELD
     assert decided(0.4, 0.4, -0.005) == UNDECIDED, "SFT has not forgotten either"
     assert decided(0.4, 0.3, 0.1) == UNDECIDED, "no SFT solves as much"
-    assert decided(0.4, 0.4, 0.1, base=0.4) == UNDECIDED, "RL has learned nothing"
+    assert decided(0.4, 0.4, 0.1, warm=0.4) == UNDECIDED, "RL has learned nothing"
 
 
 def test_nothing_is_within_a_gain_that_is_none(tmp_path: Path) -> None:
@@ -288,11 +289,17 @@ def test_rare(tmp_path: Path) -> None:
     write(tmp_path, "base", [seen], MANY)
     trained = [result(task, samples * (task < 80), samples) for task in range(tasks)]
     write(tmp_path, "r16", [trained, trained], MANY)
+    write(tmp_path, "warm", [seen, seen], MANY)
     found = found_by("rare", tmp_path)
     assert found.verdict == HELD
-    assert "80 tasks, 80 tasks; of these, the base solved none of 16 samples in 0, 0." in found.sentences[2]
+    assert (
+        "80 tasks, 80 tasks; of these, none of 16 samples was solved before RL in 0, 0."
+        in (found.sentences[2])
+    )
     unseen = [result(task, 0, samples) for task in range(tasks)]
     write(tmp_path, "base", [unseen], MANY)
+    assert verdict("rare", tmp_path) == HELD, "the base is not what RL began with"
+    write(tmp_path, "warm", [unseen, unseen], MANY)
     assert verdict("rare", tmp_path) == FAILED
     write(tmp_path, "r16", [unseen, unseen], MANY)
     assert verdict("rare", tmp_path) == UNDECIDED
@@ -548,12 +555,18 @@ rounds = 1
 [training]
 max_turns = 1
 max_completion_length = 8
-sft_examples = 0
+sft_examples = 4
 sft_batch_size = 4
 max_steps = 2
 groups_per_step = 2
 num_generations = 4
 save_steps = 1
+[arms.sft-240]
+sft_examples = 4
+[arms.sft-720]
+sft_examples = 8
+[arms.sft-1440]
+sft_examples = 8
 [several]
 max_task_chars = 500
 tasks = 4

@@ -14,6 +14,7 @@ COMPUTED: Final = "computed"
 MERGED: Final = "merged"
 ROUTED: Final = "routed"
 PROMPTED: Final = "prompted"
+WARM: Final = "warm"
 #: Name of the arm that is no change at all.
 BASE: Final = "base"
 #: Environments of the studies of several tasks. One turn is enough for each.
@@ -27,10 +28,11 @@ class Arm:
     Args:
         name: short and unique; it names the arm's folder.
         meaning: a few words for the pages.
-        kind: ``"untouched"``; ``"trained"``; ``"computed"``: a steering vector, from what the base plays;
-            ``"prompted"``: the base with a system message that was searched for; ``"merged"`` of the
-            specialists' adapters of the same seed, without training; or ``"routed"``: a router gives each
-            prompt to one of the specialists, or to the base.
+        kind: ``"untouched"``; ``"trained"``; ``"warm"``: what `RL_ARM` of the same seed was before its RL;
+            ``"computed"``: a steering vector, from what the base plays; ``"prompted"``: the base with a
+            system message that was searched for; ``"merged"`` of the specialists' adapters of the same seed,
+            without training; or ``"routed"``: a router gives each prompt to one of the specialists, or to the
+            base.
         settings: fields of `envkit.training.config.TrainConfig`, on top of the budget's.
         shots: solved train tasks that the model sees first.
         environments: what it is trained on; empty for the budget's environment.
@@ -48,34 +50,42 @@ class Arm:
     @property
     def has_seeds(self) -> bool:
         """True if it is trained, or made of what is trained, once for each seed."""
-        return self.kind in (TRAINED, PROMPTED, MERGED, ROUTED)
+        return self.kind in (TRAINED, WARM, PROMPTED, MERGED, ROUTED)
 
     @property
     def has_adapter(self) -> bool:
         """True if it has an adapter of its own."""
-        return self.kind in (TRAINED, COMPUTED, MERGED)
+        return self.kind in (TRAINED, WARM, COMPUTED, MERGED)
 
 
-#: Known answers of the arms that imitate, from few to many: one of them solves about as much as RL does.
-_IMITATED: Final = (24, 60, 240)
+#: The arm whose RL is compared with what it was before.
+RL_ARM: Final = "r16"
+#: Known answers of the arms that imitate alone: as many as the warm start of budget ``cpu``, and more; one of
+#: them solves about as much as RL does.
+_IMITATED: Final = (240, 720, 1440)
 
 _ALL: Final = (
     Arm(BASE, "the untouched model", UNTOUCHED),
     Arm("shots", "the base, shown 3 solved train tasks", UNTOUCHED, shots=3),
     Arm("prompt", "the base with a system message that it wrote itself, by reward", PROMPTED),
     Arm("vector", "a steering vector, computed from what the base solves and fails", COMPUTED),
-    Arm("steering", "RL of one vector a layer", settings={"control": "steering", "learning_rate": 1e-3}),
-    Arm("r1", "RL of LoRA on all linear layers, rank 1", settings={"lora_r": 1}),
-    Arm("r8", "RL of LoRA on all linear layers, rank 8", settings={"lora_r": 8}),
-    Arm("r16", "RL of LoRA on all linear layers, rank 16", settings={"lora_r": 16}),
+    Arm(
+        "steering",
+        "one trained vector a layer",
+        settings={"control": "steering", "learning_rate": 1e-3, "sft_learning_rate": 5e-3},
+    ),
+    Arm("r1", "LoRA on all linear layers, rank 1", settings={"lora_r": 1}),
+    Arm("r8", "LoRA on all linear layers, rank 8", settings={"lora_r": 8}),
+    Arm(RL_ARM, "LoRA on all linear layers, rank 16", settings={"lora_r": 16}),
+    Arm("warm", f"{RL_ARM} before RL: its warm start", WARM),
     Arm(
         "full",
-        "RL of all linear layers' own weights",
-        settings={"control": "full", "learning_rate": 1e-5},
+        "full fine-tuning of all linear layers",
+        settings={"control": "full", "learning_rate": 1e-5, "sft_learning_rate": 5e-5},
     ),
     Arm(
         "attention",
-        "RL of LoRA on attention alone, of as many numbers as r8",
+        "LoRA on attention alone, of as many numbers as r8",
         settings={"control": "attention"},
     ),
     *(

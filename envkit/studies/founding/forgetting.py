@@ -12,6 +12,7 @@ from envkit.benchmark.stats import Interval, mean_interval, rank_correlation
 from envkit.benchmark.summary import solve_rates
 from envkit.benchmark.tables import Table
 from envkit.errors import UsageError
+from envkit.studies.founding.arms import RL_ARM
 from envkit.studies.founding.finding import (
     FAILED,
     HELD,
@@ -27,11 +28,15 @@ from envkit.studies.founding.finding import (
 from envkit.studies.founding.grid import Grid
 from envkit.studies.founding.measurements import DISTANCE, SOLVE, Distance
 
-_RL: Final = ("r16", "r8", "r1", "attention", "steering")
-_SFT: Final = ("sft-24", "sft-60", "sft-240")
-ARMS: Final = ("base", *_RL, *_SFT)
+_RL: Final = (RL_ARM, "r8", "r1", "attention", "steering")
+#: More known answers than RL's warm start has.
+_SFT: Final = ("sft-720", "sft-1440")
+_ALL: Final = (*_RL, "warm", *_SFT)
+ARMS: Final = ("base", *_ALL)
 PARTS: Final = (SOLVE, DISTANCE)
-CLAIM: Final = "RL forgets at most half as much as supervised training that solves as much."
+CLAIM: Final = (
+    "Behind a warm start, RL forgets at most half as much as more supervised training that solves as much."
+)
 PUBLISHED: Final = (
     "What is forgotten follows the divergence from the base on the new task, and RL goes less far "
     "(RL's Razor, arXiv:2509.04259); supported independently (arXiv:2510.18874).",
@@ -44,28 +49,26 @@ _ALIKE: Final = 0.05
 
 def judge(grid: Grid) -> Finding:
     """See `CLAIM`."""
-    goal = _mean_rate(grid, "r16")
+    goal = _mean_rate(grid, RL_ARM)
     matched = min(_SFT, key=lambda arm: abs(_mean_rate(grid, arm) - goal))
-    gap, gain = grid.difference("r16", matched), grid.difference("r16", "base")
-    ours, theirs = _distances(grid, "r16"), _distances(grid, matched)
+    gap, gain = grid.difference(RL_ARM, matched), grid.difference(RL_ARM, "warm")
+    ours, theirs = _forgotten(grid, RL_ARM), _forgotten(grid, matched)
     seeds = sorted(ours.keys() & theirs.keys())
-    if any(ours[seed].sources != theirs[seed].sources for seed in seeds):
-        raise UsageError(f"r16 and {matched} were measured on different text; measure both on one machine")
+    sources = {seed: _distances(grid, "warm")[seed].sources for seed in seeds}
     halves = [
         mean_interval(
-            [mine - other / 2 for mine, other in zip(ours[seed].rises, theirs[seed].rises, strict=True)],
-            ours[seed].sources,
+            [mine - other / 2 for mine, other in zip(ours[seed], theirs[seed], strict=True)], sources[seed]
         )
         for seed in seeds
     ]
-    lost = [mean_interval(theirs[seed].rises, theirs[seed].sources) for seed in seeds]
+    lost = [mean_interval(theirs[seed], sources[seed]) for seed in seeds]
     if halves and all(each.high < 0 for each in halves):
         verdict = HELD
     elif halves and all(each.low > 0 for each in halves):
         verdict = FAILED
     else:
         verdict = UNDECIDED
-    trained = [each for arm in (*_RL, *_SFT) for each in _distances(grid, arm).values()]
+    trained = [each for arm in _ALL for each in _distances(grid, arm).values()]
     rho = rank_correlation([each.kl.estimate for each in trained], [each.rise for each in trained])
     correlation = (
         f"Over {len(trained)} runs, the rank correlation of divergence and rise is {number(rho, 2)}."
@@ -80,11 +83,12 @@ def judge(grid: Grid) -> Finding:
             verdict=verdict,
         ),
         (
-            detectable(grid, "r16", matched),
-            f"{matched} solves most nearly as much as r16: r16 minus {matched} is {in_points(gap)} points; "
-            "more than 5 would decide nothing. r16 minus base: " + in_points(gain) + ".",
-            f"Rise of the loss on other text by {matched}, by seed: {_told(lost)}. Unless SFT forgets, "
-            "there is no half of it.",
+            detectable(grid, RL_ARM, matched),
+            f"{matched} solves most nearly as much as {RL_ARM}: {RL_ARM} minus {matched} is "
+            f"{in_points(gap)} points; more than 5 would decide nothing. {RL_ARM} minus its warm start: "
+            f"{in_points(gain)}.",
+            f"Rise of the loss on other text from the warm start to {matched}, by seed: {_told(lost)}. "
+            "Unless SFT forgets, there is no half of it.",
             f"Rise by RL, less half of SFT's, by seed: {_told(halves)}. The claim needs all below zero.",
             correlation,
             "What is forgotten of other environments is not measured.",
@@ -106,6 +110,22 @@ def _told(intervals: Sequence[Interval]) -> str:
     )
 
 
+def _forgotten(grid: Grid, arm: str) -> dict[int, list[float]]:
+    """By seed: how much worse each passage is predicted than by the warm start of RL, in nats per token.
+
+    Raises:
+        UsageError: the passages are others.
+    """
+    before, after = _distances(grid, "warm"), _distances(grid, arm)
+    seeds = before.keys() & after.keys()
+    if any(before[seed].sources != after[seed].sources for seed in seeds):
+        raise UsageError(f"{arm} and warm were measured on different text; measure both on one machine")
+    return {
+        seed: [late - early for late, early in zip(after[seed].rises, before[seed].rises, strict=True)]
+        for seed in seeds
+    }
+
+
 def _distances(grid: Grid, arm: str) -> dict[int, Distance]:
     """Distances of an arm by seed."""
     return {cell.seed: found for cell in grid.cells(arm) if (found := cell.distance) is not None}
@@ -123,7 +143,7 @@ def _table(grid: Grid) -> Table:
                 number(found.kl.estimate, 3),
                 number(found.rise, 4),
             )
-            for arm in (*_RL, *_SFT)
+            for arm in _ALL
             for cell in grid.cells(arm)
             if (found := cell.distance) is not None
         ),

@@ -124,9 +124,9 @@ def _setup(study: Study, budget: Budget, grid: Grid) -> str:
     elif any(ARMS[arm].has_seeds for arm in study.arms):
         settings = budget.config_of(ARMS[BASE])
         said.append(
-            f"RL begins from it, without a warm start: {settings.max_steps} steps of "
-            f"{settings.groups_per_step} x {settings.num_generations} episodes of {budget.environment}, on "
-            f"tasks of at most {budget.max_task_chars} characters. Arms of SFT learn from known answers "
+            f"Training: {settings.sft_examples or 'no'} known answers, then RL, {settings.max_steps} steps "
+            f"of {settings.groups_per_step} x {settings.num_generations} episodes of {budget.environment}, "
+            f"on tasks of at most {budget.max_task_chars} characters. Arms of SFT learn from known answers "
             "alone."
         )
     for part in study.parts:

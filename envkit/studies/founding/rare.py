@@ -10,6 +10,7 @@ from envkit.benchmark.passk import PassComparison, compare_rows
 from envkit.benchmark.report_data import Row
 from envkit.benchmark.stats import Interval, clopper_pearson
 from envkit.benchmark.tables import Table
+from envkit.studies.founding.arms import RL_ARM
 from envkit.studies.founding.finding import (
     UNDECIDED,
     Finding,
@@ -24,54 +25,67 @@ from envkit.studies.founding.finding import (
 from envkit.studies.founding.grid import Grid
 from envkit.studies.founding.measurements import MANY
 
-ARMS: Final = ("base", "r16")
+ARMS: Final = ("base", RL_ARM, "warm")
 PARTS: Final = (MANY,)
 CLAIM: Final = (
-    "RL surfaces rare behaviour that the model has already: pass@1 rises, and the base had solved at least "
-    "90 % of the tasks that are learned, if only once in many samples."
+    "RL surfaces rare behaviour that the model has already: pass@1 rises, and before RL the model had solved "
+    "at least 90 % of the tasks that are learned, if only once in many samples."
 )
 PUBLISHED: Final = (
     "RL raises pass@1, and the base catches up at a large k (arXiv:2504.13837). Contested: training on "
     "problems that the base never solves lifts pass@256 above it (arXiv:2606.15455).",
 )
 _KNOWN: Final = 0.9
-#: Largest share of the base's samples that solve a task which it solves rarely.
+#: Largest share of the samples before RL that solve a task which is solved rarely.
 _RARE: Final = 1 / 8
 
 
 def judge(grid: Grid) -> Finding:
     """See `CLAIM`."""
-    rise = grid.difference("r16", "base", MANY)
-    [base], trained = grid.rows("base", MANY), grid.rows("r16", MANY)
-    found = [compare_rows(row, base) for row in trained]
-    learned = [_learned(row, base) for row in trained]
+    rise = grid.difference(RL_ARM, "warm", MANY)
+    [base] = grid.rows("base", MANY)
+    pairs = [
+        (after.row, before.row)
+        for trained, warm in zip(grid.cells(RL_ARM), grid.cells("warm"), strict=True)
+        if (after := trained.measured(MANY)) and (before := warm.measured(MANY))
+    ]
+    learned = [_learned(after, before) for after, before in pairs]
     known = _known(learned, {result.task: result.source for result in base.results})
-    crossings = [f"k = {each.crossing}" if each.crossing else "none" for each in found]
+    found = [compare_rows(after, before) for after, before in pairs]
+    from_base = [compare_rows(after, base) for after, _ in pairs]
     samples = min(result.samples for result in base.results)
     none = [sum(not solved for solved in each.values()) for each in learned]
     return Finding(
         all_of([above(rise, 0.0), UNDECIDED if known is None else above(known, _KNOWN)]),
         (
-            detectable(grid, "r16", "base", MANY),
-            f"pass@1 rises by {in_points(rise)} points.",
-            f"Learned, by seed: {', '.join(f'{len(each)} tasks' for each in learned)}; of these, the base "
-            f"solved none of {samples} samples in {', '.join(map(str, none))}.",
-            "Share of sources whose learned tasks the base had all solved at least once: "
+            detectable(grid, RL_ARM, "warm", MANY),
+            f"By RL, pass@1 rises by {in_points(rise)} points.",
+            f"Learned, by seed: {', '.join(f'{len(each)} tasks' for each in learned)}; of these, none of "
+            f"{samples} samples was solved before RL in {', '.join(map(str, none))}.",
+            "Share of sources whose learned tasks had all been solved at least once before RL: "
             + ("no task is learned." if known is None else f"{share(known)}, of {known.clusters} sources. ")
             + "With fewer than 36 sources, no share can be shown to be above 90 %.",
-            f"The base catches up from: {', '.join(crossings)}.",
-            "Learned: rarely solved by the base, in an eighth of its samples at most, and in half or more "
-            "of the trained model's.",
+            f"The warm start catches up from: {_crossings(found)}; the base from: {_crossings(from_base)}.",
+            "Learned: solved rarely before RL, in an eighth of the samples at most, and in half or more "
+            "after it.",
             seeds_sentence(grid, ARMS, MANY),
         ),
-        (rates_table(grid, ARMS, MANY), _table(found)),
+        (
+            rates_table(grid, ARMS, MANY),
+            _table("before RL", found),
+            _table("the base", from_base),
+        ),
         rate_bars(grid, ARMS, MANY),
     )
 
 
-def _learned(row: Row, base: Row) -> dict[str, bool]:
-    """Tasks that were rare and no longer are; True for those that the base solved at least once."""
-    before = {result.task: result for result in base.results if result.samples}
+def _crossings(found: Sequence[PassComparison]) -> str:
+    return ", ".join(f"k = {each.crossing}" if each.crossing else "none" for each in found)
+
+
+def _learned(row: Row, earlier: Row) -> dict[str, bool]:
+    """Tasks that were rare and no longer are; True for those that were solved at least once."""
+    before = {result.task: result for result in earlier.results if result.samples}
     return {
         after.task: other.solved > 0
         for after in row.results
@@ -83,7 +97,7 @@ def _learned(row: Row, base: Row) -> dict[str, bool]:
 
 
 def _known(learned: Sequence[Mapping[str, bool]], sources: Mapping[str, str]) -> Interval | None:
-    """Share of sources of which the base had solved every learned task; ``None`` without any.
+    """Share of sources of which every learned task had been solved; ``None`` without any.
 
     The interval is that of Clopper and Pearson, with sources as trials.
     """
@@ -93,10 +107,10 @@ def _known(learned: Sequence[Mapping[str, bool]], sources: Mapping[str, str]) ->
     return clopper_pearson(sum(map(all, by_source.values())), len(by_source)) if by_source else None
 
 
-def _table(found: Sequence[PassComparison]) -> Table:
+def _table(against: str, found: Sequence[PassComparison]) -> Table:
     return Table(
-        "pass@k in percent: trained, base, and their difference",
-        ("Seed", "k", "Trained", "Base", "Difference"),
+        f"pass@k in percent: trained, {against}, and their difference",
+        ("Seed", "k", "Trained", f"{against[0].upper()}{against[1:]}", "Difference"),
         tuple(
             (
                 str(seed),

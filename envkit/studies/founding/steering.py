@@ -61,7 +61,7 @@ def judge(grid: Grid) -> Finding:
             detectable(grid, "vector", "base"),
             f"The computed vector changes how many answers end before the token limit by {in_points(form)} "
             f"points, and what is solved by {in_points(solve)}.",
-            f"RL of one vector a layer gains {in_points(vector)} points, RL of LoRA {in_points(lora)}: the "
+            f"One trained vector a layer gains {in_points(vector)} points, LoRA {in_points(lora)}: the "
             f"vectors gain {part}.",
             "The form of answers: the share that ends by itself. "
             + ("" if has_room else "The base's leaves no room to move by 20 points, so nothing is decided."),
