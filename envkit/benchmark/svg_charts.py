@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 
 from markupsafe import Markup
 
@@ -250,6 +251,17 @@ def curves(key: str, title: str, description: str, rows: Sequence[Curve]) -> Mar
         parts += [marker(row.series, x, y) for x, y in spots]
         parts.append(label(ends[i][0] + 12, name_heights.get(i, ends[i][1]) + 4, short(row.name, 24)))
     return figure(key, title, description, WIDTH, height, parts)
+
+
+def svg_file(chart: Markup) -> str:
+    """Make a chart a file of its own, in the colours of the reports."""
+    style = resources.files("envkit.benchmark").joinpath("chart.css").read_text("utf-8")
+    head = (
+        '<svg xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif" style="background: '
+        'var(--paper)" '
+    )
+    opened, closed = str(chart).removeprefix("<svg ").split(">", 1)
+    return f"{head}{opened}><style>\n{style}</style>{closed}\n"
 
 
 def spread(heights: Sequence[float], apart: float) -> list[float]:

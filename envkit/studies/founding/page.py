@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
-
-from markupsafe import Markup
 
 from envkit.benchmark.number_text import number, share
 from envkit.benchmark.report import templates
 from envkit.benchmark.stats import RESAMPLES
 from envkit.benchmark.summary import summarise_row
-from envkit.benchmark.svg_charts import bars
+from envkit.benchmark.svg_charts import bars, svg_file
 from envkit.benchmark.tables import Table
 from envkit.store import write_atomic
 from envkit.studies.founding.arms import ARMS, BASE, SPECIALISTS
@@ -100,14 +97,7 @@ def _command(study: Study, budget: str, seeds: int) -> str:
 def _plot(study: Study, finding: Finding) -> str:
     """The bars as a file of their own, in the colours of the reports."""
     described = "; ".join(f"{bar.name} {bar.label}" for bar in finding.bars)
-    chart = bars("study", finding.axis, described, finding.bars)
-    style = resources.files("envkit.benchmark").joinpath("chart.css").read_text("utf-8")
-    head = Markup(
-        '<svg xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif" style="background: '
-        'var(--paper)" '
-    )
-    opened, closed = chart.removeprefix("<svg ").split(">", 1)
-    return f"{head}{opened}><style>\n{style}</style>{closed}\n"
+    return svg_file(bars("study", finding.axis, described, finding.bars))
 
 
 def _setup(study: Study, budget: Budget, grid: Grid) -> str:
