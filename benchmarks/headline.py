@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from envkit.benchmark.number_text import NONE, bounds, percent
+from envkit.benchmark.number_text import NONE, bounds, percent, points
 from envkit.benchmark.recipes import Recipe, difference_of, recipe_of
 from envkit.benchmark.report import load_report
 from envkit.benchmark.report_data import Row
@@ -41,6 +41,8 @@ class Line:
         """All seeds together; ``None`` if they were not measured at this temperature."""
         rows = [_row(folder.format(temperature), name) for folder, name in self.seeds]
         measured = [row for row in rows if row is not None]
+        if len(measured) not in (0, len(rows)):
+            raise ValueError(f"{self.label}: found {len(measured)} seeds, expected {len(rows)}")
         return recipe_of(self.label, measured) if measured else None
 
 
@@ -80,6 +82,7 @@ LINES = (
 )
 #: Scripts, of which a greedy figure says nothing.
 _SCRIPTS = LINES[:2]
+_WARM_START = LINES[5]
 
 
 def table() -> str:
@@ -106,10 +109,11 @@ def differences() -> str:
             ours, theirs = trained.recipe(temperature), line.recipe(temperature)
             if ours is None or theirs is None:
                 continue
-            difference = difference_of(ours, theirs)
+            # The warm start of each seed is what its RL began with.
+            difference = difference_of(ours, theirs, by_seed=line is _WARM_START)
             assert difference is not None
             found.append(
-                f"{trained.short} - {line.short}, {temperature}: {100 * difference.estimate:+.1f} "
+                f"{trained.short} - {line.short}, {temperature}: {points(difference.estimate)} "
                 f"{bounds(difference, signed=True)}"
             )
     return "\n".join(found) + "\n"

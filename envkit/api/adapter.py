@@ -158,10 +158,11 @@ def load_adapter(
     from envkit.training.policy import Policy
 
     use_threads()
-    policy = Policy.of(resolve(base), resolve_dtype(config))
+    policy = Policy.of(resolve(base), resolve_dtype(config), trains=False)
     policy.add(folder, "trained")
     policy.model.set_adapter("trained")
     policy.model.delete_adapter("default")  # Policy starts with an untrained one
+    policy.model.set_adapter("trained")  # with whole weights, PEFT has none active after a deletion
     policy.serve([folder])
     policy.model.set_attn_implementation("sdpa")  # the engine has a copy; this one is the caller's
     message = system if system is not None else environment.system if environment else Env.system

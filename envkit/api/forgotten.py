@@ -95,7 +95,7 @@ def forgetting(
                 found = short_tasks({kind: found}, max_task_chars)[0][kind]
             to_play = kind, found[:limit], backend
         use_threads()
-        policy = Policy.of(resolve(base, progress), resolve_dtype(episodes, progress.say))
+        policy = Policy.of(resolve(base, progress), resolve_dtype(episodes, progress.say), trains=False)
         try:
             load_adapter(policy, folder)
             text = text_loss(policy, passages, progress)

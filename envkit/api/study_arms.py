@@ -56,9 +56,7 @@ def _make_adapter(
             step_of(adapter),
             sizes.config_of(cell.arm).max_steps if cell.arm.kind == TRAINED else 0,
             commit(),
-            tuple(map(weights_digest, _specialists(grid, cell.seed).values()))
-            if cell.arm.kind == MERGED
-            else (),
+            grid.parts(cell),
         )
     )
     return None
@@ -96,7 +94,7 @@ def _copy_warm_start(
     """Copy what an arm's RL of the same seed began with.
 
     Raises:
-        UsageError: it is not trained yet, or began with the base.
+        UsageError: it is not trained yet.
         StoreError: it is gone.
     """
     from envkit.studies.founding.arms import RL_ARM
@@ -107,7 +105,10 @@ def _copy_warm_start(
         raise UsageError(f"{trained.name} is not trained yet; run the study to train it")
     began = runs_of(trained.work / "training")[-1] / "sft"
     if not began.exists():
-        raise UsageError(f"{trained.name} has no warm start; set training.sft_examples in the budget")
+        raise StoreError(
+            f"{began} is gone, which RL of {trained.name} began with; delete the folder {trained.path} to "
+            "train and measure it again"
+        )
     adapter = cell.work / "adapter"
     if adapter.exists():  # stopped before it was written down
         shutil.rmtree(adapter)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 from envkit.api.common import RUNS, absolute_if_path
 from envkit.api.results import StudyResult, StudyState
 from envkit.api.rich_display import DisplayChoice, open_display
-from envkit.errors import StoreError, UsageError
+from envkit.errors import ConfigError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from envkit.sandbox import SandboxBackend
@@ -150,7 +150,7 @@ def _grid(budget: str, model: Path | str | None, seeds: int | None, root: Path) 
 def _require_settings(study: Study, sizes: Budget) -> None:
     """Raise if an arm's settings are wrong, or no environment is named so, before anything is trained."""
     from envkit import registry
-    from envkit.studies.founding.arms import ARMS, PROMPTED
+    from envkit.studies.founding.arms import ARMS, PROMPTED, RL_ARM, WARM
     from envkit.studies.founding.measurements import PLAYED
 
     for environment in (
@@ -162,6 +162,11 @@ def _require_settings(study: Study, sizes: Budget) -> None:
         sizes.config_of(ARMS[arm])
         if ARMS[arm].kind == PROMPTED:
             _ = sizes.prompt_sizes
+        if ARMS[arm].kind == WARM and not sizes.config_of(ARMS[RL_ARM]).sft_examples:
+            raise ConfigError(
+                f"study {study.name} compares RL with its warm start, and training.sft_examples is 0; set it "
+                "in the budget"
+            )
 
 
 def _require_current(study: Study, grid: Grid, sizes: Budget) -> None:

@@ -11,6 +11,7 @@ from envkit.benchmark.report import templates
 from envkit.benchmark.report_data import ReportData, Scalar
 from envkit.benchmark.summary import summarise
 from envkit.models import KNOWN
+from envkit.models.adapter_folder import FULL, WITHOUT_RANK
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class ModelCard:
         adapter: digest of its weights.
         model: id of its base model.
         model_digest: digest of the base model's weights.
+        control: what it changes; see `envkit.training.config.TrainConfig`.
         steps: steps of reinforcement learning; 0 for a warm start alone, ``None`` if it is not known.
         environments: in the order of the run.
         settings: of the training, flat; empty if they are not known.
@@ -51,6 +53,7 @@ class ModelCard:
     adapter: str
     model: str
     model_digest: str
+    control: str
     steps: int | None
     environments: tuple[TrainedOn, ...]
     settings: Mapping[str, Scalar]
@@ -64,16 +67,22 @@ class ModelCard:
         known = KNOWN.get(self.model)
         return known.repository if known else self.model if "/" in self.model else ""
 
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        return {"steering": "A steering vector", FULL: "Whole weights"}.get(self.control, "A LoRA adapter")
+
     def metadata(self) -> dict[str, Any]:
         """Return the card's header. The licence is the base model's, where envkit knows it."""
         known = KNOWN.get(self.model)
+        method = self.control if self.control in WITHOUT_RANK else "lora"
         methods = [] if self.steps is None else ["grpo"] if self.steps else ["sft"]
         return {
             **({"base_model": self.base_model} if self.base_model else {}),
             "library_name": "peft",
             **({"license": known.licence.lower()} if known else {}),
             "pipeline_tag": "text-generation",
-            "tags": ["envkit", "lora", *methods, *(one.name for one in self.environments)],
+            "tags": ["envkit", method, *methods, *(one.name for one in self.environments)],
         }
 
 

@@ -99,12 +99,21 @@ def recipe_of(name: str, rows: Sequence[Row]) -> Recipe:
     return Recipe(name, tuple(tasks), sources, rates_ST, mean)
 
 
-def difference_of(one: Recipe, other: Recipe, *, level: float = LEVEL) -> Interval | None:
-    """Mean of ``one`` minus ``other`` on their common tasks; ``None`` without one."""
+def difference_of(
+    one: Recipe, other: Recipe, *, level: float = LEVEL, by_seed: bool = False
+) -> Interval | None:
+    """Mean of ``one`` minus ``other`` on their common tasks; ``None`` without one.
+
+    Args:
+        one, other: the recipes.
+        level: of the interval.
+        by_seed: see `envkit.benchmark.stats.seeds_interval`.
+    """
     where = {task: index for index, task in enumerate(other.tasks)}
     mine = [index for index, task in enumerate(one.tasks) if task in where]
     if not mine:
         return None
     others = [where[one.tasks[index]] for index in mine]
     clusters = [one.sources[index] for index in mine]
-    return seeds_interval(one.rates_ST[:, mine], other.rates_ST[:, others], clusters, level=level)
+    ours, theirs = one.rates_ST[:, mine], other.rates_ST[:, others]
+    return seeds_interval(ours, theirs, clusters, level=level, by_seed=by_seed)

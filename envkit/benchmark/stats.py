@@ -194,6 +194,7 @@ def seeds_interval(
     resamples: int = RESAMPLES,
     level: float = LEVEL,
     seed: int = 0,
+    by_seed: bool = False,
 ) -> Interval:
     """Mean of ``a`` minus mean of ``b``, each over its own training seeds, for other sources and seeds.
 
@@ -211,9 +212,11 @@ def seeds_interval(
         b: shape ``(other seeds, items)``, in [0, 1]; ``None`` for the mean of ``a`` alone.
         clusters: the items' cluster names.
         resamples, level, seed: as in `mean_interval`.
+        by_seed: each seed of ``a`` began with what the same seed of ``b`` had become. Then what other seeds
+            might change is the standard error of their differences.
 
     Raises:
-        ValueError: see `paired_interval`.
+        ValueError: see `paired_interval`; or ``by_seed`` is given and the numbers of seeds differ.
     """
     sides = [_shares(side) for side in (a, b) if side is not None]
     if any(side.ndim != 2 or side.shape[1] != sides[0].shape[1] for side in sides):
@@ -223,6 +226,10 @@ def seeds_interval(
     differences = means[0] if b is None else means[0] - means[1]
     estimate, draws, count = _mean_draws(differences, clusters, resamples, seed)
     rng, spread = np.random.default_rng((seed, 1)), 0.0
+    if by_seed:
+        if len({len(side) for side in sides}) > 1:
+            raise ValueError(f"found {len(sides[0])} and {len(sides[1])} seeds; expected pairs")
+        sides = [sides[0] - sides[1]]
     for side in (side for side in sides if len(side) > 1):
         error = float(side.mean(axis=1).std(ddof=1)) / math.sqrt(len(side))
         draws = draws + error * rng.standard_t(len(side) - 1, size=resamples)

@@ -153,7 +153,8 @@ class AdapterPool:
             count -= 1
         number = self._free_number()
         # With room for a quarter more, a thousand loads copy each adapter a few times, not hundreds of times.
-        self._linears.add(number, updates, min(count + count // 4, left // max(each, 1)))
+        most = left // max(each, 1)
+        self._linears.add(number, updates, min(count + count // 4, most), most)
         self.loads += 1
         return _Loaded(number)
 

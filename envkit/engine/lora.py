@@ -102,13 +102,14 @@ class Linears:
         for product, paths in self._products:
             product.load([[adapters[number].get(path) for path in paths] for number in numbers])
 
-    def add(self, number: int, adapter: Mapping[str, Update], room: int) -> None:
+    def add(self, number: int, adapter: Mapping[str, Update], room: int, most: int | None = None) -> None:
         """Add an adapter under a free number; the others stay. An empty one is the base.
 
         Args:
             number: its own.
             adapter: its updates.
             room: number of adapters to reserve memory for, if there is too little for this one.
+            most: number that there is memory for; ``None`` for any. More that was reserved is freed.
 
         Raises:
             ModelError: as in `load`; nothing has changed then.
@@ -118,7 +119,12 @@ class Linears:
             return
         parts = self._by_product(adapter)
         is_full = len(self._positions) == self._room
-        if is_full or any(not product.size.holds(_Size.of(updates)) for product, updates in parts):
+        is_too_large = most is not None and self._room > most
+        if (
+            is_full
+            or is_too_large
+            or any(not product.size.holds(_Size.of(updates)) for product, updates in parts)
+        ):
             self._room = max(room, len(self._positions) + 1)
             for product, updates in parts:
                 product.resize(self._room, _Size.of(updates))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,12 +103,8 @@ def read_adapter(folder: Path) -> dict[str, Update]:
         raise ModelError(f"{folder}: the adapter cannot be read ({error})") from error
     if settings.get("modules_to_save"):
         return _read_weights(folder, tensors)
-    unusual = [key for key in ("alpha_pattern", "fan_in_fan_out", "use_dora") if settings.get(key)]
-    if unusual:
-        raise ModelError(f"{folder}: {unusual[0]} is set; expected a plain LoRA adapter")
-    alpha = settings.get("lora_alpha")
-    if not isinstance(alpha, int | float):
-        raise ModelError(f"{folder}: lora_alpha is {alpha!r}; expected a number")
+    if settings.get("use_dora"):
+        raise ModelError(f"{folder}: use_dora is set; expected a plain LoRA adapter")
     updates: dict[str, Update] = {}
     others = set(tensors)
     for key in sorted(tensors):
@@ -119,6 +116,10 @@ def read_adapter(folder: Path) -> dict[str, Update]:
                     f"{folder}: {key} has shape {shapes[0]} and its lora_B {shapes[1]}; expected [r, in] and "
                     "[out, r]"
                 )
+            path = key.removeprefix(_PREFIX).removesuffix(_DOWN)
+            alpha = _alpha_of(path, settings)
+            if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+                raise ModelError(f"{folder}: lora_alpha is {alpha!r}; expected a number")
             scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
             bias = key.removesuffix(_DOWN) + _BIAS
             if bias in tensors and [*tensors[bias].shape] != shapes[1][:1]:
@@ -126,12 +127,19 @@ def read_adapter(folder: Path) -> dict[str, Update]:
                     f"{folder}: {bias} has shape {[*tensors[bias].shape]}; expected {shapes[1][:1]}"
                 )
             update = Update.of(tensors[key], tensors[up], tensors.get(bias), scale)
-            updates[key.removeprefix(_PREFIX).removesuffix(_DOWN)] = update
+            updates[path] = update
             others -= {key, up, bias}
     if others or not updates:
         found = min(others, default="nothing")
         raise ModelError(f"{folder}: found {found}; expected LoRA matrices of linear layers")
     return updates
+
+
+def _alpha_of(path: str, settings: Mapping[str, Any]) -> Any:
+    """``lora_alpha`` of a layer. Some may have another, by a pattern that its path ends with, as in PEFT."""
+    patterns: dict[str, Any] = settings.get("alpha_pattern") or {}
+    matching = (alpha for end, alpha in patterns.items() if re.match(rf"(.*\.)?({end})$", path))
+    return next(matching, settings.get("lora_alpha"))
 
 
 def _read_weights(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Update]:

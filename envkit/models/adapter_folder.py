@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +32,8 @@ _PLAIN_LORA = {
 }
 #: The control of adapters that are whole weights; see `recorded_control`.
 FULL = "full"
+#: Controls of adapters that are no LoRA, so that neither rank nor alpha matters for them.
+WITHOUT_RANK = ("steering", FULL)
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -124,12 +126,39 @@ def recorded_control(folder: Path) -> str:
         return "all-linear"
 
 
-def require_scale(folder: Path, lora_r: int, lora_alpha: int) -> None:
-    """Refuse an adapter whose update is scaled otherwise than in these settings.
+def require_all_layers(folder: Path, layers: Iterable[str], changed: Collection[str]) -> None:
+    """Refuse an adapter whose file lacks a layer that its settings name.
+
+    Args:
+        folder: has the settings.
+        layers: paths of all layers that an adapter can change.
+        changed: paths of those in its file.
 
     Raises:
         ModelError: see above.
     """
+    settings = read_json_object(folder / "adapter_config.json")
+    if any(settings.get(key) for key in ("layers_to_transform", "exclude_modules")):
+        return  # PEFT's rules for them are not repeated here
+    named = settings.get("modules_to_save") or settings.get("target_modules")
+    if not isinstance(named, list):
+        return
+    ends = tuple(f".{name}" for name in cast("list[object]", named))
+    if missing := sorted(path for path in layers if f".{path}".endswith(ends) and path not in changed):
+        raise ModelError(f"{folder}: the weights lack {missing[0]}, which adapter_config.json names")
+
+
+def require_scale(folder: Path, control: str, lora_r: int, lora_alpha: int) -> None:
+    """Refuse an adapter whose update is scaled otherwise than in these settings, or is of another kind.
+
+    Raises:
+        ModelError: see above.
+    """
+    found = recorded_control(folder)
+    if found != control and {found, control} & {*WITHOUT_RANK}:
+        raise ModelError(
+            f"{folder} is of control {found!r}, and control is {control!r}; begin with an adapter of the same"
+        )
     settings = read_json_object(folder / "adapter_config.json")
     for setting, key, wanted in (("lora_r", "r", lora_r), ("lora_alpha", "lora_alpha", lora_alpha)):
         if (found := settings.get(key)) != wanted:

@@ -111,7 +111,7 @@ def prepare(
     ref = resolve(config.model, display)
     if config.warm_start:
         require_fit(Path(config.warm_start), ref)
-        require_scale(Path(config.warm_start), *config.lora_shape)
+        require_scale(Path(config.warm_start), config.control, *config.lora_shape)
     # Fixed for the whole run, because it decides which rows are decoded together, and so the bits.
     config = replace(config, kv_cache_mb=config.kv_cache_mb or choose_cache_mb(ref, config))
     # With given sizes and no evaluation, no size depends on the machine.

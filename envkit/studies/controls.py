@@ -18,7 +18,7 @@ from envkit.errors import StoreError, UsageError
 from envkit.files import read_json_object
 from envkit.models import resolve
 from envkit.models.adapter_folder import BASE as ADAPTER_BASE
-from envkit.models.adapter_folder import MANIFEST, recorded_control
+from envkit.models.adapter_folder import MANIFEST, WITHOUT_RANK, recorded_control
 from envkit.plain import decode, encode
 from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop
@@ -30,7 +30,7 @@ from envkit.studies.run_records import LoggedStep
 from envkit.studies.turns import turns_of
 from envkit.taskfile import read_tasks
 from envkit.training.checkpoint import load_adapter, step_of
-from envkit.training.config import WITHOUT_RANK, TrainConfig, of_run
+from envkit.training.config import TrainConfig, of_run
 from envkit.training.policy import Policy
 
 #: Files of a bench run: what its adapters are, and how far each is from the base.
@@ -154,7 +154,7 @@ def measure_kl(
             max_context_length=spec.max_context_length,
         )
         ref = resolve(row.model, display)
-        with contextlib.closing(Policy.of(ref, resolve_dtype(config, display.say))) as policy:
+        with contextlib.closing(Policy.of(ref, resolve_dtype(config, display.say), trains=False)) as policy:
             if row.adapter:
                 load_adapter(policy, Path(row.adapter))
             moved = movement(policy, config, kind, tasks, backend, display, row.system)

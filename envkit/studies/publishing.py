@@ -20,6 +20,7 @@ from envkit.models.adapter_folder import (
     MANIFEST,
     damaged_files,
     manifest_files,
+    recorded_control,
     write_manifest,
 )
 from envkit.store import RunFolder, whole_folder
@@ -81,6 +82,7 @@ def write_publication(
         model_digest=model_digest,
         steps=facts.get("step", 0 if "base" in facts else None),
         environments=tuple(_environments(run, claim, reports)),
+        control=recorded_control(adapter),
         settings=_settings(run) if run else {},
         reports=tuple(reports),
         claimed_episodes=sum(len(part.episodes) for part in claim.environments)

@@ -62,7 +62,7 @@ def begin(
     ref = resolve(config.model, display)
     if config.warm_start:
         require_fit(Path(config.warm_start), ref)
-        require_scale(Path(config.warm_start), *config.lora_shape)
+        require_scale(Path(config.warm_start), config.control, *config.lora_shape)
     config = replace(config, kv_cache_mb=config.kv_cache_mb or choose_cache_mb(ref, config))
     chosen = random.Random(config.seed).sample([*tasks], min(count, len(tasks)))
     manifest = {

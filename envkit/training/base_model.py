@@ -84,7 +84,7 @@ def load_tokenizer(ref: ModelRef) -> tuple[Any, dict[str, tuple[int, int]]]:
     with model_errors(f"{ref.path}: not a causal language model"), torch.device("meta"):
         model = cast("Any", AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(ref.path)))
         tokenizer = cast("Any", AutoTokenizer.from_pretrained(ref.path))
-    linears = _linears_of(model)
+    linears = linears_of(model)
     return tokenizer, {path: (layer.out_features, layer.in_features) for path, layer in linears.items()}
 
 
@@ -132,6 +132,8 @@ def add_adapter(base: Any, r: int, alpha: int, seed: int, control: str = "all-li
 
     torch.manual_seed(seed)
     is_full = control == FULL
+    if is_full:
+        _require_linears(base)
     # all-linear: LoRA Without Regret (2025); never lm_head.
     config = LoraConfig(
         r=r,
@@ -139,7 +141,7 @@ def add_adapter(base: Any, r: int, alpha: int, seed: int, control: str = "all-li
         lora_dropout=0.0,
         lora_bias=control == "steering",
         target_modules=DUMMY_TARGET_MODULES if is_full else _layers_of(base, control),
-        modules_to_save=sorted({name.rpartition(".")[2] for name in _linears_of(base)}) if is_full else None,
+        modules_to_save=sorted({name.rpartition(".")[2] for name in linears_of(base)}) if is_full else None,
         task_type="CAUSAL_LM",
     )
     config._register_custom_module({nn.Linear: LoraLinear})  # pyright: ignore[reportPrivateUsage]
@@ -151,11 +153,29 @@ def add_adapter(base: Any, r: int, alpha: int, seed: int, control: str = "all-li
             _keep_in_float32(model)
     for name in updates_of(model, "default"):
         if kinds[name] is not nn.Linear:
-            raise ModelError(
-                f"an adapter would change {name}, a {kinds[name].__name__}; envkit supports nn.Linear "
-                "layers only, so no mixture of experts and no GPT-2; use another model"
-            )
+            raise _unsupported(name, kinds[name])
     return model
+
+
+def _unsupported(name: str, kind: type) -> ModelError:
+    return ModelError(
+        f"an adapter would change {name}, a {kind.__name__}; envkit supports nn.Linear "
+        "layers only, so no mixture of experts and no GPT-2; use another model"
+    )
+
+
+def _require_linears(base: Any) -> None:
+    """Refuse a model that keeps matrices of its layers elsewhere than in linear layers.
+
+    Raises:
+        ModelError: it does, so that full fine-tuning would leave them as they are.
+    """
+    embeddings = {id(base.get_input_embeddings()), id(base.get_output_embeddings())}
+    modules: dict[str, nn.Module] = dict(base.named_modules())
+    for name, module in modules.items():
+        own = [weight for weight in module.parameters(recurse=False) if weight.ndim > 1]
+        if own and not isinstance(module, nn.Linear | nn.Embedding) and id(module) not in embeddings:
+            raise _unsupported(name, type(module))
 
 
 def _keep_in_float32(model: Any) -> None:
@@ -170,8 +190,8 @@ def _keep_in_float32(model: Any) -> None:
             copies["default"] = FullLinear(copies["default"])
 
 
-def _linears_of(base: Any) -> dict[str, Any]:
-    """The linear layers but the head, by name."""
+def linears_of(base: Any) -> dict[str, Any]:
+    """Return the linear layers of a model but its head, by name."""
     return {
         name: module
         for name, module in base.named_modules()
@@ -183,7 +203,7 @@ def _layers_of(base: Any, control: str) -> str | list[str]:
     """Names of the layers that an adapter is put on, as PEFT takes them."""
     if control == "all-linear":
         return control
-    linears = _linears_of(base)
+    linears = linears_of(base)
     attention = {name.rpartition(".")[2] for name in linears if "attn" in name or "attention" in name}
     mlp = {name.rpartition(".")[2] for name in linears} - attention
     if control == "steering":

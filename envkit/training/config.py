@@ -10,13 +10,12 @@ from typing import Any, Final, cast
 
 from envkit.errors import ConfigError, StoreError
 from envkit.files import read_toml
+from envkit.models.adapter_folder import WITHOUT_RANK
 from envkit.plain import decode, encode
 from envkit.store import RunFolder
 
 #: What can be trained of a model; see `TrainConfig`.
-CONTROLS: Final = ("all-linear", "attention", "mlp", "steering", "full")
-#: Those that are no LoRA: ``lora_r`` and ``lora_alpha`` do not matter for them.
-WITHOUT_RANK: Final = ("steering", "full")
+CONTROLS: Final = ("all-linear", "attention", "mlp", *WITHOUT_RANK)
 
 
 @dataclass(frozen=True, slots=True)

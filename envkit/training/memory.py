@@ -12,6 +12,7 @@ from typing import Any, cast
 from envkit.errors import ConfigError, ModelError
 from envkit.files import open_regular_file, read_json_object
 from envkit.models import ModelRef, available_bytes
+from envkit.models.adapter_folder import FULL
 from envkit.training.config import TrainConfig
 
 #: Numbers saved for the backward pass, per token and layer: times the hidden size, and times the width of the
@@ -27,14 +28,14 @@ _CACHE_SHARE, _MIN_CACHE_MB, _MAX_CACHE_MB = 0.5, 256, 4096
 _MIN_TOKENS = 128
 
 
-def choose_cache_mb(ref: ModelRef, config: TrainConfig) -> int:
+def choose_cache_mb(ref: ModelRef, config: TrainConfig, *, trains: bool = True) -> int:
     """Choose the memory for keys and values of sampling: half of what training leaves free on the device."""
     free = available_bytes() if config.device == "cpu" else _free_gpu_bytes()
-    left = (free or 0) - sum(estimate_bytes(ref, config).values())
+    left = (free or 0) - sum(estimate_bytes(ref, config, trains=trains).values())
     return min(max(int(_CACHE_SHARE * left / 2**20), _MIN_CACHE_MB), _MAX_CACHE_MB)
 
 
-def require_memory(ref: ModelRef, config: TrainConfig) -> None:
+def require_memory(ref: ModelRef, config: TrainConfig, *, trains: bool = True) -> None:
     """Refuse a configuration that cannot fit into this machine's memory. Nothing is checked for a GPU.
 
     Raises:
@@ -44,7 +45,7 @@ def require_memory(ref: ModelRef, config: TrainConfig) -> None:
     available = available_bytes()
     if config.device != "cpu" or available is None:
         return
-    parts = estimate_bytes(ref, config)
+    parts = estimate_bytes(ref, config, trains=trains)
     total = sum(parts.values())
     if total <= available:
         return
@@ -52,7 +53,9 @@ def require_memory(ref: ModelRef, config: TrainConfig) -> None:
     tokens = _fitting_tokens(ref, config, available)
     largest = max(parts, key=lambda name: parts[name])
     advice = (
-        _ADVICE[largest].format(config=config)
+        "use another control, such as all-linear"
+        if largest == "adapter" and config.control == FULL
+        else _ADVICE[largest].format(config=config)
         if tokens is None
         else f"it fits with max_tokens_per_forward = {tokens}, which makes it slower"
     )
@@ -64,7 +67,7 @@ def require_memory(ref: ModelRef, config: TrainConfig) -> None:
 
 _ADVICE = {
     "weights": "use a smaller model; `envkit models` lists some",
-    "adapter": "lower lora_r, which is {config.lora_r}, or use another control than {config.control}",
+    "adapter": "lower lora_r, which is {config.lora_r}",
     "KV cache": "lower max_completion_length, which is {config.max_completion_length}",
     "random numbers": "lower max_completion_length, which is {config.max_completion_length}",
     "activations": "lower max_tokens_per_forward, which is {config.max_tokens_per_forward}",
@@ -83,8 +86,13 @@ def _fitting_tokens(ref: ModelRef, config: TrainConfig, available: int) -> int |
     return None
 
 
-def estimate_bytes(ref: ModelRef, config: TrainConfig) -> dict[str, int]:
+def estimate_bytes(ref: ModelRef, config: TrainConfig, *, trains: bool = True) -> dict[str, int]:
     """Bytes that training takes at least, by purpose.
+
+    Args:
+        ref: the base model.
+        config: the settings.
+        trains: gradients and moments of the adapter are kept.
 
     Weights are counted with the engine's copies of them, keys and values for one full-length answer, and
     activations for one forward and backward pass.
@@ -101,7 +109,7 @@ def estimate_bytes(ref: ModelRef, config: TrainConfig) -> dict[str, int]:
     head = max((math.prod(shape) for shape in matrices if shape[0] == vocabulary), default=0)
     prepacked = itemsize * sum(map(math.prod, linears)) + 4 * head
     # Which of the layers are attention's, shapes do not tell; steering vectors are too small to count.
-    numbers = {"steering": 0, "full": sum(map(math.prod, linears))}
+    numbers = {"steering": 0, FULL: sum(map(math.prod, linears))}
     adapter = numbers.get(config.control, sum(config.lora_r * sum(shape) for shape in linears))
     answer = config.max_completion_length
     rows = min(_MAX_ROWS, config.groups_per_step * config.num_generations)
@@ -110,7 +118,8 @@ def estimate_bytes(ref: ModelRef, config: TrainConfig) -> dict[str, int]:
     wide = max((max(shape) for shape in linears), default=0)
     return {
         "weights": itemsize * sum(map(math.prod, shapes)) + prepacked,
-        "adapter": 5 * 4 * adapter,  # float32: weights, gradients, two moments, the engine's copy
+        # float32: weights, the engine's copy; gradients, two moments
+        "adapter": (5 if trains else 2) * 4 * adapter,
         "KV cache": itemsize * 2 * _attention_sizes(ref.path) * answer,
         "random numbers": 8 * rows * answer,
         "activations": itemsize

@@ -21,8 +21,8 @@ from envkit.engine.updates import Update, read_adapter, updates_of
 from envkit.engine.vllm_engine import VLLMEngine
 from envkit.errors import ConfigError, ModelError
 from envkit.models import ModelRef, model_errors
-from envkit.models.adapter_folder import BASE, require_fit, shape_difference
-from envkit.training.base_model import add_adapter, load_base, without_false_alarms
+from envkit.models.adapter_folder import BASE, require_all_layers, require_fit, shape_difference
+from envkit.training.base_model import add_adapter, linears_of, load_base, without_false_alarms
 from envkit.training.config import TrainConfig
 from envkit.training.logprobs import PrefilledPrompt, logprobs
 from envkit.training.memory import choose_cache_mb, require_memory
@@ -85,8 +85,13 @@ class Policy:
         )
 
     @classmethod
-    def of(cls, ref: ModelRef, config: TrainConfig) -> Policy:
+    def of(cls, ref: ModelRef, config: TrainConfig, *, trains: bool = True) -> Policy:
         """Make a new policy from a configuration.
+
+        Args:
+            ref: the base model.
+            config: the settings.
+            trains: it will be trained, which takes more memory than sampling and reading.
 
         Raises:
             ConfigError: its dtype is ``"auto"``, or the model would not fit into this machine's memory; see
@@ -94,7 +99,7 @@ class Policy:
         """
         if config.dtype == "auto":
             raise ConfigError("dtype is 'auto'; choose one first, with envkit.studies.machine.resolve_dtype")
-        require_memory(ref, config)
+        require_memory(ref, config, trains=trains)
         rank, alpha = config.lora_shape
         return cls(
             ref,
@@ -105,7 +110,7 @@ class Policy:
             device=config.device,
             engine=config.engine,
             seed=config.seed,
-            kv_cache_mb=config.kv_cache_mb or choose_cache_mb(ref, config),
+            kv_cache_mb=config.kv_cache_mb or choose_cache_mb(ref, config, trains=trains),
         )
 
     def sibling(self, seed: int) -> Policy:
@@ -143,9 +148,14 @@ class Policy:
         """
         updates: list[Mapping[str, Update]] = []
         for folder in adapters:
-            if folder is not None:
-                require_fit(folder, self.ref)
-            updates.append({} if folder is None else read_adapter(folder))
+            if folder is None:
+                updates.append({})
+                continue
+            require_fit(folder, self.ref)
+            # The files come from anywhere.
+            with model_errors(f"{folder}: not an adapter for {self.ref.id}"):
+                updates.append(read_adapter(folder))
+                require_all_layers(folder, linears_of(self._base), updates[-1])
         self.engine.load(updates)
 
     def _require_same_tensors(self, adapter: Path, name: str) -> None:

@@ -366,3 +366,5 @@ def test_equal_seeds_add_nothing() -> None:
 def test_seeds_are_measured_on_the_same_items() -> None:
     with pytest.raises(ValueError, match=r"found shapes \(2, 3\) and \(1, 2\); expected \(seeds, items\)"):
         seeds_interval(np.zeros((2, 3)), np.zeros((1, 2)), ["f", "f", "g"])
+    with pytest.raises(ValueError, match="found 2 and 1 seeds; expected pairs"):
+        seeds_interval(np.zeros((2, 2)), np.zeros((1, 2)), ["f", "g"], by_seed=True)

@@ -89,6 +89,7 @@ def write(
         if digest:
             control = Control(cell.name, "all-linear", 8, 1_000, 0, 5_000)
             parts = [f"{each.name} {seed}" for each in SPECIALISTS.values()] if ARMS[arm].merging else []
+            parts += [f"r16 {seed}"] if arm == "warm" else []
             cell.write_made(Made("work/a", digest, control, 40, 40, "1.0", tuple(parts)))
     for seed, (kl, rise) in enumerate(distances):
         draw = Random(f"{arm} {seed}")
@@ -303,6 +304,32 @@ def test_rare(tmp_path: Path) -> None:
     assert verdict("rare", tmp_path) == FAILED
     write(tmp_path, "r16", [unseen, unseen], MANY)
     assert verdict("rare", tmp_path) == UNDECIDED
+    (tmp_path / "base" / "many.json").unlink()
+    with pytest.raises(UsageError, match="arm base is not measured yet"):
+        verdict("rare", tmp_path)
+
+
+def test_what_rl_gains_is_paired_with_what_each_seed_began_with(tmp_path: Path) -> None:
+    """Seeds begin at 30 and 50 %, and each gains 10 points: nothing else can be seen of other seeds."""
+    write(tmp_path, "warm", [solving(0.3), solving(0.5)])
+    write(tmp_path, "r16", [solving(0.4), solving(0.6)])
+    grid = Grid(tmp_path, 2)
+    gain, apart = grid.gain("r16", "warm"), grid.difference("r16", "warm")
+    assert gain.estimate == apart.estimate == pytest.approx(0.1)
+    assert 0.0 < gain.low < gain.high < 0.2
+    assert apart.low < -0.5
+    with pytest.raises(UsageError, match="arms r16 and warm are not measured yet"):
+        grid.gain("r16", "warm", MANY)
+
+
+def test_a_warm_start_is_that_of_the_arm_which_is_there(tmp_path: Path) -> None:
+    write(tmp_path, "r16", [solving(0.4)])
+    write(tmp_path, "warm", [solving(0.3)])
+    cell = CellFolder.of(tmp_path, ARMS["r16"], 0)
+    assert cell.made is not None
+    cell.write_made(replace(cell.made, digest="trained again"))
+    with pytest.raises(UsageError, match="warm, seed 0 was made of other adapters than those"):
+        Grid(tmp_path, 1).rows("warm")
 
 
 @pytest.mark.parametrize(
@@ -414,7 +441,7 @@ def test_what_was_merged_of_other_adapters_is_refused(tmp_path: Path) -> None:
     assert cell.made is not None
     cell.write_made(replace(cell.made, digest="trained again"))
     (cell.path / "on-sql-desk.json").unlink()
-    with pytest.raises(UsageError, match="merged-linear, seed 1 was merged of other adapters"):
+    with pytest.raises(UsageError, match="merged-linear, seed 1 was made of other adapters"):
         Grid(tmp_path, 2).rows("merged-linear", ON["sql-desk"])
 
 
@@ -610,6 +637,16 @@ def test_all_studies_of_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
         envkit.study("frontier", **options)
     with pytest.raises(UsageError, match="study rank plays the environment's own tasks"):
         envkit.study("rank", **options, benchmark="answers:file")
+    without = tmp_path / "without.toml"
+    without.write_text(
+        budget.read_text().replace(
+            "sft_examples = 4\nsft_batch_size = 4\nmax_steps = 2", "max_steps = 2\nsft_examples = 0"
+        )
+    )
+    with pytest.raises(
+        ConfigError, match=r"study rare compares RL with its warm start, and training\.sft_examples is 0"
+    ):
+        envkit.study("rare", **{**options, "budget": str(without)})
     for name in STUDIES:
         found = envkit.study(name, **options, benchmark="answers:file" if name == "frontier" else "")
         assert found.found is not None, name
@@ -629,6 +666,16 @@ def test_all_studies_of_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for function in ("training.train", "measuring.evaluate", "forgotten.forgetting"):
         monkeypatch.setattr(f"envkit.api.{function}", trained)
     before = {path: path.read_bytes() for path in (tmp_path / "grid" / "own").glob("*.*")}
+    without = tmp_path / "without.toml"
+    without.write_text(
+        budget.read_text().replace(
+            "sft_examples = 4\nsft_batch_size = 4\nmax_steps = 2", "max_steps = 2\nsft_examples = 0"
+        )
+    )
+    with pytest.raises(
+        ConfigError, match=r"study rare compares RL with its warm start, and training\.sft_examples is 0"
+    ):
+        envkit.study("rare", **{**options, "budget": str(without)})
     for name in STUDIES:
         envkit.study(name, **options)
     assert {path: path.read_bytes() for path in (tmp_path / "grid" / "own").glob("*.*")} == before

@@ -51,7 +51,7 @@ def test_a_model_without_the_weights_of_a_layer_is_refused(ref: ModelRef, tmp_pa
     [
         ("gpt2", {"n_embd": 64, "n_head": 4, "n_layer": 2}, "c_attn, a Conv1D; envkit supports nn.Linear"),
         ("mixtral", {"num_local_experts": 4}, "a Mixtral.*; envkit supports nn.Linear"),
-        ("olmoe", {"num_experts": 4, "num_experts_per_tok": 2}, "a OlmoeTopKRouter; envkit supports"),
+        ("olmoe", {"num_experts": 4, "num_experts_per_tok": 2}, "a Olmoe.*; envkit supports"),
         ("stablelm", {}, "does not pass keyword arguments to its attention"),
         ("nemotron", {}, "does not pass keyword arguments to its attention"),
         ("deepseek_v3", {**MLA, "num_experts_per_tok": 2, "qk_head_dim": 16}, r"cannot run \(RuntimeError"),
@@ -61,8 +61,9 @@ def test_a_model_without_the_weights_of_a_layer_is_refused(ref: ModelRef, tmp_pa
 def test_architectures_that_cannot_be_trained_are_refused_on_loading(
     tmp_path: Path, family: str, changes: dict[str, Any], problem: str
 ) -> None:
-    with pytest.raises(ModelError, match=problem):
-        Policy(tiny.make(tmp_path, family, **changes))
+    for control in ("all-linear", "full"):
+        with pytest.raises(ModelError, match=problem):
+            Policy(tiny.make(tmp_path / control, family, **changes), control=control)
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(tmp_path: Path) -> None:
@@ -163,9 +164,12 @@ def test_a_damaged_adapter_folder_is_refused_or_works(
     path = data.draw(st.sampled_from(mutations(file)))
     mutate(file, path, data.draw(st.sampled_from([*ODD, 10**9])), delete=data.draw(st.booleans()))
     try:
-        server.add(damaged, f"adapter-{name}")
         server.serve([damaged])
         server.engine.generate([Request(tiny.prompt(5, seed=1), (1,))], Sampling(1.0, 2))
+    except ModelError as error:
+        assert len(str(error).splitlines()) == 1  # noqa: PT017
+    try:
+        server.add(damaged, f"adapter-{name}")
     except ModelError as error:
         assert len(str(error).splitlines()) == 1  # noqa: PT017
 

@@ -22,10 +22,10 @@ from envkit.engine.updates import Update, read_adapter, updates_of
 from envkit.engine.vllm_engine import require_rank
 from envkit.errors import ConfigError, ModelError, UsageError
 from envkit.models import ModelRef
-from envkit.models.adapter_folder import recorded_control
+from envkit.models.adapter_folder import WITHOUT_RANK, recorded_control, require_scale
 from envkit.training.base_model import add_adapter
 from envkit.training.checkpoint import load_adapter
-from envkit.training.config import CONTROLS, WITHOUT_RANK, TrainConfig
+from envkit.training.config import CONTROLS, TrainConfig
 from envkit.training.merging import merge_adapters
 from envkit.training.packing import PackedBatch, TrainingRow, pack
 from envkit.training.policy import Policy
@@ -253,6 +253,9 @@ def test_in_bfloat16_engine_and_learner_agree(ref: ModelRef, control: str) -> No
 def test_what_cannot_be_trained_or_used_is_refused(ref: ModelRef, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="control is 'all'; expected one of: all-linear, attention"):
         TrainConfig(control="all")
+    make(ref, "all-linear").save_adapter(tmp_path / "lora")
+    with pytest.raises(ModelError, match="is of control 'all-linear', and control is 'full'; begin with"):
+        require_scale(tmp_path / "lora", "full", 1, 1)
     for control in WITHOUT_RANK:
         for setting in ({"engine": "vllm"}, {"backend": "trl"}):
             with pytest.raises(ConfigError, match=rf"control is '{control}', which .* cannot train"):
@@ -289,6 +292,55 @@ def test_what_cannot_be_trained_or_used_is_refused(ref: ModelRef, tmp_path: Path
     file.write_text(json.dumps({**json.loads(file.read_text()), "lora_bias": True}))
     with pytest.raises(ModelError, match=r"not an adapter for tiny-llama: .*lora_B\.bias has shape none"):
         tiny.policy(ref).add(tmp_path / "claims", "added")
+
+
+def test_an_adapter_without_a_layer_that_its_settings_name_is_not_served(
+    ref: ModelRef, tmp_path: Path
+) -> None:
+    for control in CONTROLS:
+        make(ref, control).save_adapter(tmp_path / control)
+        weights = tmp_path / control / "adapter_model.safetensors"
+        kept = {name: tensor for name, tensor in load_file(weights).items() if "layers.1." not in name}
+        save_file(kept, weights)
+        with pytest.raises(ModelError, match=r"the weights lack model\.layers\.1\."):
+            tiny.policy(ref).serve([tmp_path / control])
+
+
+@PLAIN_PEFT
+def test_layers_with_a_scale_of_their_own_are_read_as_peft_reads_them(ref: ModelRef, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=2, lora_alpha=4, target_modules="all-linear",
+        alpha_pattern={"down_proj": 8}, rank_pattern={r"layers.0.*q_proj": 3},
+    )  # fmt: skip
+    model: Any = get_peft_model(tiny.plain(ref), config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    read, expected = read_adapter(tmp_path), updates_of(model, "default")
+    assert read.keys() == expected.keys()
+    for path, update in expected.items():
+        torch.testing.assert_close(read[path].up @ read[path].down, update.up @ update.down)
+
+
+def test_a_budget_holds_whatever_comes_after_many_small_adapters(ref: ModelRef) -> None:
+    adapters = controls(ref)
+    engine = TorchEngine(tiny.plain(ref), (), kv_cache_bytes=2**22)
+    small, large = (engine.linears.bytes_alone(adapters[name]) for name in ("all-linear", "full"))
+    budget = large + 4 * small
+    pool = AdapterPool(engine.linears, budget)
+    names = [f"small {number}" for number in range(budget // small)]
+    for name in names:
+        pool.register(name, lambda: adapters["all-linear"])
+    pool.register("full", lambda: adapters["full"])
+    for name in [*names, "full", *names[:6], "full"]:
+        assert pool.acquire(name) is not None
+        pool.release(name)
+        assert pool.used_bytes <= budget
+    assert "full" in pool.loaded
 
 
 class Unnamed(torch.nn.Module):
@@ -360,3 +412,8 @@ def test_a_run_without_lora_trains_verifies_and_loads(control: str, tmp_path: Pa
     assert envkit.verify(result.run, display="quiet").reproduced
     with envkit.load_adapter(result.run) as loaded:
         assert isinstance(loaded.act("Which books are there?"), str)
+        ids = torch.tensor([tiny.prompt(9, seed=1)])
+        with torch.no_grad():
+            found = loaded.model(ids).logits
+            with loaded.model.disable_adapter():
+                assert not torch.equal(loaded.model(ids).logits, found)

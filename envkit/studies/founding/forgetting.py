@@ -51,7 +51,7 @@ def judge(grid: Grid) -> Finding:
     """See `CLAIM`."""
     goal = _mean_rate(grid, RL_ARM)
     matched = min(_SFT, key=lambda arm: abs(_mean_rate(grid, arm) - goal))
-    gap, gain = grid.difference(RL_ARM, matched), grid.difference(RL_ARM, "warm")
+    gap, gain = grid.difference(RL_ARM, matched), grid.gain(RL_ARM, "warm")
     ours, theirs = _forgotten(grid, RL_ARM), _forgotten(grid, matched)
     seeds = sorted(ours.keys() & theirs.keys())
     sources = {seed: _distances(grid, "warm")[seed].sources for seed in seeds}
@@ -87,8 +87,9 @@ def judge(grid: Grid) -> Finding:
             f"{matched} solves most nearly as much as {RL_ARM}: {RL_ARM} minus {matched} is "
             f"{in_points(gap)} points; more than 5 would decide nothing. {RL_ARM} minus its warm start: "
             f"{in_points(gain)}.",
-            f"Rise of the loss on other text from the warm start to {matched}, by seed: {_told(lost)}. "
-            "Unless SFT forgets, there is no half of it.",
+            f"Rise of the loss on other text by {matched}, above that by the warm start, by seed: "
+            f"{_told(lost)}. Unless SFT forgets, there is no half of it. SFT begins with the base and learns "
+            "from RL's functions too, so its first answers are not those of the warm start.",
             f"Rise by RL, less half of SFT's, by seed: {_told(halves)}. The claim needs all below zero.",
             correlation,
             "What is forgotten of other environments is not measured.",

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 from envkit.benchmark.recipes import Recipe, difference_of, recipe_of
 from envkit.benchmark.report_data import Conditions, Row
 from envkit.benchmark.stats import LEVEL, Interval
 from envkit.errors import UsageError
-from envkit.studies.founding.arms import ARMS, BASE, MERGED, ROUTED, SPECIALISTS
+from envkit.studies.founding.arms import ARMS, BASE, MERGED, RL_ARM, ROUTED, SPECIALISTS, WARM, Arm
 from envkit.studies.founding.cells import CellFolder
 from envkit.studies.founding.measurements import SOLVE, Measured, others_part
+
+#: Arms whose adapters of the same seed an adapter is made of, by its kind.
+_MADE_OF: Final[Mapping[str, tuple[Arm, ...]]] = MappingProxyType(
+    {MERGED: tuple(SPECIALISTS.values()), WARM: (ARMS[RL_ARM],)}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +56,7 @@ class Grid:
             UsageError: another adapter played them, or they are of an adapter that was merged of others than
                 there are now.
         """
-        if cell.arm.kind == MERGED:
-            self._require_merged_of_these(cell)
+        self._require_made_of_these(cell)
         if cell.arm.kind != ROUTED:
             return cell.measured(part)
         chosen = cell.chosen(part)
@@ -77,17 +83,18 @@ class Grid:
         )
         return replace(players[BASE], row=row, commit=chosen.commit)
 
-    def _require_merged_of_these(self, cell: CellFolder) -> None:
-        """Raise if an adapter was merged of others than the specialists of its seed."""
-        made = cell.made
-        if made is None:
-            return
-        specialists = [CellFolder.of(self.root, arm, cell.seed).made for arm in SPECIALISTS.values()]
-        now = tuple(each.digest for each in specialists if each is not None)
-        if len(now) == len(SPECIALISTS) and made.parts != now:
+    def parts(self, cell: CellFolder) -> tuple[str, ...]:
+        """Digests of the adapters that a cell's own is made of, as far as they are there."""
+        made = [CellFolder.of(self.root, arm, cell.seed).made for arm in _MADE_OF.get(cell.arm.kind, ())]
+        return tuple(each.digest for each in made if each is not None)
+
+    def _require_made_of_these(self, cell: CellFolder) -> None:
+        """Raise if an adapter was made of others than those of its seed."""
+        made, now = cell.made, self.parts(cell)
+        if made is not None and len(now) == len(_MADE_OF.get(cell.arm.kind, ())) and made.parts != now:
             raise UsageError(
-                f"{cell.name} was merged of other adapters than the specialists that are there now; delete "
-                f"the folder {cell.path} to merge and measure it again"
+                f"{cell.name} was made of other adapters than those that are there now; delete the folder "
+                f"{cell.path} to make and measure it again"
             )
 
     def rows(self, arm: str, part: str = SOLVE) -> list[Row]:
@@ -115,6 +122,31 @@ class Grid:
         found = difference_of(self.recipe(arm, part), self.recipe(against, part), level=level)
         if found is None:
             raise UsageError(f"{arm} and {against} have no graded task in common")
+        return found
+
+    def pairs(self, arm: str, before: str, part: str = SOLVE) -> dict[int, tuple[Row, Row]]:
+        """Rows of an arm and of what each of its seeds began with, by seed, where both are measured."""
+        return {
+            cell.seed: (after.row, earlier.row)
+            for cell, began in zip(self.cells(arm), self.cells(before), strict=True)
+            if (after := self.measured(cell, part)) and (earlier := self.measured(began, part))
+        }
+
+    def gain(self, arm: str, before: str, part: str = SOLVE) -> Interval:
+        """Solve rate of an arm minus that of what each of its seeds began with, paired by task and seed.
+
+        Raises:
+            UsageError: no seed of both is measured, or they have no task in common.
+        """
+        if not (pairs := self.pairs(arm, before, part)):
+            raise UsageError(f"arms {arm} and {before} are not measured yet; run the study to measure them")
+        ours, theirs = (
+            recipe_of(name, [pair[side] for pair in pairs.values()])
+            for side, name in enumerate((arm, before))
+        )
+        found = difference_of(ours, theirs, by_seed=True)
+        if found is None:
+            raise UsageError(f"{arm} and {before} have no graded task in common")
         return found
 
     def others(self, part: str = SOLVE) -> dict[str, Row]:

@@ -59,7 +59,7 @@ class Made:
         steps: gradient steps of RL that were taken; 0 for other ways.
         planned: steps that its settings ask for.
         commit: version of envkit.
-        parts: digests of the adapters that it was merged of.
+        parts: digests of the adapters that it was merged of; of a warm start, that of the arm whose it is.
     """
 
     adapter: str

@@ -42,24 +42,21 @@ _RARE: Final = 1 / 8
 
 def judge(grid: Grid) -> Finding:
     """See `CLAIM`."""
-    rise = grid.difference(RL_ARM, "warm", MANY)
+    rise = grid.gain(RL_ARM, "warm", MANY)
+    _ = grid.recipe("base", MANY)  # raises if it is not measured
     [base] = grid.rows("base", MANY)
-    pairs = [
-        (after.row, before.row)
-        for trained, warm in zip(grid.cells(RL_ARM), grid.cells("warm"), strict=True)
-        if (after := trained.measured(MANY)) and (before := warm.measured(MANY))
-    ]
-    learned = [_learned(after, before) for after, before in pairs]
+    pairs = grid.pairs(RL_ARM, "warm", MANY)
+    learned = [_learned(after, before) for after, before in pairs.values()]
     known = _known(learned, {result.task: result.source for result in base.results})
-    found = [compare_rows(after, before) for after, before in pairs]
-    from_base = [compare_rows(after, base) for after, _ in pairs]
-    samples = min(result.samples for result in base.results)
+    found = {seed: compare_rows(after, before) for seed, (after, before) in pairs.items()}
+    from_base = {seed: compare_rows(after, base) for seed, (after, _) in pairs.items()}
+    samples = min(result.samples for _, before in pairs.values() for result in before.results)
     none = [sum(not solved for solved in each.values()) for each in learned]
     return Finding(
         all_of([above(rise, 0.0), UNDECIDED if known is None else above(known, _KNOWN)]),
         (
             detectable(grid, RL_ARM, "warm", MANY),
-            f"By RL, pass@1 rises by {in_points(rise)} points.",
+            f"By RL, pass@1 rises by {in_points(rise)} points, paired by seed.",
             f"Learned, by seed: {', '.join(f'{len(each)} tasks' for each in learned)}; of these, none of "
             f"{samples} samples was solved before RL in {', '.join(map(str, none))}.",
             "Share of sources whose learned tasks had all been solved at least once before RL: "
@@ -79,8 +76,8 @@ def judge(grid: Grid) -> Finding:
     )
 
 
-def _crossings(found: Sequence[PassComparison]) -> str:
-    return ", ".join(f"k = {each.crossing}" if each.crossing else "none" for each in found)
+def _crossings(found: Mapping[int, PassComparison]) -> str:
+    return ", ".join(f"k = {each.crossing}" if each.crossing else "none" for each in found.values())
 
 
 def _learned(row: Row, earlier: Row) -> dict[str, bool]:
@@ -107,7 +104,7 @@ def _known(learned: Sequence[Mapping[str, bool]], sources: Mapping[str, str]) ->
     return clopper_pearson(sum(map(all, by_source.values())), len(by_source)) if by_source else None
 
 
-def _table(against: str, found: Sequence[PassComparison]) -> Table:
+def _table(against: str, found: Mapping[int, PassComparison]) -> Table:
     return Table(
         f"pass@k in percent: trained, {against}, and their difference",
         ("Seed", "k", "Trained", f"{against[0].upper()}{against[1:]}", "Difference"),
@@ -119,7 +116,7 @@ def _table(against: str, found: Sequence[PassComparison]) -> Table:
                 percent(point.against.estimate),
                 in_points(point.difference),
             )
-            for seed, each in enumerate(found)
+            for seed, each in found.items()
             for point in each.points
         ),
     )
