@@ -54,6 +54,7 @@ def evaluate(
     max_context_length: int | None = None,
     shots: int = 0,
     system: str = "",
+    device: str = "cpu",
     sandbox: SandboxBackend | str = "auto",
     root: Path | str = RUNS,
     display: DisplayChoice = "rich",
@@ -80,6 +81,7 @@ def evaluate(
         max_context_length: tokens a turn is asked with, at most; 0, the default, for the model's own limit.
         shots: solved train tasks that the model sees first (few-shot prompting).
         system: the model's system message; by default the environment's own.
+        device: of the model: ``"cpu"``, or ``"cuda"`` for one NVIDIA GPU.
         sandbox: a backend or its registered name.
         root: folder in which the run folder is created.
         display: ``"rich"``, ``"quiet"`` or a display of your own.
@@ -121,6 +123,7 @@ def evaluate(
         (row,),
         samples,
         temperature,
+        device=device,
         **limits,
     )
     with open_display(display) as progress:

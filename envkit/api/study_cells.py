@@ -179,7 +179,7 @@ def _evaluated(
     else:
         if agent == "model":  # the same limits with an adapter and without, whatever it was trained with
             limits = {name: getattr(play.config, name) for name in LIMITS if name != "max_turns"}
-            model |= {**limits, "temperature": play.temperature}
+            model |= {**limits, "temperature": play.temperature, "device": play.config.device}
         result = evaluate(play.environment, agent=agent, samples=play.samples, **common, **starting, **model)
     if result.stopped_by:
         return None, result.stopped_by
@@ -288,15 +288,19 @@ def _multiplex(cell: CellFolder, sizes: Budget, display: Display) -> None:
     from envkit.studies.machine import machine, resolve_dtype, use_threads
     from envkit.studies.multiplexing import ManyAdapters
     from envkit.studies.provenance import commit
-    from envkit.training.config import TrainConfig
+    from envkit.training.config import from_mapping
+    from envkit.training.policy import find_device
 
     threads = use_threads()
-    ref, dtype = resolve(sizes.model, display), resolve_dtype(TrainConfig(), display.say).dtype
+    config = resolve_dtype(from_mapping(sizes.training, "training"), display.say)
+    ref, dtype, device = resolve(sizes.model, display), config.dtype, config.device
+    find_device(device)
     together, one_by_one = counts_of(sizes.rows)
     most = max(together)
-    speeds = ManyAdapters(ref, dtype, most, RANK, sizes.rows, sizes.ticks).speeds(
+    speeds = ManyAdapters(ref, dtype, most, RANK, sizes.rows, sizes.ticks, device).speeds(
         together, one_by_one, sizes.rounds
     )
-    exact = ManyAdapters(ref, "float32", most, RANK, sizes.rows, sizes.ticks).largest_difference(most)
+    exact = ManyAdapters(ref, "float32", most, RANK, sizes.rows, sizes.ticks, device).largest_difference(most)
     found = {way: tuple(each) for way, each in speeds.items()}
-    cell.write_multiplexed(Multiplexed(RANK, sizes.rows, found, exact, machine(threads, dtype), commit()))
+    here = machine(threads, dtype, device)
+    cell.write_multiplexed(Multiplexed(RANK, sizes.rows, found, exact, here, commit()))

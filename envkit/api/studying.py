@@ -42,7 +42,7 @@ def study(
 
     Args:
         name: a name of `list_studies`.
-        budget: ``"smoke"`` (shows that everything runs), ``"cpu"``, or a TOML file of sizes.
+        budget: ``"smoke"`` (shows that everything runs), ``"cpu"``, ``"gpu"``, or a TOML file of sizes.
         model: the base of all arms; by default the budget's.
         seeds: train this many seeds of each arm; by default the budget's. More can be added later.
         measure: train and measure what is missing; else judge what there is.

@@ -137,6 +137,7 @@ class BenchSpec:
             for the model's own.
         budget_usd: limit for the cost of all API calls together.
         title: heading of the reports.
+        device: of local models: ``"cpu"``, or ``"cuda"`` for one NVIDIA GPU.
     """
 
     environments: tuple[EnvironmentSpec, ...]
@@ -149,6 +150,7 @@ class BenchSpec:
     max_context_length: int = 0
     budget_usd: float = 1.0
     title: str = ""
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for what, names in (
@@ -163,6 +165,8 @@ class BenchSpec:
             raise ConfigError(f"max_turns is {self.max_turns}; it must be at least 1")
         if not 0 <= self.budget_usd < math.inf:
             raise ConfigError(f"budget_usd is {self.budget_usd}; expected dollars, at least 0")
+        if self.device not in ("cpu", "cuda"):
+            raise ConfigError(f"device is {self.device!r}; expected cpu or cuda")
         _check_sampling("the spec", self)
 
     def of(self, agent: AgentSpec) -> AgentSpec:

@@ -59,6 +59,10 @@ Context = Annotated[
         help="Context length limit of a local model. Default: as the adapter was trained, else by the model.",
     ),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Device of local models: cpu, or cuda for one GPU. Default: cpu."),
+]
 Shots = Annotated[
     int,
     typer.Option(
@@ -116,6 +120,7 @@ def evaluate(
             "environment's own.",
         ),
     ] = None,
+    device: Device = None,
     sandbox: SandboxName = "auto",
     root: Root = RUNS,
     as_json: Json = False,
@@ -138,6 +143,7 @@ def evaluate(
         max_context_length=max_context_length,
         shots=shots,
         system="" if system is None else _text_of(system),
+        device=device or "cpu",
         sandbox=sandbox,
         root=root,
         command=command_line(),
@@ -229,6 +235,7 @@ def bench(
         int | None,
         typer.Option(metavar="N", help="Add a row: the base model, shown N solved train tasks first."),
     ] = None,
+    device: Device = None,
     prices: Prices = None,
     machine: Machine = None,
     sandbox: SandboxName = "auto",
@@ -256,6 +263,7 @@ def bench(
         "stop_strings": tuple(stop_strings) if stop_strings else None,
         "max_context_length": max_context_length,
         "shots": shots,
+        "device": device,
     }
     given = {name: value for name, value in options.items() if value is not None}
     if spec is not None:

@@ -34,7 +34,7 @@ def study(
     ] = None,
     budget: Annotated[
         str,
-        typer.Option(metavar="NAME", help="Sizes: smoke, cpu, or a TOML file of your own."),
+        typer.Option(metavar="NAME", help="Sizes: smoke, cpu, gpu, or a TOML file of your own."),
     ] = "cpu",
     seeds: Annotated[
         int | None,

@@ -324,7 +324,7 @@ class AgentFactory:
             raise StoreError(
                 f"the weights of {model} have changed since the run began; restore them, or start a new run"
             )
-        policy = Policy(ref, dtype=str(self._fixed["machine"]["dtype"]))
+        policy = Policy(ref, dtype=str(self._fixed["machine"]["dtype"]), device=self._spec.device)
         rows = self._rows_on(model)
         for row in rows:
             if row.adapter:

@@ -27,11 +27,12 @@ from envkit.stop import never
 from envkit.store import RunFolder, write_atomic
 from envkit.studies.agent_factory import model_of, outputs, require_usable, runs_here
 from envkit.studies.heldout import require_heldout
-from envkit.studies.machine import cpu_dtype, machine, use_threads
+from envkit.studies.machine import machine, resolve_dtype, use_threads
 from envkit.studies.openings import openings
 from envkit.studies.provenance import commit, environment_facts
 from envkit.studies.validate_tasks import validate_tasks
 from envkit.taskfile import digest, write_tasks
+from envkit.training.config import TrainConfig
 from envkit.types import JSON, Usage
 
 #: ``kind`` in the manifest of such a run.
@@ -67,12 +68,14 @@ def start(
     Raises:
         UsageError: an environment, adapter, card, price or set of outputs does not exist, or tasks are not
             held out. No folder is created in that case.
+        ModelError: a model cannot be had, or torch finds no GPU.
     """
     table = load_prices(prices)
     spec = _filled_in(spec)
     _require_scripts(spec)
     for row in spec.agents:
         require_usable(row, table)  # before tasks are made and controls are played, which takes minutes
+    threads, dtype = _compute(spec, display)
     for environment in spec.environments:
         if registry.environment(environment.name).harness is not None:
             _require_no_message(spec)
@@ -91,13 +94,12 @@ def start(
         model: resolve(model, display).digest
         for model in dict.fromkeys(model_of(row) for row in spec.agents if runs_here(row))
     }
-    threads, dtype = _compute(bool(models))
     shared = {
         "command": command,
         "commit": commit(),
         "model": ", ".join(models),
         "model_digest": ", ".join(models.values()),
-        "machine": asdict(machine(threads, dtype)),
+        "machine": asdict(machine(threads, dtype, spec.device if models else "cpu")),
     }
     facts: Mapping[str, JSON] = {
         "kind": KIND,
@@ -190,11 +192,18 @@ def _filled_in(spec: BenchSpec) -> BenchSpec:
     return replace(spec, agents=tuple(filled(row) for row in spec.agents))
 
 
-def _compute(models: bool) -> tuple[int, str]:
-    """Return threads and dtype for local models. Without any, PyTorch is not imported."""
-    if not models:
+def _compute(spec: BenchSpec, display: Display) -> tuple[int, str]:
+    """Return threads and dtype for local models. Without any, PyTorch is not imported.
+
+    Raises:
+        ModelError: torch finds no such device.
+    """
+    if not any(map(runs_here, spec.agents)):
         return len(os.sched_getaffinity(0)), "no model"
-    return use_threads(), cpu_dtype()
+    from envkit.training.policy import find_device
+
+    find_device(spec.device)
+    return use_threads(), resolve_dtype(TrainConfig(device=spec.device), display.say).dtype
 
 
 def load_tasks(

@@ -17,7 +17,7 @@ from envkit.engine.running import PREFILL_TOKENS, Drawn, Failed, RowRequest, Run
 from envkit.engine.torch_engine import TorchEngine, to_list
 from envkit.engine.updates import Update
 from envkit.models import ModelRef
-from envkit.training.base_model import load_base
+from envkit.training.base_model import linears_of, load_base
 
 #: Tokens of a prompt.
 _PROMPT: Final = 64
@@ -28,12 +28,7 @@ _POOL_BYTES: Final = 4 * 2**30
 
 def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
     """Return the shapes of a model's linear layers without the head, (outputs, inputs) by path."""
-    head = model.get_output_embeddings()
-    return {
-        path: (module.out_features, module.in_features)
-        for path, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    }
+    return {path: (layer.out_features, layer.in_features) for path, layer in linears_of(model).items()}
 
 
 def random_adapter(shapes: Mapping[str, tuple[int, int]], rank: int, seed: int) -> dict[str, Update]:
@@ -65,10 +60,21 @@ class ManyAdapters:
         rank: of each.
         rows: that are decoded.
         ticks: tokens of each row.
+        device: of the base.
     """
 
-    def __init__(self, ref: ModelRef, dtype: str, adapters: int, rank: int, rows: int, ticks: int) -> None:
+    def __init__(
+        self,
+        ref: ModelRef,
+        dtype: str,
+        adapters: int,
+        rank: int,
+        rows: int,
+        ticks: int,
+        device: str = "cpu",
+    ) -> None:
         model, _ = load_base(ref, dtype)
+        model.to(device)
         shapes = linear_shapes(model)
         self._engine = TorchEngine(model, [])
         self._pool = AdapterPool(self._engine.linears, _POOL_BYTES)

@@ -60,7 +60,7 @@ class Policy:
         seed: int = 0,
         kv_cache_mb: int = 2048,
     ) -> None:
-        self.ref, self.device = ref, _find_device(device)
+        self.ref, self.device = ref, find_device(device)
         base, self.tokenizer = load_base(ref, dtype)
         with model_errors(f"{ref.path}: the tokenizer cannot be used"):
             self.renderer = ChatRenderer(self.tokenizer)
@@ -216,8 +216,8 @@ class Policy:
         (folder / BASE).write_text(json.dumps(facts))
 
 
-def _find_device(device: str) -> torch.device:
-    """The torch device of that name.
+def find_device(device: str) -> torch.device:
+    """Return the torch device of that name.
 
     Raises:
         ModelError: torch finds none.

@@ -184,7 +184,7 @@ def test_a_report_names_settings_that_differ_from_training(
 def test_settings_that_differ_from_training_are_shown_when_a_model_is_loaded(
     tmp_path: Path, backend: SandboxBackend, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("envkit.studies.bench_setup.cpu_dtype", lambda: "float32")  # as the run that trained
+    monkeypatch.setattr("envkit.studies.machine.cpu_dtype", lambda say: "float32")  # as the run that trained
     trained = trained_with(tmp_path, stop_strings=["e"], max_context_length=1)
     tiny.policy(ModelRef("tiny", model, weights_digest(model))).save_adapter(trained.path / "adapter")
     said: list[str] = []

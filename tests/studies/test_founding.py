@@ -177,11 +177,11 @@ def test_forgetting_is_compared_where_as_much_is_solved(tmp_path: Path, rise: fl
     write(tmp_path, "base", [solving(0.2)])
     for arm in ("r16", "r8", "r1", "attention", "steering"):
         write(tmp_path, arm, [solving(0.4), solving(0.4)], distances=[(0.1, 1 + rise), (0.1, 1 + rise)])
-    for arm, rate, lost in (("warm", 0.25, 0.0), ("sft-720", 0.39, 0.1), ("sft-1440", 0.5, 0.5)):
+    for arm, rate, lost in (("warm", 0.25, 0.0), ("sft-3x", 0.39, 0.1), ("sft-6x", 0.5, 0.5)):
         write(tmp_path, arm, [solving(rate)] * 2, distances=[(5 * lost, 1 + lost), (5 * lost, 1 + lost)])
     found = found_by("forgetting", tmp_path)
     assert found.verdict == expected
-    assert "sft-720 solves most nearly as much as r16" in found.sentences[1]
+    assert "sft-3x solves most nearly as much as r16" in found.sentences[1]
     assert "Over 16 runs, the rank correlation" in found.sentences[4]
 
 
@@ -191,7 +191,7 @@ def test_nothing_is_decided_where_there_is_nothing_to_forget(tmp_path: Path) -> 
         write(tmp_path, "warm", [solving(warm)] * 2, distances=[(0.1, 0.0)] * 2)
         for arm in ("r16", "r8", "r1", "attention", "steering"):
             write(tmp_path, arm, [solving(solved)] * 2, distances=[(0.1, -0.01)] * 2)
-        for arm in ("sft-720", "sft-1440"):
+        for arm in ("sft-3x", "sft-6x"):
             write(tmp_path, arm, [solving(sft)] * 2, distances=[(0.1, lost)] * 2)
         return verdict("forgetting", tmp_path)
 
@@ -456,7 +456,7 @@ def test_frontier(tmp_path: Path, rate: float, expected: str) -> None:
             for each, kind, source in zip(solving(solved), kinds, sources, strict=True)
         ]
 
-    for arm, seeds in (("base", 1), ("sft-240", 2), ("r16", 2)):
+    for arm, seeds in (("base", 1), ("sft-1x", 2), ("r16", 2)):
         write(tmp_path, arm, [with_kinds(rate if arm == "r16" else 0.0)] * seeds, FRONTIER)
     origin = Origin("recorded", "gpt-4-0613", tokenizer="a tokenizer")
     large = Row("gpt-4-0613", "recorded", tuple(with_kinds(0.5)), None, origin)
@@ -480,7 +480,7 @@ def test_few_wins_on_a_rare_kind_decide_nothing(tmp_path: Path) -> None:
     def results(solved: int) -> list[TaskResult]:
         return [replace(result(task, int(task < solved), 1), operator="typo") for task in range(20)]
 
-    for arm, solved in (("base", 0), ("sft-240", 0), ("r16", 3)):
+    for arm, solved in (("base", 0), ("sft-1x", 0), ("r16", 3)):
         write(tmp_path, arm, [results(solved)] * (1 if arm == "base" else 2), FRONTIER)
     large = Row("gpt-4-0613", "recorded", tuple(results(0)), None, Origin("recorded", "gpt-4-0613"))
     CellFolder.of(tmp_path, ARMS["base"], 0).write_others(FRONTIER, Others((large,), CONDITIONS, "1.0"))
@@ -532,12 +532,13 @@ def test_what_a_page_needs_survives_being_written(tmp_path: Path) -> None:
 
 
 def test_budgets(tmp_path: Path) -> None:
-    for name in ("smoke", "cpu"):
+    for name in ("smoke", "cpu", "gpu"):
         budget = load_budget(name)
         assert budget.settings_of(ARMS["attention"])["lora_r"] == 33
-        for arm in ARMS.values():
-            budget.config_of(arm)
-    with pytest.raises(ConfigError, match="no budget 'large'; expected smoke, cpu, or a TOML file"):
+        devices = {budget.config_of(arm).device for arm in ARMS.values()}
+        devices |= {budget.play_of(part).config.device for part in (SOLVE, MANY, FRONTIER, *ON.values())}
+        assert devices == {"cuda" if name == "gpu" else "cpu"}
+    with pytest.raises(ConfigError, match="no budget 'large'; expected smoke, cpu, gpu, or a TOML file"):
         load_budget("large")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_budget(str(tmp_path / "none.toml"))
@@ -588,12 +589,6 @@ max_steps = 2
 groups_per_step = 2
 num_generations = 4
 save_steps = 1
-[arms.sft-240]
-sft_examples = 4
-[arms.sft-720]
-sft_examples = 8
-[arms.sft-1440]
-sft_examples = 8
 [several]
 max_task_chars = 500
 tasks = 4

@@ -16,12 +16,13 @@ import pytest
 import tiny
 import torch
 
+import envkit
 from envkit.engine import sampling, torch_engine
 from envkit.engine.head import Head
 from envkit.engine.protocol import Completion, Request, Sampling
 from envkit.engine.torch_engine import TorchEngine
 from envkit.engine.updates import Update, updates_of
-from envkit.errors import ModelError
+from envkit.errors import ConfigError, ModelError
 from envkit.models import ModelRef
 from envkit.rollout import Rollouts
 from envkit.store import Journal
@@ -160,6 +161,17 @@ def to_meta(policy: Policy) -> dict[str, Update]:
     }
 
 
+def test_an_evaluation_without_its_gpu_ends_before_anything_is_made(
+    ref: ModelRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ModelError, match=r"device is 'cuda', but torch .* finds no NVIDIA GPU"):
+        envkit.evaluate(model=ref.path, device="cuda", root=tmp_path / "runs", display="quiet")
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(ConfigError, match="device is 'tpu'; expected cpu or cuda"):
+        envkit.evaluate(model=ref.path, device="tpu", root=tmp_path / "runs", display="quiet")
+
+
 # The tests below need a GPU.
 
 
@@ -270,3 +282,20 @@ def test_sft_and_timing_run_on_a_gpu(ref: ModelRef, device: str) -> None:
     assert measure(policy)[0].row_s > 0
     assert resolve_dtype(config).dtype == "bfloat16"
     assert machine(1, "bfloat16", device).card == torch.cuda.get_device_name()
+
+
+@on_cuda
+def test_full_fine_tuning_on_a_gpu_samples_what_it_learns(ref: ModelRef, device: str, tmp_path: Path) -> None:
+    policy = Policy(ref, control="full", dtype="bfloat16", device=device)
+    with torch.no_grad():
+        for parameter in policy.trainable():
+            parameter.add_(torch.randn(parameter.shape, device=device) * 0.05)
+    policy.sync()
+    policy.save_adapter(tmp_path)
+    asked = [dataclasses.replace(request, adapter=0, keep_cache=False) for request in first_requests()]
+    expected = policy.engine.generate(asked, Sampling(0.0, 6))
+    policy.serve([None, tmp_path])
+    found = policy.engine.generate(
+        [dataclasses.replace(request, adapter=1) for request in asked], Sampling(0.0, 6)
+    )
+    assert [each.ids for each in found] == [each.ids for each in expected]

@@ -34,6 +34,8 @@ class Arm:
             without training; or ``"routed"``: a router gives each prompt to one of the specialists, or to the
             base.
         settings: fields of `envkit.training.config.TrainConfig`, on top of the budget's.
+        imitated: above 0, it learns from known answers alone, from so many times as many as the budget's warm
+            start has.
         shots: solved train tasks that the model sees first.
         environments: what it is trained on; empty for the budget's environment.
         merging: how it is merged; see `envkit.training.merging.METHODS`.
@@ -43,6 +45,7 @@ class Arm:
     meaning: str
     kind: str = TRAINED
     settings: Mapping[str, object] = field(default_factory=dict[str, object])
+    imitated: int = 0
     shots: int = 0
     environments: tuple[str, ...] = ()
     merging: str = ""
@@ -60,9 +63,8 @@ class Arm:
 
 #: The arm whose RL is compared with what it was before.
 RL_ARM: Final = "r16"
-#: Known answers of the arms that imitate alone: as many as the warm start of budget ``cpu``, and more; one of
-#: them solves about as much as RL does.
-_IMITATED: Final = (240, 720, 1440)
+#: Known answers of the arms that imitate alone, in warm starts: one of them solves about as much as RL does.
+_IMITATED: Final = (1, 3, 6)
 
 _ALL: Final = (
     Arm(BASE, "the untouched model", UNTOUCHED),
@@ -89,8 +91,14 @@ _ALL: Final = (
         settings={"control": "attention"},
     ),
     *(
-        Arm(f"sft-{count}", f"SFT on {count} known answers", settings={"sft_examples": count, "max_steps": 0})
-        for count in _IMITATED
+        Arm(
+            f"sft-{times}x",
+            "SFT on as many known answers as the warm start"
+            if times == 1
+            else f"SFT on {times} times the known answers of the warm start",
+            imitated=times,
+        )
+        for times in _IMITATED
     ),
     *(Arm(f"only-{name}", f"trained on {name} alone", environments=(name,)) for name in ENVIRONMENTS),
     Arm("joint", "trained on all environments", environments=ENVIRONMENTS),

@@ -139,7 +139,11 @@ class Budget:
             ConfigError: it is trained on one of several environments, and there are no sizes for that.
         """
         training = self._several.settings_of(arm) if arm.environments else self.training
-        return {"model": self.model, **training, **arm.settings, **self.arms.get(arm.name, {})}
+        known: dict[str, object] = {}
+        if arm.imitated:
+            answers = from_mapping(training, "training").sft_examples
+            known = {"sft_examples": arm.imitated * answers, "max_steps": 0}
+        return {"model": self.model, **training, **known, **arm.settings, **self.arms.get(arm.name, {})}
 
     @property
     def prompt_sizes(self) -> PromptSizes:
@@ -204,7 +208,7 @@ def load_budget(name: str) -> Budget:
     """Read a budget that envkit ships, or a TOML file of one.
 
     Args:
-        name: ``"smoke"``, ``"cpu"``, or a path.
+        name: ``"smoke"``, ``"cpu"``, ``"gpu"``, or a path.
 
     Raises:
         ConfigError: no such budget, or a field is missing or wrong.

@@ -30,7 +30,7 @@ from envkit.studies.founding.measurements import DISTANCE, SOLVE, Distance
 
 _RL: Final = (RL_ARM, "r8", "r1", "attention", "steering")
 #: More known answers than RL's warm start has.
-_SFT: Final = ("sft-720", "sft-1440")
+_SFT: Final = ("sft-3x", "sft-6x")
 _ALL: Final = (*_RL, "warm", *_SFT)
 ARMS: Final = ("base", *_ALL)
 PARTS: Final = (SOLVE, DISTANCE)

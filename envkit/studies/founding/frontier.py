@@ -35,7 +35,7 @@ from envkit.studies.founding.measurements import FRONTIER
 
 #: The arm and the model that decide; the others are shown beside them.
 _TRAINED, _LARGE = "r16", "gpt-4-0613"
-ARMS: Final = (BASE, "sft-240", _TRAINED)
+ARMS: Final = (BASE, "sft-1x", _TRAINED)
 PARTS: Final = (FRONTIER,)
 CLAIM: Final = (
     "A small model that is trained on its application beats a far larger one, GPT-4 of June 2023, on at "
