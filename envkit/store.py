@@ -66,13 +66,23 @@ def locked_folder(path: Path) -> Generator[None]:
     Raises:
         StoreError: another process holds the lock.
     """
+    with lock_if_free(path) as is_free:
+        if not is_free:
+            raise StoreError(f"{path}: another process is at work in it; wait for its end")
+        yield
+
+
+@contextmanager
+def lock_if_free(path: Path) -> Generator[bool]:
+    """Lock a folder for the length of the block; yields False, without a lock, if another process has it."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StoreError(f"{path}: another process is at work in it; wait for its end") from None
-        yield
+            yield False
+            return
+        yield True
     finally:
         os.close(handle)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from envkit.sandbox import SandboxBackend
     from envkit.studies.founding.budget import Budget
     from envkit.studies.founding.catalogue import Study
+    from envkit.studies.founding.cells import CellFolder
     from envkit.studies.founding.grid import Grid
 
 #: Default folder of the studies' grids.
@@ -55,12 +57,12 @@ def study(
     Raises:
         UsageError: bad input, found before any long work; cells were measured under different conditions;
             or, without ``measure``, an arm is not measured.
-        StoreError: the grid has other sizes, a file of it is damaged, or another process works on it.
+        StoreError: the grid has other sizes, or a file of it is damaged.
         EnvkitError: a run failed; see `envkit.errors`.
     """
     from envkit.api.study_cells import measure as measure_cell
+    from envkit.api.study_queue import measure_missing
     from envkit.models import require_training
-    from envkit.store import locked_folder
     from envkit.studies.founding.catalogue import STUDIES
     from envkit.studies.founding.measurements import FRONTIER, PLAYED
     from envkit.studies.founding.page import judge, write_page
@@ -76,7 +78,7 @@ def study(
         require_training()
         _require_settings(chosen, sizes)
         folder.mkdir(parents=True, exist_ok=True)
-        with locked_folder(folder), open_display(display) as progress:
+        with open_display(display) as progress:
             _keep(folder, sizes)
             missing = [*chosen.missing(grid)]
             if missing and FRONTIER in chosen.parts and not benchmark:
@@ -86,12 +88,12 @@ def study(
                 )
             if any(part in PLAYED for _, part in missing):
                 _require_current(chosen, grid, sizes)
-            for number, (cell, part) in enumerate(missing, 1):
-                if grid.has(cell, part):  # a router is asked for all environments at once
-                    continue
-                progress.say(f"{number} of {len(missing)}: {cell.name}, {part}")
-                if stopped := measure_cell(grid, cell, part, sizes, str(benchmark), sandbox, progress):
-                    return StudyResult(name, None, None, stopped)
+
+            def measure_one(cell: CellFolder, part: str) -> signal.Signals | None:
+                return measure_cell(grid, cell, part, sizes, str(benchmark), sandbox, progress)
+
+            if stopped := measure_missing(grid, missing, measure_one, progress):
+                return StudyResult(name, None, None, stopped)
     found = judge(chosen, grid)
     return StudyResult(name, found, write_page(chosen, found, grid, sizes, folder), None)
 

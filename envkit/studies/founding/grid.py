@@ -16,9 +16,13 @@ from envkit.studies.founding.arms import ARMS, BASE, MERGED, RL_ARM, ROUTED, SPE
 from envkit.studies.founding.cells import CellFolder
 from envkit.studies.founding.measurements import SOLVE, Measured, others_part
 
-#: Arms whose adapters of the same seed an adapter is made of, by its kind.
+#: Arms whose cells of the same seed a cell is made of, by its kind.
 _MADE_OF: Final[Mapping[str, tuple[Arm, ...]]] = MappingProxyType(
-    {MERGED: tuple(SPECIALISTS.values()), WARM: (ARMS[RL_ARM],)}
+    {
+        MERGED: tuple(SPECIALISTS.values()),
+        WARM: (ARMS[RL_ARM],),
+        ROUTED: (ARMS[BASE], *SPECIALISTS.values()),
+    }
 )
 
 
@@ -83,15 +87,22 @@ class Grid:
         )
         return replace(players[BASE], row=row, commit=chosen.commit)
 
+    def made_of(self, cell: CellFolder) -> list[CellFolder]:
+        """Cells that must be measured before a cell can be made."""
+        return [
+            CellFolder.of(self.root, arm, cell.seed if arm.has_seeds else 0)
+            for arm in _MADE_OF.get(cell.arm.kind, ())
+        ]
+
     def parts(self, cell: CellFolder) -> tuple[str, ...]:
         """Digests of the adapters that a cell's own is made of, as far as they are there."""
-        made = [CellFolder.of(self.root, arm, cell.seed).made for arm in _MADE_OF.get(cell.arm.kind, ())]
+        made = [other.made for other in self.made_of(cell)]
         return tuple(each.digest for each in made if each is not None)
 
     def _require_made_of_these(self, cell: CellFolder) -> None:
         """Raise if an adapter was made of others than those of its seed."""
         made, now = cell.made, self.parts(cell)
-        if made is not None and len(now) == len(_MADE_OF.get(cell.arm.kind, ())) and made.parts != now:
+        if made is not None and len(now) == len(self.made_of(cell)) and made.parts != now:
             raise UsageError(
                 f"{cell.name} was made of other adapters than those that are there now; delete the folder "
                 f"{cell.path} to make and measure it again"
