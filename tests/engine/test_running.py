@@ -574,13 +574,16 @@ def test_what_can_never_fit_is_refused_at_once(ref: ModelRef, peft: Any) -> None
         batch.submit(row(0))
 
 
-@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"use_rslora": True}, {"alpha_pattern": {"down_proj": 8}, "rank_pattern": {"layers.0.*q_proj": 2}}],
+)
 def test_an_adapter_is_read_from_its_files_as_peft_has_it(
-    ref: ModelRef, tmp_path: Path, rslora: bool
+    ref: ModelRef, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=3, lora_alpha=7, target_modules="all-linear", use_rslora=rslora)
+    config = LoraConfig(r=3, lora_alpha=7, target_modules="all-linear", **settings)
     model: Any = get_peft_model(tiny.plain(ref), config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

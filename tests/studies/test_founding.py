@@ -661,16 +661,6 @@ def test_all_studies_of_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for function in ("training.train", "measuring.evaluate", "forgotten.forgetting"):
         monkeypatch.setattr(f"envkit.api.{function}", trained)
     before = {path: path.read_bytes() for path in (tmp_path / "grid" / "own").glob("*.*")}
-    without = tmp_path / "without.toml"
-    without.write_text(
-        budget.read_text().replace(
-            "sft_examples = 4\nsft_batch_size = 4\nmax_steps = 2", "max_steps = 2\nsft_examples = 0"
-        )
-    )
-    with pytest.raises(
-        ConfigError, match=r"study rare compares RL with its warm start, and training\.sft_examples is 0"
-    ):
-        envkit.study("rare", **{**options, "budget": str(without)})
     for name in STUDIES:
         envkit.study(name, **options)
     assert {path: path.read_bytes() for path in (tmp_path / "grid" / "own").glob("*.*")} == before

@@ -306,26 +306,6 @@ def test_an_adapter_without_a_layer_that_its_settings_name_is_not_served(
             tiny.policy(ref).serve([tmp_path / control])
 
 
-@PLAIN_PEFT
-def test_layers_with_a_scale_of_their_own_are_read_as_peft_reads_them(ref: ModelRef, tmp_path: Path) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=2, lora_alpha=4, target_modules="all-linear",
-        alpha_pattern={"down_proj": 8}, rank_pattern={r"layers.0.*q_proj": 3},
-    )  # fmt: skip
-    model: Any = get_peft_model(tiny.plain(ref), config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.copy_(torch.randn_like(parameter))
-    model.save_pretrained(tmp_path)
-    read, expected = read_adapter(tmp_path), updates_of(model, "default")
-    assert read.keys() == expected.keys()
-    for path, update in expected.items():
-        torch.testing.assert_close(read[path].up @ read[path].down, update.up @ update.down)
-
-
 def test_a_budget_holds_whatever_comes_after_many_small_adapters(ref: ModelRef) -> None:
     adapters = controls(ref)
     engine = TorchEngine(tiny.plain(ref), (), kv_cache_bytes=2**22)
