@@ -69,7 +69,7 @@ class ModelCard:
 
     @property
     def kind(self) -> str:
-        """What it is, in words."""
+        """Name the kind of adapter, for the first sentence of the card."""
         return {"steering": "A steering vector", FULL: "Whole weights"}.get(self.control, "A LoRA adapter")
 
     def metadata(self) -> dict[str, Any]:

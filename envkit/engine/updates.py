@@ -1,4 +1,4 @@
-"""What an adapter changes, layer by layer: from a PEFT model, or from PEFT's files."""
+"""Read the changes that an adapter makes to each layer, from a PEFT model or from PEFT's files."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def read_adapter(folder: Path) -> dict[str, Update]:
 
 
 def _alpha_of(path: str, settings: Mapping[str, Any]) -> Any:
-    """``lora_alpha`` of a layer. Some may have another, by a pattern that its path ends with, as in PEFT."""
+    """Return a layer's ``lora_alpha``: that of the first pattern its path ends with, else the common one."""
     patterns: dict[str, Any] = settings.get("alpha_pattern") or {}
     matching = (alpha for end, alpha in patterns.items() if re.match(rf"(.*\.)?({end})$", path))
     return next(matching, settings.get("lora_alpha"))

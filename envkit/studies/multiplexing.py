@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, final
+from typing import Final, final
 
 import torch
 
@@ -17,7 +17,7 @@ from envkit.engine.running import PREFILL_TOKENS, Drawn, Failed, RowRequest, Run
 from envkit.engine.torch_engine import TorchEngine, to_list
 from envkit.engine.updates import Update
 from envkit.models import ModelRef
-from envkit.training.base_model import linears_of, load_base
+from envkit.training.base_model import linear_shapes, load_base
 
 #: Tokens of a prompt.
 _PROMPT: Final = 64
@@ -26,16 +26,11 @@ _TOP: Final = 20
 _POOL_BYTES: Final = 4 * 2**30
 
 
-def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
-    """Return the shapes of a model's linear layers without the head, (outputs, inputs) by path."""
-    return {path: (layer.out_features, layer.in_features) for path, layer in linears_of(model).items()}
-
-
 def random_adapter(shapes: Mapping[str, tuple[int, int]], rank: int, seed: int) -> dict[str, Update]:
     """Make an adapter of linear layers with an effect.
 
     Args:
-        shapes: numbers of outputs and inputs by layer; see `linear_shapes`.
+        shapes: numbers of outputs and inputs by layer; see `envkit.training.base_model.linear_shapes`.
         rank: of every layer.
         seed: of its numbers.
     """

@@ -84,8 +84,7 @@ def load_tokenizer(ref: ModelRef) -> tuple[Any, dict[str, tuple[int, int]]]:
     with model_errors(f"{ref.path}: not a causal language model"), torch.device("meta"):
         model = cast("Any", AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(ref.path)))
         tokenizer = cast("Any", AutoTokenizer.from_pretrained(ref.path))
-    linears = linears_of(model)
-    return tokenizer, {path: (layer.out_features, layer.in_features) for path, layer in linears.items()}
+    return tokenizer, linear_shapes(model)
 
 
 def _require_layers(ref: ModelRef) -> None:
@@ -188,6 +187,11 @@ def _keep_in_float32(model: Any) -> None:
         if isinstance(module, ModulesToSaveWrapper):
             copies: Any = module.modules_to_save
             copies["default"] = FullLinear(copies["default"])
+
+
+def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
+    """Return the shapes of a model's linear layers without the head, (outputs, inputs) by path."""
+    return {path: (layer.out_features, layer.in_features) for path, layer in linears_of(model).items()}
 
 
 def linears_of(base: Any) -> dict[str, Any]:
