@@ -27,7 +27,7 @@ from envkit.stop import never
 from envkit.store import RunFolder, write_atomic
 from envkit.studies.agent_factory import model_of, outputs, require_usable, runs_here
 from envkit.studies.heldout import require_heldout
-from envkit.studies.machine import machine, resolve_dtype, use_threads
+from envkit.studies.machine import free_threads, machine, resolve_dtype, use_threads
 from envkit.studies.openings import openings
 from envkit.studies.provenance import commit, environment_facts
 from envkit.studies.validate_tasks import validate_tasks
@@ -203,7 +203,8 @@ def _compute(spec: BenchSpec, display: Display) -> tuple[int, str]:
     from envkit.training.policy import find_device
 
     find_device(spec.device)
-    return use_threads(), resolve_dtype(TrainConfig(device=spec.device), display.say).dtype
+    threads = use_threads(free_threads(display.say))
+    return threads, resolve_dtype(TrainConfig(device=spec.device), display.say).dtype
 
 
 def load_tasks(

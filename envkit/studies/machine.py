@@ -208,7 +208,7 @@ def peak_memory_bytes() -> int:
 
 
 def free_threads(say: Callable[[str], None]) -> int:
-    """Count the cores that other programs leave free: those of this process's affinity at most, at least 1.
+    """Count the cores that other programs leave free: `usable_threads` at most, at least 1.
 
     PyTorch's threads wait for each other by spinning, so a thread that shares its core with another program
     holds up all others. On two cores, one of them in use, the probe of a plan took 27 s with one thread and
@@ -217,7 +217,7 @@ def free_threads(say: Callable[[str], None]) -> int:
     Args:
         say: called with a message if not all cores are free.
     """
-    cores, usable = os.cpu_count() or 1, len(os.sched_getaffinity(0))
+    cores, usable = os.cpu_count() or 1, usable_threads()
     before = CpuTimes.now()
     time.sleep(_OBSERVED_S)
     after = CpuTimes.now()
@@ -231,14 +231,21 @@ def free_threads(say: Callable[[str], None]) -> int:
     return threads
 
 
+def usable_threads() -> int:
+    """Count the cores that this process may use: its affinity's, or ``OMP_NUM_THREADS`` if that is less."""
+    cores = len(os.sched_getaffinity(0))
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list has a number for each level
+    return min(cores, int(asked)) if asked.isdecimal() and int(asked) else cores
+
+
 def use_threads(threads: int | None = None) -> int:
-    """Set torch's thread count (default: all cores that this process may use); returns it.
+    """Set torch's thread count (default: `usable_threads`); returns it.
 
     Sets up the process's memory too, so it comes before any work of torch.
     """
     import torch
 
-    count = threads or len(os.sched_getaffinity(0))
+    count = threads or usable_threads()
     torch.set_num_threads(count)
     keep_freed_memory()
     limit_kernel_caches()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from envkit.studies import machine
-from envkit.studies.machine import CpuTimes, cpu_dtype, free_threads, native_dtype, why_busy
+from envkit.studies.machine import CpuTimes, cpu_dtype, free_threads, native_dtype, usable_threads, why_busy
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,20 @@ def test_a_run_leaves_the_cores_of_other_programs_to_them(
     monkeypatch.setattr(CpuTimes, "now", staticmethod(lambda: next(times)))
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(usable)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     said: list[str] = []
     assert free_threads(said.append) == threads
     assert [f"computes with {threads} of {usable} threads" in line for line in said] == [True] * (
         threads < usable
     )
+
+
+@pytest.mark.parametrize(
+    ("asked", "threads"), [("", 4), ("1", 1), ("3", 3), ("9", 4), ("2,1", 2), ("0", 4), ("two", 4)]
+)
+def test_the_number_of_threads_that_a_user_asks_for_is_a_limit(
+    monkeypatch: pytest.MonkeyPatch, asked: str, threads: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)))
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert usable_threads() == threads
