@@ -1,8 +1,8 @@
 """Before/after study: evaluate base, SFT and SFT+RL on the same held-out tasks, then write a report.
 
 Several environments train one adapter together. Every phase stores its result in the run folder before the
-next begins. An interrupted run therefore continues: evaluations from the last batch, RL from its last
-checkpoint, SFT from its start.
+next begins. An interrupted run therefore continues: evaluations from the last batch, SFT and RL from their
+last checkpoint.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import shutil
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -311,8 +312,9 @@ class BeforeAfter:
                 env_eval.evaluate(self.policy, row)
 
     def _sft(self) -> None:
-        folder = self._run.path / "sft"
+        folder, unfinished = self._run.path / "sft", self._run.path / "sft-checkpoints"
         if (folder / "adapter_model.safetensors").exists():
+            shutil.rmtree(unfinished, ignore_errors=True)  # a killed run may have left it
             load_adapter(self.policy, folder)
             return
         config = self._plan.train
@@ -335,9 +337,11 @@ class BeforeAfter:
                 self._display,
                 on_loss,
                 self._should_stop,
+                CheckpointStore(unfinished),
             )
             save_adapter(self.policy, folder)  # a resumed run loads it instead of training again
             watch.lap()
+        shutil.rmtree(unfinished, ignore_errors=True)
 
     def _train_rl(self) -> None:
         with (

@@ -18,7 +18,7 @@ from envkit.stop import ShouldStop, never, raise_if_stopped
 from envkit.studies.machine import settle
 from envkit.studies.turns import turns_of
 from envkit.training import sft
-from envkit.training.checkpoint import save_adapter
+from envkit.training.checkpoint import CheckpointStore, save_adapter
 from envkit.training.config import TrainConfig
 from envkit.training.demonstration import Demonstration
 from envkit.training.policy import Policy
@@ -102,6 +102,7 @@ def run_warm_start(
     display: Display,
     on_loss: Callable[[int, float], None],
     should_stop: ShouldStop,
+    store: CheckpointStore | None = None,
 ) -> None:
     """Train the policy's adapter on the oracle's actions in ``config.sft_examples`` tasks.
 
@@ -115,6 +116,7 @@ def run_warm_start(
         display: shows progress.
         on_loss: called with ``(step, loss)`` after every step.
         should_stop: polled before every forward pass.
+        store: of checkpoints, from the newest of which training goes on; ``None`` for none.
 
     Raises:
         Stopped: the user asked to stop; the adapter is half trained.
@@ -136,7 +138,7 @@ def run_warm_start(
         display.advance(step, f"loss {loss:.3f}")
         on_loss(step, loss)
 
-    sft.train(policy, examples, config, on_step, should_stop)
+    sft.train(policy, examples, config, on_step, should_stop, store)
 
 
 def _in_turn(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,8 +18,9 @@ import torch
 from envkit.engine.attention import context_length
 from envkit.engine.chat import ChatRenderer, Conversation
 from envkit.engine.protocol import seeds
-from envkit.errors import ModelError
+from envkit.errors import EnvkitError, ModelError
 from envkit.stop import ShouldStop, never, raise_if_stopped
+from envkit.training.checkpoint import CheckpointStore
 from envkit.training.config import TrainConfig
 from envkit.training.demonstration import Demonstration
 from envkit.training.grpo import require_finite
@@ -31,6 +33,8 @@ OnStep = Callable[[int, float], None]
 
 #: Share of the steps in which the learning rate rises.
 _WARMUP = 0.05
+#: Seconds between checkpoints.
+_SAVE_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +63,12 @@ def train(
     config: TrainConfig,
     on_step: OnStep,
     should_stop: ShouldStop = never,
+    store: CheckpointStore | None = None,
 ) -> int:
     """Train the policy on demonstrations, one pass over all of them.
 
-    The learning rate rises for a twentieth of the steps and then falls linearly.
+    The learning rate rises for a twentieth of the steps and then falls linearly. After its newest checkpoint,
+    an interrupted pass goes on with the same steps as one that was not interrupted.
 
     Args:
         policy: its adapter is trained in place.
@@ -70,13 +76,15 @@ def train(
         config: the ``sft_*`` fields, the seed and the limits of memory and of the gradient.
         on_step: called after every step.
         should_stop: polled before every forward pass.
+        store: of checkpoints, one every two minutes and one when the pass is stopped; ``None`` for none.
 
     Returns:
-        The number of steps taken.
+        The number of steps of the whole pass.
 
     Raises:
         Stopped: ``should_stop`` has become True; the adapter is half trained.
         ModelError: a demonstration is longer than the model's context.
+        StoreError: a checkpoint cannot be read or written.
         TrainingError: a gradient is not finite.
     """
     size = config.sft_batch_size
@@ -87,17 +95,27 @@ def train(
         np.random.Generator(np.random.Philox(seeds((config.seed,)))).permutation(len(examples)).tolist()
     )
     optimizer, heap = torch.optim.AdamW(policy.trainable(), weight_decay=0.0), HeapLimit()
-    for step in range(1, steps + 1):
+    state = store.load(policy, optimizer) if store else None
+    taken, saved_at = int(state["step"]) if state else 0, time.monotonic()
+    for step in range(taken + 1, steps + 1):
         batch = [examples[index] for index in order[(step - 1) * size : step * size]]
         for settings in optimizer.param_groups:
             settings["lr"] = config.sft_learning_rate * _schedule(step, steps)
-        loss = backward(policy, batch, config.max_tokens_per_forward, should_stop)
+        try:
+            loss = backward(policy, batch, config.max_tokens_per_forward, should_stop)
+        except EnvkitError:  # also `Stopped`
+            if store and step > taken + 1:
+                store.save(step - 1, policy, optimizer, {"step": step - 1})
+            raise
         norm = torch.nn.utils.clip_grad_norm_(policy.trainable(), config.max_grad_norm)
         require_finite(float(norm), step, "sft_learning_rate")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         heap.after_step()
         on_step(step, loss)
+        if store and time.monotonic() - saved_at >= _SAVE_S:
+            store.save(step, policy, optimizer, {"step": step})
+            saved_at = time.monotonic()
     return steps
 
 

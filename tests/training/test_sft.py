@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from envkit.errors import ModelError, Stopped, TrainingError
 from envkit.models import ModelRef
 from envkit.training import sft
+from envkit.training.checkpoint import CheckpointStore
 from envkit.training.config import TrainConfig
 from envkit.training.demonstration import Demonstration
 from envkit.training.policy import Policy
@@ -113,6 +114,52 @@ def test_a_stop_request_ends_sft_before_the_next_batch(policy: Policy) -> None:
     with pytest.raises(Stopped):
         sft.train(policy, DEMONSTRATIONS, CONFIG, on_step, lambda: len(seen) == 2)
     assert seen == [1, 2]
+
+
+def test_an_interrupted_pass_goes_on_with_the_same_steps(ref: ModelRef, tmp_path: Path) -> None:
+    whole = tiny.policy(ref)
+    losses = train(whole)
+    seen: list[float] = []
+
+    def on_step(step: int, loss: float) -> None:
+        assert step == len(seen) + 1
+        seen.append(loss)
+
+    store = CheckpointStore(tmp_path)
+    for stop_at in (0, 2, 3, 3):  # before the first step, and twice at the same
+        with pytest.raises(Stopped):
+            sft.train(
+                tiny.policy(ref), DEMONSTRATIONS, CONFIG, on_step, lambda at=stop_at: len(seen) >= at, store
+            )
+        assert len(seen) == stop_at
+        assert store.steps() == [step for step in (2, 3) if step <= stop_at]
+    policy = tiny.policy(ref)
+    assert sft.train(policy, DEMONSTRATIONS, CONFIG, on_step, store=store) == len(losses)
+    assert seen == losses
+    assert tiny.equal(tiny.weights(policy), tiny.weights(whole))
+
+
+def test_a_killed_pass_loses_the_steps_after_its_checkpoint(
+    ref: ModelRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tiny.policy(ref)
+    losses = train(whole)
+    monkeypatch.setattr(sft, "_SAVE_S", 0.0)
+    store, seen = CheckpointStore(tmp_path), dict[int, float]()
+
+    def on_step(step: int, loss: float) -> None:
+        if step == 3 and step not in seen:
+            seen[step] = loss
+            raise KeyboardInterrupt
+        seen[step] = loss
+
+    with pytest.raises(KeyboardInterrupt):
+        sft.train(tiny.policy(ref), DEMONSTRATIONS, CONFIG, on_step, store=store)
+    assert store.steps() == [1, 2]
+    policy = tiny.policy(ref)
+    sft.train(policy, DEMONSTRATIONS, CONFIG, on_step, store=store)
+    assert [*seen.values()] == losses
+    assert tiny.equal(tiny.weights(policy), tiny.weights(whole))
 
 
 def test_the_seed_determines_losses_and_weights(ref: ModelRef) -> None:
