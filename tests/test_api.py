@@ -22,6 +22,7 @@ from recorder import Recorder
 
 import envkit
 from envkit import api
+from envkit.api.bench_runs import environment_for
 from envkit.api.common import short_tasks
 from envkit.api.training import _adapters
 from envkit.benchmark.report import load_report
@@ -386,12 +387,31 @@ def test_an_adapter_is_measured_as_it_was_trained_unless_told_otherwise(
     spec = envkit.spec_of(adapters=[trained.run], model=config["model"])
     base, adapter = spec.agents[-2:]
     assert adapter.adapter == str(trained.adapter)  # the newest checkpoint
+    assert [each.name for each in spec.environments] == ["code-editor"]
     assert spec.max_turns == config["max_turns"]
     assert base.max_completion_length == adapter.max_completion_length == config["max_completion_length"]
     told = envkit.spec_of(adapters=[trained.run], model=config["model"], max_turns=2, max_completion_length=9)
     assert (told.max_turns, told.of(told.agents[-1]).max_completion_length) == (2, 9)
     with pytest.raises(UsageError, match="no adapter there"):
         envkit.spec_of(adapters=[trained.run / "tasks"])
+
+
+def test_an_adapter_is_measured_on_the_environment_that_it_was_trained_on(tmp_path: Path) -> None:
+    def adapter_of(*environments: str) -> Path:
+        run = RunFolder.create(tmp_path, "before-after", {"environments": [*environments]})
+        run.journal("phases").close()
+        return run.path / "sft"
+
+    desk, editor = adapter_of("sql-desk"), adapter_of("code-editor")
+    assert environment_for("", [desk, desk]) == (
+        "sql-desk",
+        "environment: sql-desk, because the adapter was trained on it",
+    )
+    assert environment_for("", [editor]) == environment_for("", [tmp_path]) == ("code-editor", "")
+    assert environment_for("service-desk", [desk]) == ("service-desk", "")
+    for several in ([desk, editor], [adapter_of("sql-desk", "code-editor")]):
+        with pytest.raises(UsageError, match=r"trained on sql-desk, code-editor; name the environment"):
+            environment_for("", several)
 
 
 def test_unknown_recorded_outputs_are_refused_before_the_controls_are_played(

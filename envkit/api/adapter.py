@@ -213,12 +213,12 @@ def training_of(adapter: Path) -> tuple[TrainConfig | None, Any]:
     """Read settings and environment class of the run that holds an adapter; ``None`` if unknown."""
     from envkit import registry
     from envkit.store import RunFolder
+    from envkit.studies.before_after_setup import environments_of
     from envkit.training.config import of_run
 
     if (run := RunFolder.holding(adapter)) is None:
         return None, None
-    config = of_run(run)
-    environments = run.manifest.get("environments", [run.manifest.get("environment", "code-editor")])
+    config, environments = of_run(run), environments_of(run)
     kind = registry.environment(environments[0]) if len(environments) == 1 else None
     return config, kind
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.markup import escape
 
+from envkit.api.common import DEFAULT_ENVIRONMENT
 from envkit.api.interrupts import StopRequest, stopping_on_signal
 from envkit.api.results import Report, read_report
 from envkit.errors import SETUP_ERRORS, UsageError
@@ -117,6 +118,31 @@ def trained_limits(adapters: Sequence[Path]) -> dict[str, Any]:
     config = training_of(adapters[0])[0] if adapters else None
     limits = {} if config is None else {name: getattr(config, name) for name in LIMITS}
     return {name: value for name, value in limits.items() if value}  # 0 and () are the defaults
+
+
+def environment_for(name: str, adapters: Sequence[Path]) -> tuple[str, str]:
+    """Return the environment to measure on, and why it was chosen if nobody named it.
+
+    Args:
+        name: what the user named; empty for the environment that the adapters were trained on, or else the
+            default.
+        adapters: folders of adapters.
+
+    Raises:
+        UsageError: nothing is named, and the adapters were trained on several.
+    """
+    from envkit.store import RunFolder
+    from envkit.studies.before_after_setup import environments_of
+
+    if name:
+        return name, ""
+    runs = [run for folder in adapters if (run := RunFolder.holding(folder)) is not None]
+    trained = list(dict.fromkeys(name for run in runs for name in environments_of(run)))
+    if len(trained) > 1:
+        raise UsageError(f"trained on {', '.join(trained)}; name the environment to measure on (--env)")
+    if trained in ([], [DEFAULT_ENVIRONMENT]):
+        return DEFAULT_ENVIRONMENT, ""
+    return trained[0], f"environment: {escape(trained[0])}, because the adapter was trained on it"
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:

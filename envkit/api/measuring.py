@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from envkit.api.bench_runs import (
     adapter_folders,
     distinct_names,
+    environment_for,
     play_bench,
     recorded_model,
     reports_of,
@@ -17,7 +18,6 @@ from envkit.api.bench_runs import (
     trained_limits,
 )
 from envkit.api.common import (
-    DEFAULT_ENVIRONMENT,
     RUNS,
     absolute_if_path,
     command_of,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    environment: str = DEFAULT_ENVIRONMENT,
+    environment: str = "",
     *,
     agent: str = "model",
     model: Path | str = "",
@@ -63,7 +63,8 @@ def evaluate(
     """Evaluate one agent on held-out tasks: pass@1 and pass@k with intervals.
 
     Args:
-        environment: its registered name.
+        environment: its registered name; by default the one that the adapter was trained on, or else
+            ``"code-editor"``.
         agent: ``"model"``, or a scripted one: ``"oracle"``, ``"no-op"``, or a baseline of the environment,
             such as the code editor's ``"enumerate"``.
         model: model id, folder or hub id; by default the adapter's own base, or as in training.
@@ -118,6 +119,7 @@ def evaluate(
         "max_context_length": max_context_length,
     }
     limits = trained_limits(paths) | {name: value for name, value in told.items() if value is not None}
+    environment, why = environment_for(environment, paths)
     spec = BenchSpec(
         (EnvironmentSpec(environment, str(tasks), limit, split, max_task_chars),),
         (row,),
@@ -128,8 +130,8 @@ def evaluate(
     )
     with open_display(display) as progress:
         backend = isolated_backend(sandbox, progress)
-        if reason:
-            progress.say(reason)
+        for line in filter(None, (reason, why)):
+            progress.say(line)
         run = start_bench(spec, root, backend, progress, command or command_of("evaluate", repr(environment)))
         request, refused = play_bench(run, backend, progress)
     if refused:
@@ -220,7 +222,7 @@ def spec_of(
     adapters: Sequence[Path | str] = (),
     cards: Sequence[str] = (),
     recorded: Sequence[str] = (),
-    environment: str = DEFAULT_ENVIRONMENT,
+    environment: str = "",
     tasks: Path | str = "",
     limit: int | None = None,
     split: str = "heldout",
@@ -237,8 +239,7 @@ def spec_of(
             beside a row of their base model.
         cards: API models: names from `envkit list`, or paths of card files.
         recorded: models whose outputs came with the tasks, or files of outputs.
-        environment: its registered name.
-        tasks: as for `evaluate`.
+        environment, tasks: as for `evaluate`.
         limit: play only the first ``limit`` tasks.
         split, max_task_chars: as for `evaluate`.
         model: the base of the adapters; by default the one that the first of them was trained on.
@@ -280,6 +281,7 @@ def spec_of(
         AgentSpec(Path(name).name.removesuffix(".jsonl"), recorded=absolute_if_path(name))
         for name in recorded
     ]
+    environment, _ = environment_for(environment, paths)
     played = EnvironmentSpec(environment, str(tasks), limit, split, max_task_chars)
     return BenchSpec((played,), tuple(rows), samples=samples, **settings)
 

@@ -343,16 +343,18 @@ def _row(name: str, report: ReportData, row: Row, prices: PriceTable, machine: s
     return RankedRow(name, report, row, summary, summary.rates, cost, training_usd)
 
 
-def _hours(row: Row, used: Machine, machine: str | None) -> str:
-    """Price table name of the machine that a row is priced by.
+def _hours(row: Row, used: Machine, machine: str | None, prices: PriceTable) -> tuple[str, float]:
+    """Machine that a row is priced by, in words, and dollars for each of its hours.
 
     Raises:
-        UnpricedError: no machine is named, and the one that was used is not like `TWO_CORES`.
+        UnpricedError: no machine is named, and the one that was used is not like `TWO_CORES` or half of it;
+            or the named one has no price.
     """
     if named := row.origin.machine or machine:
-        return named
-    if used.cores == 2 and not used.card:
-        return TWO_CORES
+        return named, prices.hourly_usd(named)
+    if used.cores <= 2 and not used.card:
+        whole = prices.hourly_usd(TWO_CORES)
+        return (TWO_CORES, whole) if used.cores == 2 else (f"half of {TWO_CORES}", whole / 2)
     card = f"{used.card} and " if used.card else ""
     raise UnpricedError(
         f"it ran on {card}{used.cores} cores of {used.cpu}, which have no price; name a machine of the price "
@@ -366,7 +368,7 @@ def training_cost(row: Row, used: Machine, prices: PriceTable, machine: str | No
     if seconds == 0:
         return 0.0
     try:
-        return seconds / 3600 * prices.hourly_usd(_hours(row, used, machine))
+        return seconds / 3600 * _hours(row, used, machine, prices)[1]
     except UnpricedError:
         return math.nan
 
@@ -386,8 +388,7 @@ def cost_of(row: Row, used: Machine, prices: PriceTable, machine: str | None = N
     by_hours = origin.kind == "local" or bool(origin.machine)
     try:
         if by_hours:
-            hours = _hours(row, used, machine)
-            hourly_usd = prices.hourly_usd(hours)
+            hours, hourly_usd = _hours(row, used, machine, prices)
             costs = [result.seconds * hourly_usd / 3600 for result in row.results]
             # A resumed run got its earlier answers from the journal, in no time.
             paid = origin.seconds * hourly_usd / 3600

@@ -10,10 +10,9 @@ import typer
 from rich.markup import escape
 
 from envkit import api
-from envkit.api.common import DEFAULT_ENVIRONMENT, RUNS
+from envkit.api.common import RUNS
 from envkit.benchmark.spec import DEFAULT_SAMPLES
 from envkit.cli.options import (
-    EnvName,
     Json,
     Limit,
     MaxTaskChars,
@@ -45,6 +44,16 @@ _TURNS_HELP = (
 )
 _MODEL_HELP = "Base model: an id, a folder or a hub id."
 
+Played = Annotated[
+    str | None,
+    typer.Option(
+        "--env",
+        metavar="NAME",
+        help="Environment: a name from `envkit list`; NAME@HARNESS lets an agent program play. Default: the "
+        "one that the adapter was trained on, else code-editor.",
+        autocompletion=complete_environments,
+    ),
+]
 Stops = Annotated[
     list[str] | None,
     typer.Option(
@@ -77,7 +86,7 @@ Machine = Annotated[
     typer.Option(
         metavar="NAME",
         help="Machine of `envkit prices` whose hourly price local models pay. Default: cpu-2-cores, if they "
-        "ran on two cores without a GPU.",
+        "ran on two cores without a GPU, or half of it for one core.",
     ),
 ]
 
@@ -86,7 +95,7 @@ def evaluate(
     agent: Annotated[
         str, typer.Option(metavar="NAME", help="model, oracle, no-op, or a baseline, such as enumerate.")
     ] = "model",
-    env: EnvName = DEFAULT_ENVIRONMENT,
+    env: Played = None,
     tasks: Annotated[
         str, typer.Option("--tasks", "--heldout", metavar="FILE", help=_TASKS_HELP, show_default=False)
     ] = "",
@@ -127,7 +136,7 @@ def evaluate(
 ) -> None:
     """Evaluate one agent on held-out tasks: pass@1 and pass@k with intervals."""
     result = api.evaluate(
-        env,
+        env or "",
         agent=agent,
         model=model,
         adapter=adapter,
@@ -198,15 +207,7 @@ def bench(
             help="Most that all API calls may cost, earlier ones included. Default: the spec's, or 1.",
         ),
     ] = None,
-    env: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Environment: a name from `envkit list`; NAME@HARNESS lets an agent program play. Default: "
-            "code-editor.",
-            autocompletion=complete_environments,
-        ),
-    ] = None,
+    env: Played = None,
     tasks: Annotated[
         str | None, typer.Option("--tasks", "--heldout", metavar="FILE", help=_TASKS_HELP)
     ] = None,
