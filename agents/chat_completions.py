@@ -107,11 +107,14 @@ def observation_messages(messages: Sequence[Message], observation: str) -> list[
 
 
 def tool_calls_of(message: Message) -> tuple[ToolCall, ...]:
-    """Return the tool calls of an assistant's message, with arguments in one spelling."""
+    """Return the tool calls of an assistant's message, with arguments in one spelling.
+
+    In ASCII: a provider's text may have half a character, which UTF-8 has no bytes for.
+    """
     return tuple(
         ToolCall(
             call["function"]["name"],
-            json.dumps(json.loads(call["function"]["arguments"]), ensure_ascii=False),
+            json.dumps(json.loads(call["function"]["arguments"])),
         )
         for call in message.get("tool_calls") or ()
     )

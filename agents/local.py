@@ -74,7 +74,7 @@ class LocalAgent:
     def start_chats(self, key: EpisodeKey) -> _Session:
         if self._shots:
             raise ConfigError(f"agent {self.name}: shots cannot stand before the chats of a harness")
-        return _Session(key, Chats(self._renderer, self._max_context_length))
+        return _Session(key, Chats(self._renderer, self._max_context_length, self._engine.longest))
 
     def submit(self, session: Session, observation: str) -> None:
         if not isinstance(session, _Session):

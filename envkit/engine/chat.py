@@ -211,10 +211,16 @@ class Chats:
         renderer: turns messages into ids.
         max_context_length: longest context of a turn, in tokens. Of a longer one, ids behind the first chat
             are left out.
+        longest: tokens that the model reads at most, the answer included.
     """
 
-    def __init__(self, renderer: ChatRenderer, max_context_length: int = sys.maxsize) -> None:
-        self._renderer, self._max_context_length = renderer, max_context_length
+    def __init__(
+        self,
+        renderer: ChatRenderer,
+        max_context_length: int = sys.maxsize,
+        longest: int = sys.maxsize,
+    ) -> None:
+        self._renderer, self._max_context_length, self._longest = renderer, max_context_length, longest
         self._sampled: dict[str, tuple[int, ...]] = {}
         #: As in `Conversation`.
         self.ids: tuple[int, ...] = ()
@@ -226,13 +232,15 @@ class Chats:
         """Read a chat.
 
         Raises:
-            ModelError: the chat template refuses it.
+            ModelError: the chat template refuses it, or it is too long for the model.
         """
         chat = json.loads(observation)
         ids = self._renderer.messages(chat["messages"], chat.get("tools", ()), self._sampled)
         if self.turns and len(ids) > self._max_context_length:
             latest = max(self._max_context_length - self.first_prompt, 1)
             ids = ids[: self.first_prompt] + ids[-latest:]
+        if len(ids) >= self._longest:
+            raise ModelError(f"the chat has {len(ids)} tokens; the model reads {self._longest}")
         kept = shared_length(self.ids, ids)
         self.kept = kept if kept < len(self.ids) else None
         self.ids, self.new_ids = ids, ids[kept:]

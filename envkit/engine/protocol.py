@@ -109,6 +109,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def longest(self) -> int:
+        """Tokens that the model reads at most, the answer included."""
+        return sys.maxsize
+
+    @property
     def held_tokens(self) -> int:
         """Tokens of conversations whose KV state it holds from one call to the next, at most."""
         return sys.maxsize

@@ -110,7 +110,7 @@ class TorchEngine(AdapterEngine):
         self._head = head or Head(rewritten.get_output_embeddings())
         self.device = rewritten.device
         #: Tokens that the model reads at most, the answer included.
-        self.longest = context_length(model.config)
+        self._longest = context_length(model.config)
         self._stop = frozenset(stop_ids)
         self._max_rows, self._text = max_rows, decode
         self._adapters = 0
@@ -146,6 +146,10 @@ class TorchEngine(AdapterEngine):
     def close(self) -> None:
         """Drop cached KV state. The weights stay: the learner shares them."""
         self.forget()
+
+    @property
+    def longest(self) -> int:
+        return self._longest
 
     @torch.no_grad()
     def stream(

@@ -131,6 +131,10 @@ class VLLMEngine(AdapterEngine):
         for process in self._processes:
             process.join()  # vLLM kills it after five seconds, and does not wait for that
 
+    @property
+    def longest(self) -> int:
+        return int(self._llm.model_config.max_model_len)
+
     def stream(
         self, requests: Sequence[Request], sampling: Sampling, should_stop: ShouldStop = never
     ) -> Generator[tuple[int, Completion]]:
@@ -138,12 +142,11 @@ class VLLMEngine(AdapterEngine):
         if not requests:
             return
         adapters = self._adapters or [None]
-        longest = int(self._llm.model_config.max_model_len)
         for request in requests:
-            if len(request.prompt_ids) >= longest:
+            if len(request.prompt_ids) >= self.longest:
                 raise ModelError(
-                    f"a conversation has {len(request.prompt_ids)} tokens; vLLM reads {longest}, the answer "
-                    "included; set a lower max_context_length"
+                    f"a conversation has {len(request.prompt_ids)} tokens; vLLM reads {self.longest}, the "
+                    "answer included; set a lower max_context_length"
                 )
             if not 0 <= request.adapter < len(adapters):
                 raise ContractError(

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Final, final
 
 from pydantic import ValidationError
 
 from envkit.errors import UsageError
 from envkit.harness.relay import HttpAnswer, HttpRequest
 from envkit.harness.spec import MODEL
+from envkit.openai_api.errors import error_object
 from envkit.openai_api.messages import template_message
 from envkit.openai_api.replies import ChatReply, Piece, TokenLogprob
 from envkit.openai_api.schemas import ChatBody
 from envkit.openai_api.text import ToolCall, ToolCallStream
+
+#: Longest chat of a harness, in bytes: its whole history.
+MAX_CHAT_BYTES: Final = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,9 @@ def read_request(request: HttpRequest, number: int) -> Chat | HttpAnswer:
         if (body.n or 1) > 1 or body.logprobs or body.return_token_ids:
             return _refusal(400, "a harness is answered once a request, without log-probabilities and ids")
         chat = Chat(body, number)
-        _ = chat.observation  # arguments of earlier tool calls may be no JSON
+        size = len(chat.observation.encode())  # raises if arguments of earlier tool calls are no JSON
+        if size > MAX_CHAT_BYTES:
+            return _refusal(413, f"the chat has {size:,} bytes; at most {MAX_CHAT_BYTES:,} are read")
     except ValidationError as error:
         first = error.errors()[0]
         return _refusal(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
@@ -105,5 +111,4 @@ def read_request(request: HttpRequest, number: int) -> Chat | HttpAnswer:
 
 
 def _refusal(status: int, message: str) -> HttpAnswer:
-    error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
-    return HttpAnswer(json.dumps({"error": error}), status)
+    return HttpAnswer(json.dumps(error_object(status, message)), status)

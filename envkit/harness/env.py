@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from envkit.authored import ActionResult
 from envkit.env import Env
 from envkit.errors import ConfigError, ContractError
-from envkit.harness.chats import Chat, read_request
+from envkit.harness.chats import MAX_CHAT_BYTES, Chat, read_request
 from envkit.harness.relay import Ended, Relay
 from envkit.harness.spec import Harness
 from envkit.types import Task
 
-#: Longest request of a harness, in bytes: its whole history.
-_MAX_REQUEST_BYTES = 4 * 2**20
 #: Requests between two chats that no model answers, such as for the list of models. Then the episode ends.
 _MAX_OTHERS = 50
 #: Characters of a harness's output in an error.
@@ -56,8 +55,8 @@ def harnessed(kind: type[Env], program: Harness) -> type[Env]:
 
         def __init__(self, **options: Any) -> None:
             sizes: dict[str, Any] = {
-                "max_observation_bytes": _MAX_REQUEST_BYTES,
-                "max_action_bytes": _MAX_REQUEST_BYTES,
+                "max_observation_bytes": MAX_CHAT_BYTES,
+                "max_action_bytes": MAX_CHAT_BYTES,
             }
             super().__init__(**{**sizes, **options})
 
@@ -72,8 +71,9 @@ def harnessed(kind: type[Env], program: Harness) -> type[Env]:
         def setup(self, task: Task) -> str:
             super().setup(task)
             self._chats = 0
+            until_s = time.monotonic() + program.timeout_s
             self._relay = Relay(self.sandbox, program, kind.brief(task))
-            if (ended := self._next()) is not None:
+            if (ended := self._next(until_s)) is not None:
                 raise ContractError(
                     f"harness {program.name} asked no model: {ended.reason}; its last output: "
                     f"{' '.join(ended.output.split())[-_SHOWN:] or '-'}"
@@ -81,15 +81,20 @@ def harnessed(kind: type[Env], program: Harness) -> type[Env]:
             return self._chat.observation
 
         def apply(self, action: str) -> ActionResult:
-            self._relay.answer(self._chat.answer(action))
-            ended = self._next()
+            until_s = time.monotonic() + program.timeout_s
+            self._relay.answer(self._chat.answer(action), program.timeout_s)
+            ended = self._next(until_s)
             if ended is None and self.turns_left:
                 return ActionResult(self._chat.observation)
             self._relay.close()  # nothing may change the files while they are graded
             return ActionResult("" if ended is None else ended.reason, done=ended is not None)
 
-        def _next(self) -> Ended | None:
-            """Go on to the harness's next request for a chat; or return how it has ended."""
+        def _next(self, until_s: float) -> Ended | None:
+            """Go on to the harness's next request for a chat; or return how it has ended.
+
+            Args:
+                until_s: when its time for that is over, by `time.monotonic`.
+            """
             for _ in range(_MAX_OTHERS):
                 event = self._relay.event
                 if isinstance(event, Ended):
@@ -99,7 +104,7 @@ def harnessed(kind: type[Env], program: Harness) -> type[Env]:
                     self._chat = found
                     self._chats += 1
                     return None
-                self._relay.answer(found)
+                self._relay.answer(found, max(until_s - time.monotonic(), 0))
             return Ended(f"it sent {_MAX_OTHERS} requests that no model answers", "")
 
     Harnessed.__module__ = kind.__module__

@@ -65,7 +65,6 @@ class Relay:
     """
 
     def __init__(self, sandbox: Sandbox, harness: Harness, prompt: str) -> None:
-        self._timeout_s = harness.timeout_s
         program = (resources.files("envkit.harness") / "guest_relay.py").read_text()
         self._peer = sandbox.open([sandbox.python, *PYTHON_OPTIONS, "-c", program], limits=harness.limits)
         address = {"OPENAI_BASE_URL": BASE_URL, "OPENAI_API_BASE": BASE_URL, "OPENAI_API_KEY": "none"}
@@ -74,24 +73,25 @@ class Relay:
             "environment": {**address, **harness.environment},
             "port": _PORT,
         }
-        self._event = self._ask(start)
+        self._event = self._ask(start, harness.timeout_s)
 
     @property
     def event(self) -> HttpRequest | Ended:
         """The harness's open request, or its end."""
         return self._event
 
-    def answer(self, answer: HttpAnswer) -> None:
+    def answer(self, answer: HttpAnswer, timeout_s: float) -> None:
         """Answer the request, and wait for what follows."""
-        self._event = self._ask({"status": answer.status, "type": answer.type, "body": answer.body})
+        told = {"status": answer.status, "type": answer.type, "body": answer.body}
+        self._event = self._ask(told, timeout_s)
 
     def close(self) -> None:
         """Kill the harness and all that it has started. Idempotent."""
         self._peer.close()
 
-    def _ask(self, message: Mapping[str, object]) -> HttpRequest | Ended:
+    def _ask(self, message: Mapping[str, object], timeout_s: float) -> HttpRequest | Ended:
         try:
-            found = json.loads(self._peer.ask(json.dumps(message).encode(), self._timeout_s))
+            found = json.loads(self._peer.ask(json.dumps(message).encode(), timeout_s))
             if "ended" in found:
                 return Ended(f"it ended with status {found['ended']}", str(found["output"]))
             return decode(HttpRequest, found, "the request")

@@ -224,7 +224,11 @@ class CompletionReply(Reply):
         return {
             "tokens": [token.token for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [dict(token.top) for token in tokens],
+            # Of tokens that read the same, the likeliest stays. The drawn one is always among them.
+            "top_logprobs": [
+                {token.token: token.logprob} | dict(sorted(token.top, key=lambda entry: entry[1]))
+                for token in tokens
+            ],
             "text_offset": offsets,
         }
 

@@ -14,6 +14,10 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+#: Of a list: validation ends at its first wrong element. An error for each of a million would take minutes.
+_FIRST_FAULT = Field(fail_fast=True)
+
+
 class TextPart(_Body):
     """A part of a message's content; only text is supported."""
 
@@ -40,9 +44,9 @@ class Message(_Body):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], _FIRST_FAULT] | None = None
     name: str | None = None
-    tool_calls: list[ToolCallBody] | None = None
+    tool_calls: Annotated[list[ToolCallBody], _FIRST_FAULT] | None = None
     tool_call_id: str | None = None
     # An answer may come back with all fields of the `openai` client's type.
     refusal: None = None
@@ -106,11 +110,11 @@ class _Sampled(_Body):
 class ChatBody(_Sampled):
     """Body of ``/v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool], _FIRST_FAULT] | None = None
     tool_choice: Literal["auto", "none"] | None = None
     response_format: Any = None
     parallel_tool_calls: bool | None = None
@@ -123,9 +127,9 @@ class CompletionBody(_Sampled):
 
     prompt: (
         str
-        | Annotated[list[str], Field(min_length=1)]
-        | Annotated[list[int], Field(min_length=1)]
-        | Annotated[list[list[int]], Field(min_length=1)]
+        | Annotated[list[str], Field(min_length=1, fail_fast=True)]
+        | Annotated[list[int], Field(min_length=1, fail_fast=True)]
+        | Annotated[list[Annotated[list[int], _FIRST_FAULT]], Field(min_length=1, fail_fast=True)]
     )
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: Literal[False] | None = None

@@ -141,22 +141,26 @@ def format_tool_call(call: ToolCall) -> str:
 
 
 def parse_call(body: str) -> ToolCall | None:
-    """Read one call; ``None`` if it is not of the form.
+    """Read one call; ``None`` if it is not of the form, or no client could read it.
+
+    Python reads numbers that JSON has not, such as ``NaN``, and half characters that UTF-8 has no bytes for.
 
     >>> parse_call('{"name": "add", "arguments": {"a": 1}}')
     ToolCall(name='add', arguments='{"a": 1}')
     """
     try:
         found: object = json.loads(body)
+        if not isinstance(found, dict):
+            return None
+        call = cast("dict[str, Any]", found)
+        name, arguments = call.get("name"), call.get("arguments", {})
+        if not isinstance(name, str) or not isinstance(arguments, dict):
+            return None
+        written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        _ = (name + written).encode()
     except (ValueError, RecursionError):
         return None
-    if not isinstance(found, dict):
-        return None
-    call = cast("dict[str, Any]", found)
-    name, arguments = call.get("name"), call.get("arguments", {})
-    if not isinstance(name, str) or not isinstance(arguments, dict):
-        return None
-    return ToolCall(name, json.dumps(arguments, ensure_ascii=False))
+    return ToolCall(name, written)
 
 
 def overlap(text: str, word: str) -> int:

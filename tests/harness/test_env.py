@@ -15,8 +15,11 @@ from api_playing import KEY, Playing
 from api_server import Api, Say, completion
 
 from envkit import Env, Task, check
+from envkit.agents.local import LocalAgent
 from envkit.agents.scripted import ScriptedAgent
 from envkit.authored import ActionResult
+from envkit.engine.chat import ChatRenderer
+from envkit.engine.protocol import Completion, Engine, Request, Sampling
 from envkit.environments.sql_desk.env import SqlDeskEnv
 from envkit.errors import ConfigError, ContractError, UsageError
 from envkit.harness import Harness, harnessed
@@ -24,7 +27,8 @@ from envkit.harness.relay import Ended, Relay
 from envkit.plugins import sandbox_backend
 from envkit.rollout import Rollouts
 from envkit.sandbox import Limits, SandboxBackend
-from envkit.types import EpisodeKey
+from envkit.stop import ShouldStop, never
+from envkit.types import EpisodeKey, Outcome
 
 #: Asks a model, with the standard library alone.
 ASK = """
@@ -254,13 +258,14 @@ open("1", "w").write(ask("/embeddings", input="x"))
 open("2", "w").write(ask(messages=[]))
 open("3", "w").write(ask(messages=[{{"role": "user", "content": "a"}}], n=2))
 open("4", "w").write(ask(messages=[{{"role": "user", "content": "a"}}], temperature="hot"))
+open("5", "w").write(ask(messages=[{{"role": "user", "content": "a" * (4 * 2**20)}}]))
 chat("last")
 """
     env, seen = play(program)
     assert seen["messages"][-1]["content"] == "last"
-    found = [env.sandbox.read(str(number), 10_000).decode() for number in range(5)]
+    found = [env.sandbox.read(str(number), 10_000).decode() for number in range(6)]
     assert json.loads(found[0])["data"][0]["id"] == "policy"
-    assert [text[:3] for text in found[1:]] == ["404", "400", "400", "400"]
+    assert [text[:3] for text in found[1:]] == ["404", "400", "400", "400", "413"]
     assert "temperature" in json.loads(found[4][3:])["error"]["message"]
 
 
@@ -268,6 +273,44 @@ def test_a_program_that_asks_no_model_again_ends_the_episode(play: Callable[...,
     env, _ = play(OBEY)
     seen, reward, ended, *_ = env.step("while True: ask('/models')")
     assert (seen, reward, ended) == ("it sent 50 requests that no model answers", 0.0, True)
+
+
+def test_requests_that_no_model_answers_do_not_lengthen_a_turn(play: Callable[..., Any]) -> None:
+    env, _ = play(OBEY, timeout_s=1.5)
+    began_s = time.monotonic()
+    seen, _, ended, *_ = env.step("import time\nwhile True: time.sleep(1); ask('/models')")
+    assert ended, seen
+    assert time.monotonic() - began_s < 10
+
+
+class Says(Engine):
+    """Answers each row with a text of its own. Its model reads chats of fewer than 1,000 tokens."""
+
+    longest = 1000
+
+    def __init__(self, renderer: ChatRenderer, texts: Sequence[str]) -> None:
+        self._answers = [renderer.answer(text) for text in texts]
+
+    def stream(
+        self, requests: Sequence[Request], sampling: Sampling, should_stop: ShouldStop = never
+    ) -> Iterator[tuple[int, Completion]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for index, request in enumerate(requests):
+            ids = self._answers[request.rng_key[3]]
+            yield index, Completion(ids, (0.0,) * len(ids), "stop")
+
+
+def test_a_chat_that_the_model_cannot_read_fails_its_episode_and_not_the_run(backend: SandboxBackend) -> None:
+    renderer = ChatRenderer(tiny.tokenizer())
+    engine = Says(renderer, ["import sys; sys.exit()", "chat('a' * 20_000)"])
+    agent = LocalAgent("model", engine, renderer, Sampling(1.0, 64), max_turns=8)
+    kind = harnessed(Words, Harness("test", ("python3", "-c", OBEY, "{prompt}")))
+    tasks = kind.tasks_of("train", backend)
+    with Rollouts(lambda: kind(tasks=tasks, sandbox=backend)) as rollouts:
+        keys = [EpisodeKey(0, 0, 0, row, "train/3") for row in (0, 1)]
+        ended, long = rollouts.play(agent, keys)
+    assert (ended.outcome, long.outcome) == (Outcome.FAILED, Outcome.FAILED)
+    assert "error" not in ended.info
+    assert "cannot read what the harness asks next: ModelError: the chat has" in str(long.info["error"])
 
 
 def test_requests_that_come_together_wait_for_each_other(play: Callable[..., Any]) -> None:

@@ -88,6 +88,13 @@ def test_a_stream_ends_before_the_first_stop_string(text: str, stops: list[str])
         ("<tool_call>{oops}</tool_call>", "<tool_call>{oops}</tool_call>", []),
         ('<tool_call>["add"]</tool_call>', '<tool_call>["add"]</tool_call>', []),
         ('<tool_call>{"name": "add"', '<tool_call>{"name": "add"', []),
+        *(  # no client could read these arguments
+            (text, text, [])
+            for text in (
+                f'<tool_call>{{"name": "add", "arguments": {{"a": {value}}}}}</tool_call>'
+                for value in ("NaN", "1e999", r'"\ud83c"')
+            )
+        ),
         ("almost <tool", "almost <tool", []),
     ],
 )
