@@ -21,6 +21,7 @@ from envkit.serving.models import Models
 from envkit.serving.routing import Routing
 from envkit.serving.server import Limits, Server
 from envkit.serving.worker import Worker
+from envkit.training.base_model import linears_of
 
 
 def make(model: Path, adapters: Path | None = None, **parts: Any) -> Server:
@@ -29,12 +30,14 @@ def make(model: Path, adapters: Path | None = None, **parts: Any) -> Server:
     def decode(ids: Sequence[int]) -> str:
         return str(tiny.tokenizer().decode(ids))
 
-    engine = TorchEngine(tiny.plain(ModelRef("tiny", model, "")), (), kv_cache_bytes=2**24, decode=decode)
+    base = tiny.plain(ModelRef("tiny", model, ""))
+    layers = linears_of(base).keys()  # before the engine puts its own in their place
+    engine = TorchEngine(base, (), kv_cache_bytes=2**24, decode=decode)
     pool = AdapterPool(engine.linears, parts.pop("budget_bytes", 2**30))
     worker = Worker(RunningBatch(engine, pool, parts.pop("max_rows", 64)))
     if (router := parts.pop("router", None)) is not None:
         parts["routing"] = Routing(router, EarlyLayers(engine, router.layers), worker, created=7)
-    models = Models("tiny", model, {}, adapters, lambda folder: None)
+    models = Models("tiny", model, {}, adapters, lambda folder: None, lambda: layers)
     limits = Limits(2**20, parts.pop("max_waiting", 64), 8, 1024, len(tiny.tokenizer()))
     return Server(worker, pool, models, tiny.tokenizer(), limits, parts.pop("access", Access()), **parts)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,7 +116,12 @@ def serve(config: ServeConfig, display: Display) -> None:
     if config.adapter_folder is not None and not config.adapter_folder.is_dir():
         raise UsageError(f"--adapters {config.adapter_folder}: no such folder")
     models = Models(
-        base_name, ref.path, named, config.adapter_folder, lambda folder: require_fit(folder, ref)
+        base_name,
+        ref.path,
+        named,
+        config.adapter_folder,
+        lambda folder: require_fit(folder, ref),
+        lambda: engine.layers,
     )
     router = None if config.router is None else _read_router(config.router, ref, models)
     if router is not None and router.dtype != (dtype := _dtype(config)):
@@ -170,6 +175,7 @@ class _Engine:
         adapters: that rows may name.
         tokenizer: the base model's.
         context: tokens that the model reads at most, the answer included.
+        layers: paths of the base's layers that an adapter can change.
         routing: the router with what it reads prompts with; ``None`` without a router.
     """
 
@@ -177,6 +183,7 @@ class _Engine:
     adapters: Adapters
     tokenizer: Any
     context: int
+    layers: Collection[str]
     routing: Routing | None = None
 
 
@@ -211,11 +218,12 @@ def _torch(config: ServeConfig, ref: ModelRef, router: Router | None) -> _Engine
     from envkit.serving.routing import Routing
     from envkit.serving.worker import Worker
     from envkit.studies.machine import use_threads
-    from envkit.training.base_model import load_base
+    from envkit.training.base_model import linears_of, load_base
 
     use_threads()
     base, tokenizer = load_base(ref, _dtype(config))
     base.to(config.device)
+    layers = linears_of(base).keys()
 
     def decode(ids: object) -> str:
         return str(tokenizer.decode(ids))
@@ -229,7 +237,8 @@ def _torch(config: ServeConfig, ref: ModelRef, router: Router | None) -> _Engine
     if config.router is not None and router is not None:
         created = int(config.router.stat().st_mtime)
         routing = Routing(router, EarlyLayers(engine, router.layers), worker, created)
-    return _Engine(worker, pool, tokenizer, min(engine.longest, engine.cache_tokens), routing)
+    context = min(engine.longest, engine.cache_tokens)
+    return _Engine(worker, pool, tokenizer, context, layers, routing)
 
 
 def _vllm(config: ServeConfig, ref: ModelRef) -> _Engine:
@@ -255,7 +264,7 @@ def _vllm(config: ServeConfig, ref: ModelRef) -> _Engine:
     engine = AsyncVLLM(ref, [tokenizer.eos_token_id], shapes, limits)
     adapters = VLLMAdapters(engine)
     context = min(engine.longest, engine.cache_tokens)
-    return _Engine(VLLMWorker(engine, adapters, decode), adapters, tokenizer, context)
+    return _Engine(VLLMWorker(engine, adapters, decode), adapters, tokenizer, context, shapes.keys())
 
 
 def _dtype(config: ServeConfig) -> str:

@@ -229,14 +229,14 @@ def _read_clients(path: Path) -> dict[str, Client]:
 
 def _client(where: str, name: str, found: Any) -> tuple[str, Client]:
     """Read one client; returns it with the digest of its key."""
+    # No value is told: any may be the key itself, by mistake, and errors go to the log.
     if not isinstance(found, dict):
-        raise ConfigError(f"{where} is {found!r}; expected a table")
+        raise ConfigError(f"{where} is {_kind(found)}; expected a table")
     table = cast("dict[str, Any]", found)
     if unknown := table.keys() - {"sha256", "models", "admin", *_NUMBERS}:
         raise ConfigError(f"{where}: unknown key {min(unknown)!r}")
     sha256, models, admin = table.get("sha256"), table.get("models"), table.get("admin", False)
     if not isinstance(sha256, str) or len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef"):
-        # Its value is not told: it may be the key itself, by mistake, and errors go to the log.
         kind = "another text" if isinstance(sha256, str) else "missing" if sha256 is None else "no text"
         raise ConfigError(
             f"{where}: sha256 is {kind}; expected 64 hex digits, from: printf %s KEY | sha256sum"
@@ -244,12 +244,19 @@ def _client(where: str, name: str, found: Any) -> tuple[str, Client]:
     if models is not None and not (
         isinstance(models, list) and all(isinstance(model, str) for model in cast("list[Any]", models))
     ):
-        raise ConfigError(f"{where}: models is {models!r}; expected a list of model ids")
+        raise ConfigError(f"{where}: models is {_kind(models)}; expected a list of model ids")
     if not isinstance(admin, bool):
-        raise ConfigError(f"{where}: admin is {admin!r}; expected true or false")
+        raise ConfigError(f"{where}: admin is {_kind(admin)}; expected true or false")
     numbers = {key: table[key] for key in _NUMBERS if key in table}
     for key, value in numbers.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < (key == "max_rows"):
-            raise ConfigError(f"{where}: {key} is {value!r}; expected a positive number")
+            told = value if isinstance(value, int) else _kind(value)
+            raise ConfigError(f"{where}: {key} is {told}; expected a positive number")
     allowed = None if models is None else frozenset(cast("list[str]", models))
     return sha256.lower(), Client(name, allowed, admin=admin, **numbers)
+
+
+def _kind(found: Any) -> str:
+    """Say what a value of TOML is, without telling it."""
+    kinds = {"str": "a text", "bool": "true or false", "list": "a list", "dict": "a table"}
+    return kinds.get(type(found).__name__, "a number, date or time")

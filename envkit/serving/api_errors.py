@@ -1,12 +1,13 @@
 """Errors in OpenAI's form."""
 
 import math
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+
+from envkit.openai_api.errors import error_object
 
 
 class ApiError(Exception):
@@ -23,21 +24,6 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.param, self.wait_s = status, code, param, wait_s
-
-
-def error_object(
-    status: int, message: str, code: str | None = None, param: str | None = None
-) -> dict[str, Any]:
-    """The body of an answer that tells an error."""
-    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-    kind = "server_error" if status >= 500 else kinds.get(status, "invalid_request_error")
-    # Names of fields come from the client; JSON allows texts that UTF-8 has no bytes for.
-    texts = {"message": message, "type": kind, "param": param, "code": code}
-    return {
-        "error": {
-            key: text and text.encode(errors="backslashreplace").decode() for key, text in texts.items()
-        }
-    }
 
 
 def handle_errors(app: FastAPI) -> None:

@@ -20,7 +20,15 @@ from envkit.serving.api_errors import ApiError, handle_errors
 from envkit.serving.body_limit import BodyLimit
 from envkit.serving.host_check import HostCheck
 from envkit.serving.metrics import ErrorCount
-from envkit.serving.play import Play, failure, find, require_allowance, require_length, require_room
+from envkit.serving.play import (
+    Play,
+    failure,
+    find,
+    reading,
+    require_allowance,
+    require_length,
+    unless_gone,
+)
 from envkit.serving.router import AUTO
 from envkit.serving.server import Server
 
@@ -31,7 +39,7 @@ SessionName = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,128}$")]
 
 
 async def _entered(request: Request) -> Client:
-    """Who asks, found before the body is validated: a request that is not valid counts, too."""
+    """Who asks, found before the body is validated: JSON that is no valid request counts, too."""
     return _enter(request.app.state.server, request)
 
 
@@ -120,8 +128,13 @@ def make_app(server: Server) -> FastAPI:
     @app.get("/s/{session}", responses=errors)
     async def get_session(session: SessionName, request: Request) -> Response:
         client = _client(server, request)
-        with _known(session):
+        require_allowance(server.rates.enter(client))  # a long one takes seconds to write
+
+        def write() -> Response:
             return JSONResponse({"id": session, "turns": server.sessions.turns(client.name, session)})
+
+        with _known(session):
+            return await asyncio.to_thread(write)
 
     @app.delete("/s/{session}", responses=errors)
     async def delete_session(session: SessionName, request: Request) -> Response:
@@ -156,8 +169,11 @@ async def _chat(
         messages = [template_message(message) for message in body.messages]
     except UsageError as error:
         raise ApiError(400, str(error), param="messages") from error
-    prompt = await _ids(server, lambda: server.renderer.messages(messages, tools), "messages")
-    if _is_routed(server, body):
+
+    async def read() -> tuple[tuple[int, ...], str]:
+        prompt = await _ids(server, lambda: server.renderer.messages(messages, tools), "messages")
+        if not _is_routed(server, body):
+            return prompt, body.model
         require_length(server, client, len(prompt))
         opening = prompt
         roles = [message["role"] for message in messages]
@@ -166,7 +182,14 @@ async def _chat(
             opening = await _ids(
                 server, lambda: server.renderer.messages(messages[:first], tools), "messages"
             )
-        body = body.model_copy(update={"model": await _route(server, client, opening, body.n or 1)})
+        return prompt, await _route(server, client, opening)
+
+    with reading(server, client, body.n or 1):
+        found = await unless_gone(request, read())
+    if found is None:
+        return Response(status_code=499)  # nobody reads it
+    prompt, model = found
+    body = body.model_copy(update={"model": model})
     top = (body.top_logprobs or 0) if body.logprobs else None
     longest = body.max_completion_tokens or body.max_tokens
     play = Play(server, client, body, [prompt], longest, top, with_tools, session)
@@ -179,12 +202,22 @@ async def _complete(
     """Complete texts; with a session, they are recorded there."""
     texts = _prompts(body)
     _require_few(client, len(texts), body.n or 1)
-    prompts = [await _prompt_ids(server, text) for text in texts]
-    if _is_routed(server, body):
-        if len(prompts) > 1:
-            raise ApiError(400, f"the model {AUTO!r} takes one prompt a request", param="prompt")
+    if _is_routed(server, body) and len(texts) > 1:
+        raise ApiError(400, f"the model {AUTO!r} takes one prompt a request", param="prompt")
+
+    async def read() -> tuple[list[tuple[int, ...]], str]:
+        prompts = [await _prompt_ids(server, text) for text in texts]
+        if not _is_routed(server, body):
+            return prompts, body.model
         require_length(server, client, len(prompts[0]))
-        body = body.model_copy(update={"model": await _route(server, client, prompts[0], body.n or 1)})
+        return prompts, await _route(server, client, prompts[0])
+
+    with reading(server, client, len(texts) * (body.n or 1)):
+        found = await unless_gone(request, read())
+    if found is None:
+        return Response(status_code=499)  # nobody reads it
+    prompts, model = found
+    body = body.model_copy(update={"model": model})
     play = Play(server, client, body, prompts, body.max_tokens, body.logprobs, False, session)
     told = [prompt for prompt in prompts for _ in range(body.n or 1)] if body.return_token_ids else None
     return await play.answer(request, CompletionReply(body.model, told))
@@ -255,23 +288,19 @@ def _specialists(server: Server, client: Client) -> list[str]:
     return found
 
 
-async def _route(server: Server, client: Client, prompt: tuple[int, ...], rows: int) -> str:
+async def _route(server: Server, client: Client, prompt: tuple[int, ...]) -> str:
     """Choose the model that answers a prompt, among those that the key may use.
 
     Raises:
-        ApiError: there is none, or too many rows wait.
+        ApiError: there is none, or the router cannot be asked.
     """
     allowed = find(client, AUTO, lambda _: _specialists(server, client))
     assert server.routing is not None
-    require_room(server, client, rows)
-    server.open_rows[client.name] += rows
+    base = server.models.base
     try:
-        base = server.models.base
         chosen, seconds = await server.routing.choose(prompt, allowed, client.may_use(base))
     except EnvkitError as error:
         raise failure(error) from error
-    finally:
-        server.open_rows[client.name] -= rows
     server.metrics.count_routed(chosen or base, seconds)
     return chosen or base
 

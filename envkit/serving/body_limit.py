@@ -9,6 +9,8 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from envkit.openai_api.errors import error_object
+
 
 @final
 class BodyLimit:
@@ -29,7 +31,7 @@ class BodyLimit:
             return
         if not self._is_known(Headers(scope=scope).get("authorization", "")):
             problem = "the API key is missing or not known"
-            await refusal(401, problem, "authentication_error", "invalid_api_key")(scope, receive, send)
+            await refusal(401, problem, "invalid_api_key")(scope, receive, send)
             return
         body, is_over = bytearray(), False
         while not is_over:
@@ -40,7 +42,7 @@ class BodyLimit:
             is_over = not message.get("more_body", False)
             if len(body) > self._limit_bytes:
                 problem = f"the body has more than {self._limit_bytes:,} bytes"
-                await refusal(413, problem, "invalid_request_error", "too_large")(scope, receive, send)
+                await refusal(413, problem, "too_large")(scope, receive, send)
                 return
         sent = False
 
@@ -54,7 +56,6 @@ class BodyLimit:
         await self._app(scope, replay, send)
 
 
-def refusal(status: int, message: str, kind: str, code: str) -> JSONResponse:
+def refusal(status: int, message: str, code: str) -> JSONResponse:
     """An error in OpenAI's form."""
-    error = {"message": message, "type": kind, "param": None, "code": code}
-    return JSONResponse({"error": error}, status)
+    return JSONResponse(error_object(status, message, code), status)

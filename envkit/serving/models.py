@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import final
 
 from envkit.engine.updates import Update, read_adapter
 from envkit.errors import ModelError
+from envkit.models.adapter_folder import require_all_layers
 from envkit.models.reference import model_errors
 from envkit.serving.decoder import Adapters
 
@@ -30,6 +31,7 @@ class Models:
         named: adapters by model id.
         folder: of more adapters.
         require_fit: raises if a folder's adapter is not for this base.
+        layers: returns the paths of the base's layers that an adapter can change.
     """
 
     def __init__(
@@ -39,10 +41,11 @@ class Models:
         named: Mapping[str, Path],
         folder: Path | None,
         require_fit: Callable[[Path], None],
+        layers: Callable[[], Collection[str]],
     ) -> None:
         self.base, self._base_folder = base, base_folder
         self._named, self._folder = named, folder
-        self._require_fit = require_fit
+        self._require_fit, self._layers = require_fit, layers
         #: Names in the pool of the versions of each model that rows may still use, the newest last.
         self._versions: dict[str, list[str]] = {}
 
@@ -65,7 +68,9 @@ class Models:
         """
         if model == self.base:
             return None
-        return "@".join([model, *(f"{file.st_mtime_ns}-{file.st_size}" for file in self._files(model))])
+        # Time and size may be equal where a link leads to another folder now; the inode is not.
+        facts = ((f.st_mtime_ns, f.st_ctime_ns, f.st_ino, f.st_size) for f in self._files(model))
+        return "@".join([model, *("-".join(map(str, fact)) for fact in facts)])
 
     def created(self, model: str) -> int:
         """Time of the model's files, in seconds since 1970.
@@ -82,23 +87,34 @@ class Models:
             model: its id.
             version: as `version` returned it.
             pool: takes it.
-            is_used: True if a row waits or runs with a version. Earlier ones are dropped when no row does.
+            is_used: True if a row waits or runs with a version. Earlier ones, and those of models that are
+                gone, are dropped when no row does.
+
+        Raises:
+            ModelError: the model was removed after it was asked for.
         """
-        folder, versions = self.path(model), self._versions.setdefault(model, [])
-        if version in versions or folder is None:
+        if version in self._versions.get(model, ()):
             return
-        for old in [old for old in versions if not is_used(old)]:
-            versions.remove(old)
-            pool.unregister(old)
+        if (folder := self.path(model)) is None:
+            raise ModelError(f"model {model} was removed before it was read")
+        for name, versions in [*self._versions.items()]:
+            if name == model or self.path(name) is None:
+                for old in [old for old in versions if not is_used(old)]:
+                    versions.remove(old)
+                    pool.unregister(old)
+            if not versions:
+                del self._versions[name]
 
         def read() -> Mapping[str, Update]:
             # The files come from anywhere, and an error of another kind would end the decoding thread.
             with model_errors(f"{folder}: the adapter cannot be read"):
                 self._require_fit(folder)
-                return read_adapter(folder)
+                updates = read_adapter(folder)
+                require_all_layers(folder, self._layers(), updates)
+                return updates
 
         pool.register(version, read)
-        versions.append(version)
+        self._versions.setdefault(model, []).append(version)
 
     def _files(self, model: str) -> list[os.stat_result]:
         names = ("config.json",) if model == self.base else (_CONFIG, _WEIGHTS)

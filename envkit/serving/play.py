@@ -8,8 +8,8 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -18,11 +18,12 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from envkit.engine.protocol import Sampling
 from envkit.engine.running import Failed, RowRequest
 from envkit.errors import EnvkitError, StoreError, UsageError
+from envkit.openai_api.errors import error_object
 from envkit.openai_api.replies import Piece, Reply
 from envkit.openai_api.schemas import ChatBody, CompletionBody
 from envkit.openai_api.text import TextStream, ToolCallStream
 from envkit.serving.access import Client
-from envkit.serving.api_errors import ApiError, error_object
+from envkit.serving.api_errors import ApiError
 from envkit.serving.choice import Choice
 from envkit.serving.ledger import Entry
 from envkit.serving.server import Server
@@ -99,13 +100,13 @@ class Play:
         if self.body.stream:
             pieces = self._pieces()
             # An error has a status of its own only before the first byte.
-            first = await _unless_gone(request, anext(pieces))
+            first = await unless_gone(request, anext(pieces))
             if first is None:
                 return Response(status_code=499)  # nobody reads it
             return StreamingResponse(
                 self._events(pieces, first, reply), media_type="text/event-stream", headers=_NO_CACHE
             )
-        if await _unless_gone(request, self._draw()) is None:
+        if await unless_gone(request, self._draw()) is None:
             return Response(status_code=499)
         return JSONResponse(reply.whole(self.choices, self.usage))
 
@@ -253,7 +254,7 @@ def require_room(server: Server, client: Client, rows: int) -> None:
     Raises:
         ApiError: 503 or 429.
     """
-    if server.worker.waiting + rows > server.limits.max_waiting:
+    if server.worker.waiting + server.read_rows + rows > server.limits.max_waiting:
         raise ApiError(503, "too many requests are waiting; try again later", "overloaded", wait_s=1)
     is_open = server.open_rows[client.name]
     if client.max_open_rows and is_open + rows > client.max_open_rows:
@@ -263,6 +264,23 @@ def require_room(server: Server, client: Client, rows: int) -> None:
             "rate_limit_exceeded",
             wait_s=1,
         )
+
+
+@contextmanager
+def reading(server: Server, client: Client, rows: int) -> Generator[None]:
+    """Count a request's rows while its prompts are encoded and routed, before they are submitted.
+
+    Raises:
+        ApiError: see `require_room`.
+    """
+    require_room(server, client, rows)
+    server.open_rows[client.name] += rows
+    server.read_rows += rows
+    try:
+        yield
+    finally:
+        server.open_rows[client.name] -= rows
+        server.read_rows -= rows
 
 
 def require_allowance(wait_s: float) -> None:
@@ -304,7 +322,7 @@ def failure(error: EnvkitError) -> ApiError:
     return ApiError(503, "the server cannot answer now", "unavailable", wait_s=1)
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T | None:
+async def unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T | None:
     """Return the result of some work. If the client leaves before, cancel the work and return ``None``."""
 
     async def gone() -> None:

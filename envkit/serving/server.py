@@ -60,6 +60,8 @@ class Server:
     encoder: ThreadPoolExecutor = field(init=False)
     #: Rows of each client whose requests are not in the ledger yet.
     open_rows: Counter[str] = field(default_factory=Counter[str], init=False)
+    #: Rows of requests whose prompts are read; they are among ``open_rows``.
+    read_rows: int = field(default=0, init=False)
     rates: RateLimits = field(default_factory=RateLimits, init=False)
     sessions: Sessions = field(default_factory=Sessions, init=False)
     metrics: Metrics = field(init=False)

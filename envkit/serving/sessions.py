@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from array import array
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, final
@@ -13,8 +13,10 @@ from typing import Final, final
 from envkit.engine.chat import shared_length
 from envkit.types import JSON
 
-#: Tokens of all sessions together. Beyond, sessions whose last use is longest ago are dropped.
+#: Tokens of a client's sessions together. Beyond, those whose last use is longest ago are dropped.
 MAX_TOKENS: Final = 16 * 2**20
+#: A turn counts as so many tokens more: its memory beside them.
+_TURN_TOKENS: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,8 @@ class Turn:
 
     @property
     def tokens(self) -> int:
-        """Tokens in memory."""
-        return len(self.prompt_ids) + len(self.token_ids)
+        """Tokens in memory, with what a turn takes beside them."""
+        return len(self.prompt_ids) + len(self.token_ids) + _TURN_TOKENS
 
     def to_json(self) -> dict[str, JSON]:
         """Plain data, with the names of the API."""
@@ -71,7 +73,9 @@ class Sessions:
     """
 
     def __init__(self, max_tokens: int = MAX_TOKENS) -> None:
-        self._max_tokens, self._tokens = max_tokens, 0
+        self._max_tokens = max_tokens
+        #: By client.
+        self._tokens = Counter[str]()
         self._sessions: OrderedDict[tuple[str, str], _Session] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -84,7 +88,7 @@ class Sessions:
         drawn: Sequence[tuple[int, float]],
         stop: str,
     ) -> None:
-        """Record an answer.
+        """Record an answer. A session that is too long for itself is dropped, too.
 
         Args:
             client: who asked.
@@ -103,9 +107,9 @@ class Sessions:
             turn = Turn(model, array("i", prompt[kept:]), kept, answer, logprobs, stop)
             session.turns.append(turn)
             session.ids = array("i", prompt) + answer
-            self._tokens += turn.tokens
-            while self._tokens > self._max_tokens and len(self._sessions) > 1:
-                self._drop(next(iter(self._sessions)))
+            self._tokens[client] += turn.tokens
+            while self._tokens[client] > self._max_tokens:  # at last, this one
+                self._drop(next(key for key in self._sessions if key[0] == client))
 
     def turns(self, client: str, name: str) -> list[dict[str, JSON]]:
         """The answers of a session, oldest first.
@@ -126,4 +130,4 @@ class Sessions:
             self._drop((client, name))
 
     def _drop(self, key: tuple[str, str]) -> None:
-        self._tokens -= sum(turn.tokens for turn in self._sessions.pop(key).turns)
+        self._tokens[key[0]] -= sum(turn.tokens for turn in self._sessions.pop(key).turns)

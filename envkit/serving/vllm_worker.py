@@ -235,9 +235,13 @@ class VLLMAdapters:
             self._require_fit(updates)
             write_adapter(updates, path)
 
-        await asyncio.to_thread(copy)
-        request = self._engine.lora_request(f"adapter-{number}", number, str(path))
-        await self._engine.llm.add_lora(request)
+        try:
+            await asyncio.to_thread(copy)
+            request = self._engine.lora_request(f"adapter-{number}", number, str(path))
+            await self._engine.llm.add_lora(request)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
         self.loads += 1
         return request
 

@@ -16,6 +16,7 @@ from typing import Any
 import httpx2
 import pytest
 from app_server import asking, make
+from safetensors.torch import load_file, save_file
 
 from envkit.serving.access import Access, Client, digest
 from envkit.serving.ledger import Ledger
@@ -45,11 +46,15 @@ def test_other_requests_are_answered_while_a_prompt_is_encoded(
             long = asyncio.create_task(client.post("/v1/completions", json=body))
             await asyncio.to_thread(began.wait, 10)
             assert (await client.get("/health")).status_code == 200
+            # What is encoded is open, and takes a place among what waits.
+            assert server.open_rows.total() == server.read_rows == 1
+            assert (await client.post("/v1/completions", json=body | {"n": 64})).status_code == 503
             go_on.set()
             return (await long).status_code
 
     assert asyncio.run(run()) == 200
     assert held == [True]
+    assert server.open_rows.total() == server.read_rows == 0
 
 
 def test_more_prompts_than_a_key_allows_are_refused_before_one_is_encoded(
@@ -134,7 +139,7 @@ async def until(condition: Callable[[], bool]) -> None:
     raise AssertionError("it did not come to that")
 
 
-def test_rows_that_wait_are_answered_while_their_adapter_changes_and_changes_back(
+def test_rows_that_wait_are_answered_while_their_adapter_changes(
     model: Path, adapters: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(adapters / "red", tmp_path / "red")
@@ -157,7 +162,21 @@ def test_rows_that_wait_are_answered_while_their_adapter_changes_and_changes_bac
             return [reply.status_code for reply in await asyncio.gather(*replies)]
 
     assert asyncio.run(run()) == [200] * 5
-    assert len(server.pool.names) == 4
+    assert len(server.pool.names) == 5
+
+
+def test_an_adapter_that_lacks_a_layer_is_refused(model: Path, adapters: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapters / "red", tmp_path / "red")
+    file = tmp_path / "red" / "adapter_model.safetensors"
+    save_file({name: part for name, part in load_file(file).items() if "layers.1." not in name}, file)
+    server = make(model, tmp_path)
+
+    async def run() -> int:
+        async with asking(server) as client:
+            body = {"model": "red", "prompt": "Once", "max_tokens": 2}
+            return (await client.post("/v1/completions", json=body)).status_code
+
+    assert asyncio.run(run()) == 400
 
 
 @contextlib.contextmanager

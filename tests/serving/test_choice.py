@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from envkit.engine.running import Drawn, Likely
-from envkit.openai_api.replies import ChatReply, CompletionReply
+from envkit.openai_api.replies import ChatReply, CompletionReply, Piece, TokenLogprob
 from envkit.openai_api.text import TextStream, ToolCallStream
 from envkit.serving.choice import Choice
 
@@ -30,6 +30,13 @@ def test_a_request_without_parallel_calls_gets_the_first_only(one_call: bool, si
     assert choice.finish == "tool_calls"
     [reply] = ChatReply("tiny").whole([choice], {})["choices"]
     assert reply["message"]["content"] is None
+
+
+def test_of_tokens_that_read_the_same_the_likeliest_is_told_and_the_drawn_one_always() -> None:
+    token = TokenLogprob("d", -2.5, (("b", -0.1), ("b", -3.0)))
+    [chunk] = CompletionReply("tiny").chunks(0, Piece("d", (), token))
+    [choice] = chunk["choices"]
+    assert choice["logprobs"]["top_logprobs"] == [{"b": -0.1, "d": -2.5}]
 
 
 @pytest.mark.parametrize("asked", [False, True])

@@ -45,17 +45,19 @@ def test_nobody_sees_anothers_session() -> None:
 
 
 def test_the_sessions_that_were_not_used_for_longest_are_dropped() -> None:
-    sessions = Sessions(max_tokens=6)
+    sessions = Sessions(max_tokens=3 * 34)  # each of these turns counts as 32 tokens and its two
+    add(sessions, "ben", "b", [1], [2])
     for name in ("a", "b", "a", "c"):
         add(sessions, "ada", name, [1], [2])
     with pytest.raises(LookupError):
         sessions.turns("ada", "b")
     assert len(sessions.turns("ada", "a")) == 2
-    add(sessions, "ada", "d", [*range(90)], [2])  # one that is too large on its own stays while it is in use
-    assert len(sessions.turns("ada", "d")) == 1
-    for name in ("a", "c"):
+    add(sessions, "ada", "d", [*range(90)], [2])  # too large on its own
+    for name in ("a", "c", "d"):
         with pytest.raises(LookupError):
             sessions.turns("ada", name)
+    add(sessions, "ada", "d", [1], [2])
+    assert len(sessions.turns("ada", "d")) == len(sessions.turns("ben", "b")) == 1
 
 
 def test_a_log_probability_that_is_not_known_is_none() -> None:
