@@ -59,7 +59,12 @@ def forgetting(
     from envkit.api.adapter import adapter_folder, lora_settings, training_of
     from envkit.api.training import train_config
     from envkit.models import DEFAULT_MODEL, require_training, resolve
-    from envkit.models.adapter_folder import recorded_base, recorded_control
+    from envkit.models.adapter_folder import (
+        recorded_base,
+        recorded_control,
+        require_fit,
+        require_scale,
+    )
 
     folder = adapter_folder(Path(adapter))
     require_training()
@@ -95,7 +100,10 @@ def forgetting(
                 found = short_tasks({kind: found}, max_task_chars)[0][kind]
             to_play = kind, found[:limit], backend
         use_threads()
-        policy = Policy.of(resolve(base, progress), resolve_dtype(episodes, progress.say), trains=False)
+        ref = resolve(base, progress)
+        require_fit(folder, ref)
+        require_scale(folder, episodes.control, *episodes.lora_shape)
+        policy = Policy.of(ref, resolve_dtype(episodes, progress.say), trains=False)
         try:
             load_adapter(policy, folder)
             text = text_loss(policy, passages, progress)

@@ -135,8 +135,13 @@ def train(
     kinds = [registry.environment(name) for name in names]
     ids = {name: kind.id for name, kind in zip(names, kinds, strict=True)}  # a harness's file is not its id
     settings = replace(settings, mix=tuple(replace(each, env=ids[each.env]) for each in settings.mix))
-    harnesses = [kind.id for kind in kinds if kind.harness is not None] if settings.sft_examples else []
-    if harnesses:
+    harnesses = [kind.id for kind in kinds if kind.harness is not None]
+    if harnesses and settings.backend == "trl":
+        raise UsageError(
+            f"backend 'trl' cannot train {harnesses[0]}: it reads one conversation an episode, and a program "
+            "may begin others; use backend 'envkit'"
+        )
+    if harnesses and settings.sft_examples:
         settings = replace(settings, sft_examples=0)
     before_after_setup.require_checks(settings.shaping, kinds)
     turns = turns_of(kinds, settings.max_turns)  # raises before tasks are made

@@ -98,7 +98,8 @@ def read_adapter(folder: Path) -> dict[str, Update]:
 
     try:
         settings = read_json_object(folder / "adapter_config.json")
-        tensors = torch.load_file(folder / "adapter_model.safetensors")
+        # Not as a mapped file: who replaces it would end this process.
+        tensors = torch.load((folder / "adapter_model.safetensors").read_bytes())
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"{folder}: the adapter cannot be read ({error})") from error
     if settings.get("modules_to_save"):

@@ -29,7 +29,13 @@ _PLAIN_LORA = {
     "bias": "none",
     "modules_to_save": None,
     "trainable_token_indices": None,
+    "alora_invocation_tokens": None,
+    "kasa_config": None,
+    "layer_replication": None,
+    "use_bdlora": None,
 }
+#: Ways to begin that change the base as well: beside the plain base, such an adapter is another one.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 #: The control of adapters that are whole weights; see `recorded_control`.
 FULL = "full"
 #: Controls of adapters that are no LoRA, so that neither rank nor alpha matters for them.
@@ -101,6 +107,11 @@ def require_fit(folder: Path, ref: ModelRef) -> None:
             continue
         if (found := settings.get(key, expected)) != expected and found:
             raise ModelError(f"{folder}: {key} is {found!r}; expected {expected!r}, a plain LoRA adapter")
+    if str(begun := settings.get("init_lora_weights")).lower().startswith(_CHANGES_BASE):
+        raise ModelError(
+            f"{folder}: init_lora_weights is {begun!r}, which changed the base, too; save it with PEFT as a "
+            "plain LoRA adapter (path_initial_model_for_weight_conversion)"
+        )
     ranks = [settings.get("r"), *_values(settings.get("rank_pattern"))]
     if wrong := [rank for rank in ranks if not isinstance(rank, int) or not 1 <= rank <= _MAX_RANK]:
         raise ModelError(f"{folder}: the rank is {wrong[0]!r}; expected a number from 1 to {_MAX_RANK}")
@@ -160,6 +171,9 @@ def require_scale(folder: Path, control: str, lora_r: int, lora_alpha: int) -> N
             f"{folder} is of control {found!r}, and control is {control!r}; begin with an adapter of the same"
         )
     settings = read_json_object(folder / "adapter_config.json")
+    for key in ("use_rslora", "alpha_pattern", "rank_pattern"):
+        if settings.get(key):
+            raise ModelError(f"{folder}: {key} is set; expected one rank and one plain scale of all layers")
     for setting, key, wanted in (("lora_r", "r", lora_r), ("lora_alpha", "lora_alpha", lora_alpha)):
         if (found := settings.get(key)) != wanted:
             raise ModelError(f"{folder}: {key} is {found!r}, and {setting} is {wanted}; set {setting} to it")

@@ -33,19 +33,29 @@ def _because(name: str, reason: str) -> str:
 
 def available_bytes() -> int | None:
     """Memory that this process can still take, or ``None`` if the system does not say."""
-    free: list[int] = []
-    for line in _read(Path("/proc/meminfo")).splitlines():
-        name, _, value = line.partition(":")
-        if name in ("MemAvailable", "SwapFree"):
-            free.append(1024 * int(value.split()[0]))
+    known = _numbers(Path("/proc/meminfo"), ":")
+    free = [1024 * known[name] for name in ("MemAvailable", "SwapFree") if name in known]
     limits = [sum(free)] if free else []
     group = Path("/sys/fs/cgroup")
     if (limit := _read(group / "memory.max").strip()).isdigit():
-        limits.append(int(limit) - int(_read(group / "memory.current").strip() or 0))
+        # What files have left in memory is freed where it is needed, and counts as used.
+        used = int(_read(group / "memory.current").strip() or 0)
+        cached = _numbers(group / "memory.stat", " ")
+        limits.append(int(limit) - used + cached.get("inactive_file", 0) + cached.get("active_file", 0))
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
-        limits.append(soft)
+        limits.append(soft - 1024 * _numbers(Path("/proc/self/status"), ":").get("VmSize", 0))
     return min(limits, default=None)
+
+
+def _numbers(path: Path, mark: str) -> dict[str, int]:
+    """Read the lines of a file of the kernel's that are a name, a mark and a number."""
+    found: dict[str, int] = {}
+    for line in _read(path).splitlines():
+        name, _, value = line.partition(mark)
+        if (first := value.split()[:1]) and first[0].isdecimal():
+            found[name] = int(first[0])
+    return found
 
 
 def _read(path: Path) -> str:

@@ -31,7 +31,7 @@ from envkit.training.checkpoint import copy_adapter, load_adapter
 from envkit.training.config import TrainConfig, from_manifest, to_mapping
 from envkit.training.demonstration import Demonstration
 from envkit.training.heap import release_freed_memory
-from envkit.training.memory import choose_cache_mb
+from envkit.training.memory import choose_cache_mb, require_memory
 from envkit.training.policy import Policy
 from envkit.training.sft import encode
 from envkit.types import JSON, Task
@@ -113,7 +113,9 @@ def prepare(
         require_fit(Path(config.warm_start), ref)
         require_scale(Path(config.warm_start), config.control, *config.lora_shape)
     # Fixed for the whole run, because it decides which rows are decoded together, and so the bits.
-    config = replace(config, kv_cache_mb=config.kv_cache_mb or choose_cache_mb(ref, config))
+    require_memory(ref, config, adapters=adapters)
+    cache_mb = config.kv_cache_mb or choose_cache_mb(ref, config, adapters=adapters)
+    config = replace(config, kv_cache_mb=cache_mb)
     # With given sizes and no evaluation, no size depends on the machine.
     timed = evaluate or minutes is not None
     measured = _try(ref, config, train if timed else {}, backend, display)

@@ -129,7 +129,10 @@ def first_prompts(adapter: Path, count: int, seed: int) -> list[Prompt]:
     sources = dict[tuple[str, str], str]()
     for name in names:
         folder = run.path if len(names) == 1 else run.path / name
-        sources |= {(name, task.id): task.source for task in read_tasks(folder / "tasks" / "train.jsonl")}
+        begin = "" if len(names) == 1 else f"{name} "  # as the run tells tasks of several environments apart
+        sources |= {
+            (name, f"{begin}{task.id}"): task.source for task in read_tasks(folder / "tasks" / "train.jsonl")
+        }
     found = dict[tuple[str, str], Prompt]()
     for episode in run.trajectories("episodes"):
         key = (episode.env, episode.key.task)

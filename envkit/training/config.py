@@ -193,6 +193,8 @@ class TrainConfig:
             if getattr(self, field) not in choices:
                 listed = ", ".join(choices)
                 raise ConfigError(f"{field} is {getattr(self, field)!r}; expected one of: {listed}")
+        if isinstance(self.stop_strings, str):  # its characters would be the strings
+            raise ConfigError(f"stop_strings is {self.stop_strings!r}; expected a list of texts")
         if "" in self.stop_strings:
             raise ConfigError("stop_strings has an empty text, which would end every turn at once; remove it")
         for name, weight in self.shaping.items():
@@ -209,6 +211,11 @@ class TrainConfig:
             raise ConfigError(
                 f"alarm_steps is {self.alarm_steps}; advantage 'hacked' needs the held-out checks in every "
                 "step: set it to 1"
+            )
+        if self.advantage == "hacked" and self.max_hacked < 1:
+            raise ConfigError(
+                f"max_hacked is {self.max_hacked}; advantage 'hacked' looks for tasks that are won without "
+                "the work, and this alarm would end the run when it finds them: set it to 1"
             )
         if self.engine == "vllm" and self.stop_strings:
             raise ConfigError(

@@ -172,7 +172,7 @@ class GRPOTrainer(Trainer):
             except TrainingError as error:
                 self.fail(str(error))
                 return
-            except EnvkitError:  # also `Stopped`
+            except (EnvkitError, RuntimeError):  # also `Stopped`; torch's, such as for want of memory
                 self.drop_step()
                 raise
             heap.after_step()

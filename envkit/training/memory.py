@@ -28,14 +28,14 @@ _CACHE_SHARE, _MIN_CACHE_MB, _MAX_CACHE_MB = 0.5, 256, 4096
 _MIN_TOKENS = 128
 
 
-def choose_cache_mb(ref: ModelRef, config: TrainConfig, *, trains: bool = True) -> int:
+def choose_cache_mb(ref: ModelRef, config: TrainConfig, *, trains: bool = True, adapters: int = 1) -> int:
     """Choose the memory for keys and values of sampling: half of what training leaves free on the device."""
     free = available_bytes() if config.device == "cpu" else _free_gpu_bytes()
-    left = (free or 0) - sum(estimate_bytes(ref, config, trains=trains).values())
+    left = (free or 0) - sum(estimate_bytes(ref, config, trains=trains, adapters=adapters).values())
     return min(max(int(_CACHE_SHARE * left / 2**20), _MIN_CACHE_MB), _MAX_CACHE_MB)
 
 
-def require_memory(ref: ModelRef, config: TrainConfig, *, trains: bool = True) -> None:
+def require_memory(ref: ModelRef, config: TrainConfig, *, trains: bool = True, adapters: int = 1) -> None:
     """Refuse a configuration that cannot fit into this machine's memory. Nothing is checked for a GPU.
 
     Raises:
@@ -45,12 +45,12 @@ def require_memory(ref: ModelRef, config: TrainConfig, *, trains: bool = True) -
     available = available_bytes()
     if config.device != "cpu" or available is None:
         return
-    parts = estimate_bytes(ref, config, trains=trains)
+    parts = estimate_bytes(ref, config, trains=trains, adapters=adapters)
     total = sum(parts.values())
     if total <= available:
         return
     listed = ", ".join(f"{name} {_gb(size)}" for name, size in parts.items())
-    tokens = _fitting_tokens(ref, config, available)
+    tokens = _fitting_tokens(ref, config, available, adapters) if trains else None
     largest = max(parts, key=lambda name: parts[name])
     advice = (
         "use another control, such as all-linear"
@@ -60,8 +60,8 @@ def require_memory(ref: ModelRef, config: TrainConfig, *, trains: bool = True) -
         else f"it fits with max_tokens_per_forward = {tokens}, which makes it slower"
     )
     raise ConfigError(
-        f"training {ref.id} needs at least {_gb(total)} of memory ({listed}); this machine has "
-        f"{_gb(available)} available; {advice}"
+        f"{'training' if trains else 'loading'} {ref.id} needs at least {_gb(total)} of memory ({listed}); "
+        f"this machine has {_gb(available)} available; {advice}"
     )
 
 
@@ -75,24 +75,27 @@ _ADVICE = {
 }
 
 
-def _fitting_tokens(ref: ModelRef, config: TrainConfig, available: int) -> int | None:
+def _fitting_tokens(ref: ModelRef, config: TrainConfig, available: int, adapters: int) -> int | None:
     """Return a smaller ``max_tokens_per_forward`` that fits, if one does."""
     tokens = config.max_tokens_per_forward // 2
     while tokens >= _MIN_TOKENS:
         smaller = replace(config, max_tokens_per_forward=tokens)
-        if sum(estimate_bytes(ref, smaller).values()) <= available:
+        if sum(estimate_bytes(ref, smaller, adapters=adapters).values()) <= available:
             return tokens
         tokens //= 2
     return None
 
 
-def estimate_bytes(ref: ModelRef, config: TrainConfig, *, trains: bool = True) -> dict[str, int]:
+def estimate_bytes(
+    ref: ModelRef, config: TrainConfig, *, trains: bool = True, adapters: int = 1
+) -> dict[str, int]:
     """Bytes that training takes at least, by purpose.
 
     Args:
         ref: the base model.
         config: the settings.
-        trains: gradients and moments of the adapter are kept.
+        trains: gradients, moments and activations are kept; False to sample only.
+        adapters: number of adapters, one for each seed.
 
     Weights are counted with the engine's copies of them, keys and values for one full-length answer, and
     activations for one forward and backward pass.
@@ -100,17 +103,26 @@ def estimate_bytes(ref: ModelRef, config: TrainConfig, *, trains: bool = True) -
     Raises:
         ModelError: a weights file is damaged.
     """
-    shapes = tensor_shapes(ref.path)
+    named = tensor_shapes(ref.path)
+    shapes = [*named.values()]
     itemsize = 2 if config.dtype == "bfloat16" else 4
     # Two-dimensional tensors are linear layers, (out, in), or an embedding, which has the vocabulary's size.
     matrices = [shape for shape in shapes if len(shape) == 2]
     vocabulary = max((shape[0] for shape in matrices), default=0)
     linears = [shape for shape in matrices if shape[0] != vocabulary]
+    attention = [
+        shape
+        for name, shape in named.items()
+        if len(shape) == 2 and shape[0] != vocabulary and ("attn" in name or "attention" in name)
+    ]
     head = max((math.prod(shape) for shape in matrices if shape[0] == vocabulary), default=0)
     prepacked = itemsize * sum(map(math.prod, linears)) + 4 * head
-    # Which of the layers are attention's, shapes do not tell; steering vectors are too small to count.
-    numbers = {"steering": 0, FULL: sum(map(math.prod, linears))}
-    adapter = numbers.get(config.control, sum(config.lora_r * sum(shape) for shape in linears))
+    every, some = (config.lora_r * sum(map(sum, layers)) for layers in (linears, attention))
+    numbers = {"steering": 0, FULL: sum(map(math.prod, linears)), "attention": some, "mlp": every - some}
+    adapter = numbers.get(config.control, every)  # steering vectors are too small to count
+    # float32: weights and the engine's copy; gradients and two moments; and weights and moments once more, of
+    # before a step of several updates.
+    copies = 2 + (3 + 3 * (config.num_iterations > 1) if trains else 0)
     answer = config.max_completion_length
     rows = min(_MAX_ROWS, config.groups_per_step * config.num_generations)
     tokens = min(config.max_tokens_per_forward, config.num_generations * answer * config.turns)
@@ -118,25 +130,25 @@ def estimate_bytes(ref: ModelRef, config: TrainConfig, *, trains: bool = True) -
     wide = max((max(shape) for shape in linears), default=0)
     return {
         "weights": itemsize * sum(map(math.prod, shapes)) + prepacked,
-        # float32: weights, the engine's copy; gradients, two moments
-        "adapter": (5 if trains else 2) * 4 * adapter,
+        "adapter": adapters * copies * 4 * adapter,
         "KV cache": itemsize * 2 * _attention_sizes(ref.path) * answer,
         "random numbers": 8 * rows * answer,
-        "activations": itemsize
+        "activations": trains
+        * itemsize
         * (_SAVED_HIDDEN * hidden + _SAVED_WIDE * wide)
         * tokens
         * layer_count(ref.path),
-        "logits": min(_LOGITS_BYTES, 3 * 4 * vocabulary * tokens),
+        "logits": trains * min(_LOGITS_BYTES, 3 * 4 * vocabulary * tokens),
     }
 
 
-def tensor_shapes(folder: Path) -> list[tuple[int, ...]]:
-    """Shapes of all tensors in a folder's safetensors files.
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors in a folder's safetensors files, by name.
 
     Raises:
         ModelError: a file is damaged.
     """
-    return [shape for file in sorted(folder.glob("*.safetensors")) for shape in _shapes(file)]
+    return dict(entry for file in sorted(folder.glob("*.safetensors")) for entry in _shapes(file))
 
 
 def layer_count(folder: Path) -> int:
@@ -151,13 +163,15 @@ def _free_gpu_bytes() -> int | None:
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
 
 
-def _shapes(file: Path) -> Iterator[tuple[int, ...]]:
-    """Shapes of a safetensors file's tensors, from its header."""
+def _shapes(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of a safetensors file's tensors, from its header."""
     try:
         with open_regular_file(file) as stream:
             header: object = json.loads(stream.read(min(int.from_bytes(stream.read(8), "little"), 10**8)))
         tensors = cast("dict[str, Any]", header)
-        yield from (tuple(map(int, t["shape"])) for name, t in tensors.items() if name != "__metadata__")
+        for name, tensor in tensors.items():
+            if name != "__metadata__":
+                yield name, tuple(map(int, tensor["shape"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{file}: not a safetensors file ({type(error).__name__}: {error})") from error
 

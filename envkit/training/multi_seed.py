@@ -87,7 +87,7 @@ def train_seeds(trainers: Sequence[GRPOTrainer], on_step: Callable[[int, StepMet
         try:
             rollouts = collect_all([trainer.collector for trainer in active], active[0].step)
             updated, failed = _update_all([*zip(active, rollouts, strict=True)])
-        except EnvkitError:  # also `Stopped`
+        except (EnvkitError, RuntimeError):  # also `Stopped`; torch's, such as for want of memory
             for trainer in active:
                 trainer.drop_step()
             raise

@@ -69,20 +69,20 @@ class Policy:
         def decode(ids: Sequence[int]) -> str:  # no method: the engine must not hold the policy in memory
             return str(tokenizer.decode(ids))
 
+        stops, cache_bytes = [self.renderer.stop_id], kv_cache_mb * 2**20
         try:
             base.to(self.device)
+            #: Shared by engine and learner.
+            self.head = Head(base.get_output_embeddings())
+            self._base, self._lora, self._control = base, (lora_r, lora_alpha), control
+            self._add_adapter(seed)
+            self.engine: AdapterEngine = (
+                VLLMEngine(ref, stops, dtype=dtype, lora_r=lora_r)
+                if engine == "vllm"
+                else TorchEngine(base, stops, decode=decode, head=self.head, kv_cache_bytes=cache_bytes)
+            )
         except torch.OutOfMemoryError as error:
             raise ModelError(f"{ref.id} does not fit into the GPU's memory ({error})") from error
-        #: Shared by engine and learner.
-        self.head = Head(base.get_output_embeddings())
-        self._base, self._lora, self._control = base, (lora_r, lora_alpha), control
-        self._add_adapter(seed)
-        stops = [self.renderer.stop_id]
-        self.engine: AdapterEngine = (
-            VLLMEngine(ref, stops, dtype=dtype, lora_r=lora_r)
-            if engine == "vllm"
-            else TorchEngine(base, stops, decode=decode, head=self.head, kv_cache_bytes=kv_cache_mb * 2**20)
-        )
 
     @classmethod
     def of(cls, ref: ModelRef, config: TrainConfig, *, trains: bool = True) -> Policy:

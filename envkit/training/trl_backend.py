@@ -193,6 +193,8 @@ def _padded(groups: Sequence[TrainingGroup], rows: int, pad_id: int) -> dict[str
     TRL expects a fixed number of rows. Void episodes and missing groups become rows without a trained token.
     """
     flat = [(group.prompt, row) for group in groups for row in group.rows]
+    if any(row.kept for _, row in flat):
+        raise TrainingError("backend 'trl' cannot train conversations that branch; use backend 'envkit'")
     flat = flat or [((pad_id,), TrainingRow((pad_id,), (False,), (0.0,), (0.0,)))]
     prompts = [torch.tensor(prompt) for prompt, _ in flat]
     missing = rows - len(flat)

@@ -79,6 +79,21 @@ def test_prompts_are_those_of_the_episodes_one_for_each_task(runs: dict[str, Pat
     assert {one.source for one in everything} == {f"source {n}" for n in range(TASKS // PER_SOURCE)}
 
 
+def test_prompts_of_a_run_of_several_environments_are_found(model: ModelRef, tmp_path: Path) -> None:
+    """Its tasks and episodes stand beside each other, and an episode names its environment."""
+    run = RunFolder.create(tmp_path, "several", {"environments": ["red", "blue"]})
+    run.journal("phases").append({"phase": "done"})
+    for name in FIRST:
+        task = Task("0", "train", "Do it.", {}, {"source": f"{name} thing"})
+        write_tasks(run.path / name / "tasks" / "train.jsonl", [task], 0)
+        with run.journal("episodes") as journal:
+            turn = sample_runs.turn(tokens=Tokens(prompt(name, 0), (5,), (-0.5,)))
+            episode = sample_runs.played(f"{name} 0", turns=[turn], row=0, step=1)
+            journal.append({"phase": "rl", **trajectory_to_json(episode), "env": name})
+    found = first_prompts(run.path / "checkpoints" / "step-000001", 50, 0)
+    assert {one.source: one.ids for one in found} == {f"{name} thing": prompt(name, 0) for name in FIRST}
+
+
 def test_a_router_is_trained_measured_and_written(
     runs: dict[str, Path], model: ModelRef, tmp_path: Path
 ) -> None:

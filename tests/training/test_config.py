@@ -52,6 +52,7 @@ from envkit.training.config import Mix, TrainConfig, from_manifest, from_mapping
         ({"stop_strings": "x"}, "stop_strings is 'x'; expected a list"),
         ({"stop_strings": ["x", 1]}, r"stop_strings\[1\] is 1; expected str"),
         ({"stop_strings": ["x", ""]}, "stop_strings has an empty text"),
+        ({"advantage": "hacked", "alarm_steps": 1}, r"max_hacked is 0\.2; advantage 'hacked'"),
         ({"stop_strings": ["x"], "engine": "vllm"}, r"stop_strings is \('x',\); engine 'vllm'"),
         ({"shaping": {"tries": "1"}}, "shaping.tries is '1'; expected float"),
         ({"shaping": {"tries": float("inf")}}, "shaping.tries is inf; it must be positive and finite"),

@@ -256,6 +256,14 @@ def test_what_cannot_be_trained_or_used_is_refused(ref: ModelRef, tmp_path: Path
     make(ref, "all-linear").save_adapter(tmp_path / "lora")
     with pytest.raises(ModelError, match="is of control 'all-linear', and control is 'full'; begin with"):
         require_scale(tmp_path / "lora", "full", 1, 1)
+    file = tmp_path / "lora" / "adapter_config.json"
+    plain = json.loads(file.read_text())
+    require_scale(tmp_path / "lora", "all-linear", plain["r"], plain["lora_alpha"])
+    for odd in ({"use_rslora": True}, {"alpha_pattern": {"q_proj": 3}}, {"rank_pattern": {"q_proj": 3}}):
+        file.write_text(json.dumps(plain | odd))
+        with pytest.raises(ModelError, match=rf"{min(odd)} is set; expected one rank and one plain scale"):
+            require_scale(tmp_path / "lora", "all-linear", plain["r"], plain["lora_alpha"])
+    file.write_text(json.dumps(plain))
     for control in WITHOUT_RANK:
         for setting in ({"engine": "vllm"}, {"backend": "trl"}):
             with pytest.raises(ConfigError, match=rf"control is '{control}', which .* cannot train"):

@@ -29,6 +29,33 @@ def test_the_estimate_counts_weights_and_adapter(ref: ModelRef) -> None:
     assert parts["adapter"] == 5 * 4 * trained
 
 
+@pytest.mark.parametrize("control", ["attention", "mlp", "full"])
+def test_the_estimate_counts_the_layers_that_are_trained(ref: ModelRef, control: str) -> None:
+    policy = Policy(ref, lora_r=4, lora_alpha=8, control=control)
+    weights = sum(parameter.numel() for parameter in policy.trainable() if parameter.dim() == 2)
+    config = dataclasses.replace(CONFIG, lora_r=4, control=control)
+    assert memory.estimate_bytes(ref, config)["adapter"] == 5 * 4 * weights
+
+
+def test_the_estimate_counts_seeds_and_the_state_before_several_updates(ref: ModelRef) -> None:
+    one, config = memory.estimate_bytes(ref, CONFIG)["adapter"], dataclasses.replace(CONFIG, num_iterations=2)
+    assert memory.estimate_bytes(ref, CONFIG, adapters=3)["adapter"] == 3 * one
+    assert memory.estimate_bytes(ref, config)["adapter"] == 8 * one // 5
+
+
+def test_an_adapter_that_is_only_loaded_needs_no_memory_for_training(
+    ref: ModelRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = dataclasses.replace(CONFIG, max_tokens_per_forward=2**17, max_completion_length=4096)
+    needed = memory.estimate_bytes(ref, long, trains=False)
+    assert needed["activations"] == needed["logits"] == 0
+    monkeypatch.setattr(memory, "available_bytes", lambda: sum(needed.values()))
+    memory.require_memory(ref, long, trains=False)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1)
+    with pytest.raises(ConfigError, match=r"^loading .* needs at least"):
+        memory.require_memory(ref, long, trains=False)
+
+
 @pytest.mark.parametrize(
     ("changes", "advice"),
     [

@@ -178,6 +178,9 @@ def test_an_adapter_of_another_model_is_refused(ref: ModelRef, tmp_path: Path) -
         ("use_dora", True),
         ("bias", "all"),
         ("modules_to_save", ["n"]),
+        ("alora_invocation_tokens", [1]),
+        ("layer_replication", [[0, 2]]),
+        ("init_lora_weights", "pissa_niter_16"),
     ],
 )
 def test_an_adapter_that_is_not_plain_lora_is_refused(
@@ -186,7 +189,7 @@ def test_an_adapter_that_is_not_plain_lora_is_refused(
     tiny.policy(ref).save_adapter(tmp_path)
     config = tmp_path / "adapter_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), key: value}))
-    with pytest.raises(ModelError, match=f"{key} is .*; expected .*a plain LoRA adapter"):
+    with pytest.raises(ModelError, match=f"{key} is .* plain LoRA adapter"):
         tiny.policy(ref).add(tmp_path, "added")
 
 

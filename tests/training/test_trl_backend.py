@@ -12,17 +12,19 @@ import pytest
 import tiny
 import torch
 
-from envkit.errors import SandboxError
+from envkit.errors import SandboxError, TrainingError
 from envkit.models import ModelRef
 from envkit.rollout import Rollouts
 from envkit.store import Journal
 from envkit.training.checkpoint import CheckpointStore
 from envkit.training.config import TrainConfig
+from envkit.training.groups import TrainingGroup
 from envkit.training.grpo import GRPOTrainer
 from envkit.training.metrics import StepMetrics
+from envkit.training.packing import TrainingRow
 from envkit.training.policy import Policy
 from envkit.training.rollouts import RolloutCollector
-from envkit.training.trl_backend import TRLTrainer
+from envkit.training.trl_backend import TRLTrainer, _padded
 
 CONFIG = dataclasses.replace(tiny.TRAINING, max_steps=3)
 TASKS = tiny.letter_tasks("abcdefg")
@@ -167,3 +169,9 @@ def test_exceeding_max_kl_ends_the_run(make: Make, ref: ModelRef) -> None:
     trainer = make(TRLTrainer, "run", tiny.policy(ref), dataclasses.replace(CONFIG, max_kl=1e-9))
     assert len(train(trainer)) == 2  # in the first step the policy equals its base
     assert "nats per token away from its base" in trainer.alarm
+
+
+def test_conversations_that_branch_are_refused() -> None:
+    row = TrainingRow((5, 6), (True, True), (0.0, 0.0), (1.0, 1.0), {1: 0})
+    with pytest.raises(TrainingError, match="cannot train conversations that branch"):
+        _padded([TrainingGroup((1,), [row], True, True)], 1, 0)
