@@ -13,6 +13,7 @@ from envkit.errors import StoreError, UsageError
 if TYPE_CHECKING:
     from envkit.display import Display
     from envkit.sandbox import SandboxBackend
+    from envkit.studies.founding.arms import Arm
     from envkit.studies.founding.budget import Budget
     from envkit.studies.founding.cells import CellFolder
     from envkit.studies.founding.grid import Grid
@@ -57,9 +58,18 @@ def _make_adapter(
             sizes.config_of(cell.arm).max_steps if cell.arm.kind == TRAINED else 0,
             commit(),
             grid.parts(cell),
+            settings_of(sizes, cell.arm),
         )
     )
     return None
+
+
+def settings_of(sizes: Budget, arm: Arm) -> dict[str, object]:
+    """Settings that an arm's adapter is made with, whatever its seed and the machine."""
+    from envkit.training.config import to_mapping
+
+    settings = to_mapping(sizes.config_of(arm))
+    return {name: value for name, value in settings.items() if name not in ("seed", "kv_cache_mb")}
 
 
 def _train(
@@ -130,6 +140,7 @@ def _compute(
         played = support(
             sizes.environment,
             config=sizes.settings_of(cell.arm),
+            seed=cell.seed,
             max_task_chars=sizes.max_task_chars,
             sandbox=sandbox,
             root=cell.work / "training",

@@ -63,6 +63,7 @@ def study(
     from envkit.api.study_cells import measure as measure_cell
     from envkit.api.study_queue import measure_missing
     from envkit.models import require_training
+    from envkit.studies.founding.budget import load_budget
     from envkit.studies.founding.catalogue import STUDIES
     from envkit.studies.founding.measurements import FRONTIER, PLAYED
     from envkit.studies.founding.page import judge, write_page
@@ -94,7 +95,7 @@ def study(
 
             if stopped := measure_missing(grid, missing, measure_one, progress):
                 return StudyResult(name, None, None, stopped)
-    found = judge(chosen, grid)
+    found = judge(chosen, grid, load_budget(budget).seeds)
     return StudyResult(name, found, write_page(chosen, found, grid, sizes, folder), None)
 
 

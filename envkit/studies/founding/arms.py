@@ -52,8 +52,8 @@ class Arm:
 
     @property
     def has_seeds(self) -> bool:
-        """True if it is trained, or made of what is trained, once for each seed."""
-        return self.kind in (TRAINED, WARM, PROMPTED, MERGED, ROUTED)
+        """True if it is made once for each seed."""
+        return self.kind != UNTOUCHED
 
     @property
     def has_adapter(self) -> bool:

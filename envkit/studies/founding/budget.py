@@ -24,8 +24,8 @@ class Several:
     Args:
         max_task_chars: longer tasks are left out, in training too.
         tasks, samples: held-out tasks of each environment, at most, and episodes of each.
-        training: fields of `envkit.training.config.TrainConfig` for one environment. An arm of several has
-            ``sft_examples`` and ``max_steps`` for each of them.
+        training: fields of `envkit.training.config.TrainConfig` for one environment. An arm of several takes
+            as many steps, each with so many times as many known answers and groups: it sees as much of each.
     """
 
     max_task_chars: int
@@ -36,9 +36,8 @@ class Several:
     def settings_of(self, arm: Arm) -> dict[str, object]:
         """Settings of an arm's training, without the model."""
         config = from_mapping(self.training, "several.training")
-        count = len(arm.environments)
-        sizes = {"sft_examples": count * config.sft_examples, "max_steps": count * config.max_steps}
-        return {**self.training, **sizes}
+        sizes = ("sft_examples", "sft_batch_size", "groups_per_step")
+        return {**self.training, **{name: len(arm.environments) * getattr(config, name) for name in sizes}}
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,10 @@ from envkit.studies.founding.arms import BASE
 from envkit.studies.founding.cells import CellFolder
 from envkit.studies.founding.finding import Finding
 from envkit.studies.founding.grid import Grid
-from envkit.studies.founding.measurements import DISTANCE, FRONTIER, ON, SOLVE, others_part
+from envkit.studies.founding.measurements import DISTANCE, FRONTIER, MANY, ON, SOLVE, others_part
 
 #: Parts whose tasks others answer too: scripts, and models whose answers came with the tasks.
-_WITH_OTHERS: Final = (SOLVE, FRONTIER, *ON.values())
+_WITH_OTHERS: Final = (SOLVE, MANY, FRONTIER, *ON.values())
 
 
 @dataclass(frozen=True, slots=True)

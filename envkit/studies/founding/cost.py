@@ -25,7 +25,7 @@ from envkit.studies.founding.finding import (
 from envkit.studies.founding.grid import Grid
 from envkit.studies.founding.measurements import SOLVE, Measured
 
-ARMS: Final = ("base", "shots", "prompt", "r16")
+ARMS: Final = ("base", "shots", "prompt", "r16", "sft-6x")
 PARTS: Final = (SOLVE,)
 CLAIM: Final = (
     "An environment of your own makes a small model better: it solves more than its base, than the base "
@@ -56,11 +56,13 @@ def judge(grid: Grid) -> Finding:
         (
             detectable(grid, "r16", "shots"),
             f"Trained minus {'; minus '.join(compared)}.",
+            f"Minus SFT on six times the known answers of its warm start, which decides nothing: "
+            f"{in_points(grid.difference('r16', 'sft-6x'))}.",
             f"The prompt that was searched for, minus the base: {in_points(searched)}. The search takes far "
             "fewer episodes than RL; the table has the sampled tokens of both.",
-            "No frontier model has played these tasks, so break-even is a bound: the solved tasks after "
-            "which training has paid, if the other model solved every task at once and wrote no more than "
-            "ours.",
+            "No frontier model has played these tasks, so break-even is a bound: training has paid after so "
+            "many solved tasks at the latest, if the other model reads and writes as much as ours, or more, "
+            "whatever share it solves. Where it might be cheaper, there is no bound.",
             seeds_sentence(grid, ARMS),
         ),
         (rates_table(grid, ARMS), _table(found, prices)),
@@ -95,7 +97,7 @@ def _after(saved_usd: float, training_usd: float) -> str:
     """Solved tasks after which training has paid; a dash if that is not known."""
     if not math.isfinite(saved_usd + training_usd):
         return NONE
-    return number(training_usd / saved_usd, 0) if saved_usd > 0 else "never"
+    return number(training_usd / saved_usd, 0) if saved_usd > 0 else "no bound"
 
 
 def _tokens(row: Row) -> tuple[int, int]:

@@ -62,13 +62,14 @@ def judge(grid: Grid) -> Finding:
         for seed in seeds
     ]
     lost = [mean_interval(theirs[seed], sources[seed]) for seed in seeds]
-    if halves and all(each.high < 0 for each in halves):
+    if halves and all(each.high < 0 for each in halves) and all(each.low > 0 for each in lost):
         verdict = HELD
     elif halves and all(each.low > 0 for each in halves):
         verdict = FAILED
     else:
         verdict = UNDECIDED
-    trained = [each for arm in _ALL for each in _distances(grid, arm).values()]
+    # A warm start is a part of the run that went on from it.
+    trained = [each for arm in (*_RL, *_SFT) for each in _distances(grid, arm).values()]
     rho = rank_correlation([each.kl.estimate for each in trained], [each.rise for each in trained])
     correlation = (
         f"Over {len(trained)} runs, the rank correlation of divergence and rise is {number(rho, 2)}."
@@ -79,7 +80,6 @@ def judge(grid: Grid) -> Finding:
         only_if(
             gain.low > 0,
             abs(gap.estimate) <= _ALIKE,
-            bool(lost) and all(each.low > 0 for each in lost),
             verdict=verdict,
         ),
         (
@@ -88,9 +88,12 @@ def judge(grid: Grid) -> Finding:
             f"{in_points(gap)} points; more than 5 would decide nothing. {RL_ARM} minus its warm start: "
             f"{in_points(gain)}.",
             f"Rise of the loss on other text by {matched}, above that by the warm start, by seed: "
-            f"{_told(lost)}. Unless SFT forgets, there is no half of it. SFT begins with the base and learns "
+            f"{_told(lost)}. Unless SFT forgets, the claim cannot hold. SFT begins with the base and learns "
             "from RL's functions too, so its first answers are not those of the warm start.",
-            f"Rise by RL, less half of SFT's, by seed: {_told(halves)}. The claim needs all below zero.",
+            f"Rise by RL, less half of SFT's, by seed: {_told(halves)}. The claim needs all below zero, and "
+            "fails if all are above.",
+            "RL and SFT have learning rates of their own, chosen for what is solved, and take other numbers "
+            "of steps: a gentler SFT might forget less.",
             correlation,
             "What is forgotten of other environments is not measured.",
             seeds_sentence(grid, ARMS),

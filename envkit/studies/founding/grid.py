@@ -176,6 +176,24 @@ class Grid:
             raise UsageError(f"{arm} and {row.name} have no graded task in common")
         return found
 
+    def require_same_settings(self, arm: str) -> None:
+        """Raise if the seeds of an arm were made with different settings.
+
+        Raises:
+            UsageError: they were; the message names two of them.
+        """
+        found = [(cell, made) for cell in self.cells(arm) if (made := cell.made) is not None]
+        for cell, made in found[1:]:
+            first, expected = found[0]
+            if made.settings != expected.settings:
+                names = made.settings.keys() | expected.settings.keys()
+                other = min(n for n in names if made.settings.get(n) != expected.settings.get(n))
+                raise UsageError(
+                    f"{cell.name} was made with {other} = {made.settings.get(other)}, and {first.name} with "
+                    f"{expected.settings.get(other)}; delete one's folder, {cell.path} or {first.path}, to "
+                    "make and measure it again"
+                )
+
     def require_same_conditions(self, arms: Sequence[str], part: str) -> None:
         """Raise if cells were measured on other tasks, with other code, weights or limits.
 

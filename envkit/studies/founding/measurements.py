@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
@@ -60,6 +60,7 @@ class Made:
         planned: steps that its settings ask for.
         commit: version of envkit.
         parts: digests of the adapters that it was merged of; of a warm start, that of the arm whose it is.
+        settings: of the training, without the seed and what the machine chose.
     """
 
     adapter: str
@@ -69,6 +70,7 @@ class Made:
     planned: int
     commit: str
     parts: tuple[str, ...] = ()
+    settings: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,28 +21,35 @@ from envkit.studies.founding.grid import Grid
 from envkit.studies.founding.measurements import FRONTIER, ON, PLAYED, environment_of
 
 
-def judge(study: Study, grid: Grid) -> Finding:
-    """Judge a study's claim. With one seed, or while something is missing, nothing is decided.
+def judge(study: Study, grid: Grid, seeds: int) -> Finding:
+    """Judge a study's claim. Unless all is measured, with the planned number of seeds, nothing is decided.
+
+    Args:
+        study, grid: what is judged, and by which cells.
+        seeds: number that was planned before anything was measured. Who looked after each seed, and stopped
+            where the verdict was liked, would find what he likes.
 
     Raises:
-        UsageError: an arm is not measured at all, or cells were measured under different conditions.
+        UsageError: an arm is not measured at all, or cells were made or measured under different conditions.
     """
+    for arm in study.arms:
+        grid.require_same_settings(arm)
     for part in study.parts:
         if part in PLAYED:
             grid.require_same_conditions(study.arms, part)
     found = study.judge(grid)
-    reasons = [*_reasons(study, grid)]
+    reasons = [*_reasons(study, grid, seeds)]
     tables = (*found.tables, *(_scripts_table(grid, part) for part in study.parts if grid.others(part)))
     verdict = UNDECIDED if reasons else found.verdict
     return replace(found, verdict=verdict, sentences=(*reasons, *found.sentences), tables=tables)
 
 
-def _reasons(study: Study, grid: Grid) -> Iterator[str]:
+def _reasons(study: Study, grid: Grid, seeds: int) -> Iterator[str]:
     """Yield the reasons why nothing is decided, whatever the numbers are."""
     if missing := [f"{cell.name} ({part})" for cell, part in study.missing(grid)]:
         yield f"Not decided: not all is measured yet. Missing: {', '.join(missing)}."
-    if grid.seeds == 1 and any(ARMS[arm].has_seeds for arm in study.arms):
-        yield "Not decided: one seed says nothing of others."
+    if grid.seeds != seeds and any(ARMS[arm].has_seeds for arm in study.arms):
+        yield f"Not decided: there are {grid.seeds} of {seeds} seeds, the number that was planned."
     for cell in (cell for arm in study.arms for cell in grid.cells(arm)):
         made = cell.made
         if made is not None and made.steps < made.planned:
@@ -136,15 +143,23 @@ def _played(part: str, budget: Budget, grid: Grid) -> str:
     kind = "given" if part == FRONTIER else "test" if play.split == "test" else "held-out"
     where = f" of {environment}" if environment else ""
     digest = f" ({found.conditions.tasks[:12]})" if part == FRONTIER and found is not None else ""
-    return f"Measured on {tasks} {kind} tasks{where}{digest}, {number(play.samples, 0)} samples each."
+    samples = f"{number(play.samples, 0)} sample{'s' * (play.samples > 1)} each"
+    return (
+        f"Measured on {tasks} {kind} tasks{where}{digest}, {samples}, at temperature {play.temperature:g}, "
+        f"with at most {play.config.max_completion_length} tokens a turn."
+    )
 
 
 def _versions(study: Study, grid: Grid) -> str:
     """Say with which versions of envkit the cells were made."""
-    found: set[str] = set()
+    found: dict[str, list[str]] = {}
     for cell in (cell for arm in study.arms for cell in grid.cells(arm)):
         played = [grid.measured(cell, part) for part in study.parts if part in PLAYED]
         scripts = [cell.others(part) for part in study.parts if part in PLAYED]
         parts = (cell.made, cell.prompt, *played, *scripts, cell.distance, cell.multiplexed)
-        found |= {part.commit for part in parts if part is not None}
-    return f"Version: {', '.join(sorted(found))}."
+        for commit in {part.commit for part in parts if part is not None}:
+            found.setdefault(commit, []).append(cell.name)
+    if len(found) == 1:
+        return f"Version: {min(found)}."
+    listed = (f"{commit} ({', '.join(cells)})" for commit, cells in sorted(found.items()))
+    return f"Versions: {'; '.join(listed)}."

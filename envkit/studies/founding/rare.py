@@ -61,7 +61,9 @@ def judge(grid: Grid) -> Finding:
             f"{samples} samples was solved before RL in {', '.join(map(str, none))}.",
             "Share of sources whose learned tasks had all been solved at least once before RL: "
             + ("no task is learned." if known is None else f"{share(known)}, of {known.clusters} sources. ")
-            + "With fewer than 36 sources, no share can be shown to be above 90 %.",
+            + "With fewer than 36 sources, no share can be shown to be above 90 %. "
+            f"A task that is solved in one of 100 samples is not seen in {samples} with a chance of "
+            f"{percent(0.99**samples)} %.",
             f"The warm start catches up from: {_crossings(found)}; the base from: {_crossings(from_base)}.",
             "Learned: solved rarely before RL, in an eighth of the samples at most, and in half or more "
             "after it.",

@@ -19,7 +19,6 @@ from envkit.studies.founding.finding import (
     all_of,
     detectable,
     in_points,
-    only_if,
     rate_bars,
     rates_table,
     seeds_sentence,
@@ -53,18 +52,16 @@ def judge(grid: Grid) -> Finding:
         if lora.low > 0
         else "a part of it that cannot be told, because the interval of LoRA's gain includes zero"
     )
-    base = forms["base"].mean
-    has_room = base is not None and _FORM < base.estimate < 1 - _FORM
     return Finding(
-        only_if(has_room, verdict=all_of([above(larger, _FORM), _below(solve)])),
+        all_of([above(larger, _FORM), _below(solve)]),
         (
             detectable(grid, "vector", "base"),
             f"The computed vector changes how many answers end before the token limit by {in_points(form)} "
             f"points, and what is solved by {in_points(solve)}.",
-            f"One trained vector a layer gains {in_points(vector)} points, LoRA {in_points(lora)}: the "
-            f"vectors gain {part}.",
-            "The form of answers: the share that ends by itself. "
-            + ("" if has_room else "The base's leaves no room to move by 20 points, so nothing is decided."),
+            f"One trained vector a layer gains {in_points(vector)} points on the base, LoRA "
+            f"{in_points(lora)}: the vectors gain {part}, by their warm starts and RL together.",
+            "The form of answers: the share that ends by itself. It may rise or fall. The vector is that of "
+            "what is solved, less what fails; its layer and strength are not searched for.",
             seeds_sentence(grid, ARMS),
         ),
         (rates_table(grid, ARMS), _table(grid, forms)),
