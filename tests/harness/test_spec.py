@@ -62,6 +62,14 @@ def test_shipped_harnesses_play_the_code_editor() -> None:
         assert fewer_turns(kind, Lock(), 1) == ""
 
 
+def test_the_example_with_short_prompts_needs_what_the_shipped_program_needs() -> None:
+    example = Path(__file__).parents[2] / "examples" / "mini-swe-agent-short.toml"
+    short, shipped = load_harness(str(example)), load_harness("mini-swe-agent")
+    for field in ("packages", "preload", "environment"):
+        assert getattr(short, field) == getattr(shipped, field)
+    assert short.command[:5] == shipped.command[:5]
+
+
 def test_a_harness_of_a_file_has_the_files_name(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('command = ["run", "{prompt}"]\npackages = ["six==1.17.0"]\n')
