@@ -265,9 +265,9 @@ def _submit(agent: Agent, episode: _Episode) -> Trajectory | None:
 
 
 def _rest(episode: _Episode) -> float:
-    """What an episode that broke its environment gets beside its rewards: the least that one may earn.
+    """Return what lowers an episode's rewards to the least that one may earn, and record it under `LIMIT`.
 
-    Breaking the environment must not pay, not even to save costs.
+    For episodes that broke their environment: that must not pay, not even to save costs.
     """
     rest = total_reward([episode.env.reward_range[0], *(-step.reward for step in episode.steps)]) or 0.0
     if rest:

@@ -14,7 +14,7 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-#: Of a list: validation ends at its first wrong element. An error for each of a million would take minutes.
+#: Setting of a list: validation ends at its first wrong element, instead of making an error for each.
 _FIRST_FAULT = Field(fail_fast=True)
 
 

@@ -39,7 +39,10 @@ SessionName = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,128}$")]
 
 
 async def _entered(request: Request) -> Client:
-    """Who asks, found before the body is validated: JSON that is no valid request counts, too."""
+    """Find who asks, and count the request against the key's rate, before the body is validated.
+
+    So a request that is refused for its fields counts, too. One that is not JSON never comes here.
+    """
     return _enter(request.app.state.server, request)
 
 

@@ -103,25 +103,24 @@ def estimate_bytes(
     Raises:
         ModelError: a weights file is damaged.
     """
-    named = tensor_shapes(ref.path)
-    shapes = [*named.values()]
+    shapes = tensor_shapes(ref.path)
     itemsize = 2 if config.dtype == "bfloat16" else 4
     # Two-dimensional tensors are linear layers, (out, in), or an embedding, which has the vocabulary's size.
-    matrices = [shape for shape in shapes if len(shape) == 2]
-    vocabulary = max((shape[0] for shape in matrices), default=0)
-    linears = [shape for shape in matrices if shape[0] != vocabulary]
+    matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
+    vocabulary = max((shape[0] for shape in matrices.values()), default=0)
+    linears = [shape for shape in matrices.values() if shape[0] != vocabulary]
     attention = [
         shape
-        for name, shape in named.items()
-        if len(shape) == 2 and shape[0] != vocabulary and ("attn" in name or "attention" in name)
+        for name, shape in matrices.items()
+        if shape[0] != vocabulary and ("attn" in name or "attention" in name)
     ]
-    head = max((math.prod(shape) for shape in matrices if shape[0] == vocabulary), default=0)
+    head = max((math.prod(shape) for shape in matrices.values() if shape[0] == vocabulary), default=0)
     prepacked = itemsize * sum(map(math.prod, linears)) + 4 * head
     every, some = (config.lora_r * sum(map(sum, layers)) for layers in (linears, attention))
     numbers = {"steering": 0, FULL: sum(map(math.prod, linears)), "attention": some, "mlp": every - some}
     adapter = numbers.get(config.control, every)  # steering vectors are too small to count
-    # float32: weights and the engine's copy; gradients and two moments; and weights and moments once more, of
-    # before a step of several updates.
+    # In float32: weights and the engine's copy; in training, gradients and two moments; with several updates a
+    # step, another copy of weights and moments, to undo the step.
     copies = 2 + (3 + 3 * (config.num_iterations > 1) if trains else 0)
     answer = config.max_completion_length
     rows = min(_MAX_ROWS, config.groups_per_step * config.num_generations)
@@ -129,7 +128,7 @@ def estimate_bytes(
     hidden = min((shape[1] for shape in linears), default=0)
     wide = max((max(shape) for shape in linears), default=0)
     return {
-        "weights": itemsize * sum(map(math.prod, shapes)) + prepacked,
+        "weights": itemsize * sum(map(math.prod, shapes.values())) + prepacked,
         "adapter": adapters * copies * 4 * adapter,
         "KV cache": itemsize * 2 * _attention_sizes(ref.path) * answer,
         "random numbers": 8 * rows * answer,

@@ -25,7 +25,7 @@ from envkit.openai_api.schemas import ChatBody, CompletionBody
 def test_a_list_of_wrong_elements_is_refused_at_its_first(
     kind: type[ChatBody | CompletionBody], wrong: dict[str, Any]
 ) -> None:
-    """An error for each would hold up the server for half a minute a request."""
+    """An error for each element would hold up the server's other requests."""
     with pytest.raises(ValidationError) as caught:
         kind.model_validate_json(json.dumps({"model": "m", **wrong}))
     assert caught.value.error_count() <= 5  # one for each form that the field may have
