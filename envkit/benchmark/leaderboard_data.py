@@ -344,7 +344,7 @@ def _row(name: str, report: ReportData, row: Row, prices: PriceTable, machine: s
 
 
 def _hours(row: Row, used: Machine, machine: str | None, prices: PriceTable) -> tuple[str, float]:
-    """Machine that a row is priced by, in words, and dollars for each of its hours.
+    """Return the name of the machine that a row is priced by, and the dollars for each of its hours.
 
     Raises:
         UnpricedError: no machine is named, and the one that was used is not like `TWO_CORES` or half of it;

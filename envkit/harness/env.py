@@ -93,7 +93,7 @@ def harnessed(kind: type[Env], program: Harness) -> type[Env]:
             """Go on to the harness's next request for a chat; or return how it has ended.
 
             Args:
-                until_s: when its time for that is over, by `time.monotonic`.
+                until_s: latest time of that request, by `time.monotonic`; then the harness is ended.
             """
             for _ in range(_MAX_OTHERS):
                 event = self._relay.event

@@ -88,7 +88,7 @@ class Sessions:
         drawn: Sequence[tuple[int, float]],
         stop: str,
     ) -> None:
-        """Record an answer. A session that is too long for itself is dropped, too.
+        """Record an answer. If the session alone exceeds the limit, it is dropped.
 
         Args:
             client: who asked.

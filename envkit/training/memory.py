@@ -119,8 +119,8 @@ def estimate_bytes(
     every, some = (config.lora_r * sum(map(sum, layers)) for layers in (linears, attention))
     numbers = {"steering": 0, FULL: sum(map(math.prod, linears)), "attention": some, "mlp": every - some}
     adapter = numbers.get(config.control, every)  # steering vectors are too small to count
-    # In float32: weights and the engine's copy; in training, gradients and two moments; with several updates a
-    # step, another copy of weights and moments, to undo the step.
+    # In float32: weights and the engine's copy; in training, gradients and two moments; with several updates
+    # a step, another copy of weights and moments, to undo the step.
     copies = 2 + (3 + 3 * (config.num_iterations > 1) if trains else 0)
     answer = config.max_completion_length
     rows = min(_MAX_ROWS, config.groups_per_step * config.num_generations)
