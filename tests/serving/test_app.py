@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 def test_other_requests_are_answered_while_a_prompt_is_encoded(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = make(model)
+    server = make(model, max_waiting=16)  # what one request may ask for
     began, go_on, plain = threading.Event(), threading.Event(), server.renderer.plain
     held: list[bool] = []
 
@@ -48,7 +48,7 @@ def test_other_requests_are_answered_while_a_prompt_is_encoded(
             assert (await client.get("/health")).status_code == 200
             # What is encoded is open, and takes a place among what waits.
             assert server.open_rows.total() == server.read_rows == 1
-            assert (await client.post("/v1/completions", json=body | {"n": 64})).status_code == 503
+            assert (await client.post("/v1/completions", json=body | {"n": 16})).status_code == 503
             go_on.set()
             return (await long).status_code
 
