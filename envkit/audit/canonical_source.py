@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 from collections.abc import Iterator
 from typing import TypeAlias
 
@@ -27,6 +28,12 @@ def canonical(tree: ast.Module) -> bytes:
     strings in other ways. Here empty fields are left out, and f-strings have one form.
     """
     return b"".join(_written(tree))
+
+
+def source_digest(source: bytes) -> str:
+    """SHA-256 of a Python file as `canonical` gives it; of its bytes if it is not valid Python."""
+    tree = parse(source)
+    return hashlib.sha256(source if tree is None else canonical(tree)).hexdigest()
 
 
 def _written(tree: ast.Module) -> Iterator[bytes]:

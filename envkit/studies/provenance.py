@@ -1,13 +1,18 @@
-"""Identify the code that a run was made with."""
+"""Identify the code that a run was made with.
+
+Python files count by their syntax trees: comments, formatting and docstrings may be edited during a run.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 from importlib import resources
 from pathlib import Path
 
 import envkit
+from envkit.audit.canonical_source import source_digest
 from envkit.audit.certificate import content_digest
 from envkit.env import Env
 from envkit.errors import StoreError
@@ -27,24 +32,22 @@ def environment_facts(kind: type[Env], lock: Lock) -> dict[str, str]:
 
 def code_digest(kind: type[Env]) -> str:
     """SHA-256 of the code that an environment's certificate is bound to, and of ``rollout.py``."""
-    rollout = Path(envkit.__file__).with_name("rollout.py").read_bytes()
-    harness = b"" if kind.harness is None else repr(kind.harness).encode()
-    return hashlib.sha256(content_digest(kind).encode() + rollout + harness).hexdigest()
+    rollout = source_digest(Path(envkit.__file__).with_name("rollout.py").read_bytes())
+    harness = "" if kind.harness is None else repr(kind.harness)
+    return hashlib.sha256(f"{content_digest(kind)}{rollout}{harness}".encode()).hexdigest()
 
 
 def training_code_digest() -> str:
     """SHA-256 of the code that decides what a run trains on, samples and learns."""
     root = Path(envkit.__file__).parent
     code = {
-        str(file.relative_to(root)): file.read_bytes()
+        str(file.relative_to(root)): source_digest(file.read_bytes())
         for file in (*root.glob("training/*.py"), *root.glob("engine/*.py"), root / "studies/warm_start.py")
     }
     # In a checkout, this package lies outside the others' folder.
-    code["agents/local.py"] = resources.files("envkit.agents").joinpath("local.py").read_bytes()
-    digest = hashlib.sha256()
-    for name in sorted(code):
-        digest.update(f"{name}\0".encode() + code[name])
-    return digest.hexdigest()
+    local = resources.files("envkit.agents").joinpath("local.py").read_bytes()
+    code["agents/local.py"] = source_digest(local)
+    return hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest()
 
 
 def require_unchanged(kind: type[Env], lock: Lock, part: RunFolder) -> None:
