@@ -57,6 +57,8 @@ class Trainer(ABC):
         self.alarm = ""
         #: Weights and optimizer state before the first of a step's several updates.
         self._before: tuple[list[Tensor], dict[str, Any]] | None = None
+        #: True once an update has begun: the weights may no longer be those of `step`.
+        self._has_moved = False
 
     @abstractmethod
     def train(self, on_step: OnStep) -> None:
@@ -95,6 +97,7 @@ class Trainer(ABC):
     def commit_step(self, metrics: StepMetrics) -> None:
         """Make a step final: count it, write it to the journal, and check it for an alarm."""
         self.step, self._curriculum, self._before = metrics.step, self.collector.curriculum.state(), None
+        self._has_moved = False
         self._metrics.append({"phase": "rl", **asdict(metrics)})
         self.alarm = alarm_of(metrics, self._config)
 
@@ -108,10 +111,10 @@ class Trainer(ABC):
         self.store.save(self.step, self._policy, self._optimizer, state)
 
     def drop_step(self) -> None:
-        """Drop an unfinished step; save the last finished one."""
+        """Drop an unfinished step; save the last finished one, unless an update that stays has begun."""
         self._undo_updates()
         self._optimizer.zero_grad(set_to_none=True)
-        if self.step:
+        if self.step and not self._has_moved:
             self.save()
 
     def fail(self, reason: str) -> None:
@@ -134,7 +137,7 @@ class Trainer(ABC):
                 for parameter, before in zip(self._policy.trainable(), weights, strict=True):
                     parameter.copy_(before)
             self._optimizer.load_state_dict(optimizer)
-            self._before = None
+            self._before, self._has_moved = None, False
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +231,7 @@ class GRPOTrainer(Trainer):
         if gradient.is_trained:
             grad_norm = float(torch.nn.utils.clip_grad_norm_(self._policy.trainable(), config.max_grad_norm))
             require_finite(grad_norm, step)
+            self._has_moved = True
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         metrics = gradient.metrics._replace(grad_norm=grad_norm)

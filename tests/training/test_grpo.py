@@ -543,6 +543,29 @@ def test_a_stop_between_the_updates_of_a_step_undoes_them(make: Make, tmp_path: 
     assert tiny.equal(before, tiny.weights(trainer.collector.policy))
 
 
+def test_weights_that_an_update_left_half_changed_are_not_saved(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(CONFIG, save_steps=2, max_steps=4)
+    straight = train(make(tmp_path / "straight", config))
+    step_of, trainer = torch.optim.AdamW.step, make(tmp_path / "run", config)
+
+    def short_of_memory(optimizer: torch.optim.AdamW) -> None:
+        step_of(optimizer)
+        if trainer.step == 3:
+            raise RuntimeError("not enough memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", short_of_memory)
+        with pytest.raises(RuntimeError, match="not enough memory"):
+            train(trainer)
+    again = make(tmp_path / "run", config)
+    assert again.resume()
+    assert again.step == 2
+    assert without_times(train(again)) == without_times(straight)[2:]
+    assert adapter(tmp_path / "run") == adapter(tmp_path / "straight")
+
+
 def test_later_updates_on_a_batch_are_clipped(make: Make, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, max_steps=1, learning_rate=0.1, warmup_steps=0)
     (once,) = train(make(tmp_path / "once", config))

@@ -159,6 +159,30 @@ def test_a_stop_within_a_step_leaves_all_seeds_at_the_same_step(
         assert tiny.equal(one, other)
 
 
+def test_a_seed_that_runs_out_of_memory_after_another_was_updated_resumes_to_the_same_bits(
+    make: Make, tmp_path: Path
+) -> None:
+    straight = make(tmp_path / "straight")
+    train(straight)
+    stopped = make(tmp_path / "stopped", save_steps=2)
+    update = stopped[1].update
+
+    def short_of_memory(gradient: Gradient) -> StepMetrics:
+        if stopped[1].step == 3:
+            raise RuntimeError("not enough memory")
+        return update(gradient)
+
+    stopped[1].update = short_of_memory  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        train(stopped)
+    again = make(tmp_path / "stopped")
+    resume_seeds(again)
+    assert {trainer.step for trainer in again} == {2}
+    train(again)
+    for one, other in zip(weights(again), weights(straight), strict=True):
+        assert tiny.equal(one, other)
+
+
 def test_training_restarts_if_one_seed_has_no_checkpoint(make: Make, tmp_path: Path) -> None:
     train_seeds(make(tmp_path), lambda *_: False)
     shutil.rmtree(tmp_path / "6" / "checkpoints")
