@@ -76,7 +76,7 @@ def compare_controls(
     require_training()
     from envkit.benchmark.controls import PROMPT, Control
     from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
-    from envkit.studies.controls import control_of, write_controls
+    from envkit.studies.controls import control_of, require_known_scale, write_controls
     from envkit.studies.prompt_search import read_prompt
 
     if not adapters:
@@ -97,6 +97,8 @@ def compare_controls(
         for row, folder in zip(names[: len(folders)], folders, strict=True)
     ]
     controls = [control_of(row.name, folder) for row, folder in zip(rows, folders, strict=True)]
+    for control, folder in zip(controls, folders, strict=True):
+        require_known_scale(control, folder)
     for row, prompt in zip(names[len(folders) :], found, strict=True):
         rows.append(AgentSpec(row, model=base, system=prompt.system))
         controls.append(

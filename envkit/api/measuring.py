@@ -159,7 +159,8 @@ def bench(
         spec: what to measure: a `BenchSpec`, a TOML file of one, or what `spec_of` returns.
         budget_usd: what all API calls may cost together; by default the spec's budget.
         prices: a TOML file of prices, on top of envkit's own.
-        machine: machine whose hourly price local rows pay; by default ``cpu-2-cores`` if it was one.
+        machine: machine whose hourly price local rows pay; by default ``cpu-2-cores`` if it was one,
+            and half of its price for one core.
         sandbox: a backend or its registered name.
         root: folder in which the run folder is created.
         display: ``"rich"``, ``"quiet"`` or a display of your own.

@@ -75,11 +75,28 @@ def settings_of(sizes: Budget, arm: Arm) -> dict[str, object]:
 def _train(
     grid: Grid, cell: CellFolder, sizes: Budget, sandbox: SandboxBackend | str, display: Display
 ) -> Path | signal.Signals:
-    """Train a cell's adapter."""
+    """Train a cell's adapter.
+
+    Raises:
+        UsageError: its run was begun with other settings.
+    """
     from envkit.api.training import resume_train, train
+    from envkit.store import RunFolder
+    from envkit.studies.founding.grid import differing_settings
+    from envkit.training.config import of_run, to_mapping
 
     folder = cell.work / "training"
     began = runs_of(folder)
+    if began:
+        run, settings = RunFolder.open(began[-1]), settings_of(sizes, cell.arm)
+        # "auto" has become a dtype of this machine's in the run.
+        theirs = to_mapping(of_run(run)) | ({"dtype": "auto"} if settings["dtype"] == "auto" else {})
+        if differing := differing_settings(theirs, settings):
+            raise UsageError(
+                f"the run of {cell.name} was begun with {differing[0]}, and now it would be {differing[1]}; "
+                f"go on with the version that began it ({run.manifest.get('commit')}), or delete {run.path} "
+                "to begin again"
+            )
     result = (
         resume_train(began[-1], sandbox=sandbox, trackers=(), display=display)
         if began

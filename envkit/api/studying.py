@@ -77,7 +77,7 @@ def study(
     folder = grid.root.parent
     if measure:
         require_training()
-        _require_settings(chosen, sizes)
+        _require_settings(chosen, grid, sizes)
         folder.mkdir(parents=True, exist_ok=True)
         with open_display(display) as progress:
             _keep(folder, sizes)
@@ -150,9 +150,10 @@ def _grid(budget: str, model: Path | str | None, seeds: int | None, root: Path) 
     return sizes, Grid(folder / _CELLS, sizes.seeds)
 
 
-def _require_settings(study: Study, sizes: Budget) -> None:
-    """Raise if an arm's settings are wrong, or no environment is named so, before anything is trained."""
+def _require_settings(study: Study, grid: Grid, sizes: Budget) -> None:
+    """Raise if an arm's settings are wrong, or not those of its cells, before anything is trained."""
     from envkit import registry
+    from envkit.api.study_arms import settings_of
     from envkit.studies.founding.arms import ARMS, PROMPTED, RL_ARM, WARM
     from envkit.studies.founding.measurements import PLAYED
 
@@ -163,6 +164,7 @@ def _require_settings(study: Study, sizes: Budget) -> None:
         registry.environment(environment)
     for arm in study.arms:
         sizes.config_of(ARMS[arm])
+        grid.require_settings(arm, settings_of(sizes, ARMS[arm]))
         if ARMS[arm].kind == PROMPTED:
             _ = sizes.prompt_sizes
         if ARMS[arm].kind == WARM and not sizes.config_of(ARMS[RL_ARM]).sft_examples:

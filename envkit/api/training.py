@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from envkit.training.config import TrainConfig
 
 #: Folders that a run creates inside its own. With several environments, none may have such a name.
-_RUN_FOLDERS = frozenset({"checkpoints", "sft", "tasks", "tensorboard", "wandb"})
+_RUN_FOLDERS = frozenset({"checkpoints", "sft", "sft-checkpoints", "tasks", "tensorboard", "wandb"})
 
 
 def train(

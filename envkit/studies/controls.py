@@ -18,7 +18,12 @@ from envkit.errors import StoreError, UsageError
 from envkit.files import read_json_object
 from envkit.models import resolve
 from envkit.models.adapter_folder import BASE as ADAPTER_BASE
-from envkit.models.adapter_folder import MANIFEST, WITHOUT_RANK, recorded_control
+from envkit.models.adapter_folder import (
+    MANIFEST,
+    WITHOUT_RANK,
+    recorded_control,
+    require_scale,
+)
 from envkit.plain import decode, encode
 from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop
@@ -77,6 +82,16 @@ def control_of(name: str, adapter: Path) -> Control:
     if before.examples is None or before.sampled_tokens is None:
         return known
     return replace(known, examples=before.examples, sampled_tokens=before.sampled_tokens + tokens)
+
+
+def require_known_scale(control: Control, adapter: Path) -> None:
+    """Refuse an adapter whose divergence from the base `measure_kl` could not measure.
+
+    Raises:
+        ModelError: its update is scaled otherwise than by one rank and one alpha.
+    """
+    shape = _shape_of(control, str(adapter))
+    require_scale(adapter, control.control, shape["lora_r"], shape["lora_alpha"])
 
 
 def write_controls(run: RunFolder, controls: Sequence[Control], kl_tasks: int) -> None:

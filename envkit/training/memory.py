@@ -53,7 +53,9 @@ def require_memory(ref: ModelRef, config: TrainConfig, *, trains: bool = True, a
     tokens = _fitting_tokens(ref, config, available, adapters) if trains else None
     largest = max(parts, key=lambda name: parts[name])
     advice = (
-        "use another control, such as all-linear"
+        "use a machine with more"
+        if largest == "adapter" and not trains  # nothing about a trained adapter can be changed
+        else "use another control, such as all-linear"
         if largest == "adapter" and config.control == FULL
         else _ADVICE[largest].format(config=config)
         if tokens is None

@@ -286,6 +286,7 @@ def test_a_machine_without_a_price_is_refused() -> None:
     ("machine", "said"),
     [
         (Machine("A CPU", 2, 2, "bfloat16"), "hours of cpu-2-cores at $0.05"),
+        (Machine("A CPU", 1, 1, "bfloat16"), "hours of half of cpu-2-cores at $0.025"),
         (Machine("A CPU", 64, 64, "bfloat16"), "it ran on 64 cores of A CPU, which have no price; name"),
         (
             Machine("A CPU", 2, 2, "bfloat16", card="A card"),

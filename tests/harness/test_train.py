@@ -12,6 +12,7 @@ import tiny
 
 import envkit
 from envkit.environments.code_editor import starter_tasks
+from envkit.errors import UsageError
 
 #: Asks once, and writes the answer into the file to repair.
 WRITES = """
@@ -43,6 +44,8 @@ def test_a_run_with_a_harness_trains_reports_and_resumes(
             "max_completion_length": 4,
         },
     }
+    with pytest.raises(UsageError, match="backend 'trl' cannot train code-editor@writes"):
+        envkit.train("code-editor@writes.toml", config=settings, backend="trl", display="quiet")
     found = envkit.train(
         "code-editor@writes.toml",
         config=settings,

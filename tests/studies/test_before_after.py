@@ -222,6 +222,23 @@ def test_a_run_stopped_anywhere_and_resumed_ends_with_the_same_bits(
     )
 
 
+def test_a_warm_start_that_is_stopped_goes_on_where_it_was(
+    tmp_path: Path, model: Path, backend: SandboxBackend
+) -> None:
+    run = begin(tmp_path, model)
+
+    def taken() -> list[int]:
+        return [record["step"] for record in run.records("metrics") if record["phase"] == "sft"]
+
+    study(run, backend, lambda: bool(taken())).run()
+    assert taken() == [1]
+    assert [path.name for path in (run.path / "sft-checkpoints").iterdir()] == ["step-000001"]
+    assert not (run.path / "sft").exists()
+    study(run, backend).run()
+    assert taken() == [1, 2]
+    assert not (run.path / "sft-checkpoints").exists()
+
+
 @pytest.mark.slow
 def test_rl_from_another_runs_warm_start_ends_with_the_same_bits(
     tmp_path: Path, model: Path, backend: SandboxBackend

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from typer.testing import CliRunner
 
 import envkit
 from envkit.cli.main import app
-from envkit.errors import StoreError, UsageError
-from envkit.models.adapter_folder import BASE
+from envkit.errors import ModelError, StoreError, UsageError
+from envkit.models.adapter_folder import BASE, MANIFEST
 from envkit.store import RunFolder
 from envkit.studies.controls import KL_FILE, control_of
 
@@ -101,3 +102,16 @@ def test_bad_input_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:
         envkit.resume_controls(runs["lora"], display="quiet")
     said = CliRunner().invoke(app, ["control", str(runs["lora"]), "--resume", str(tmp_path)])
     assert said.exit_code != 0
+
+
+def test_the_divergence_of_an_adapter_with_another_scale_is_not_measured(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(runs["lora"] / "checkpoints" / "step-000002", adapter)
+    (adapter / MANIFEST).unlink()
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**settings, "use_rslora": True}))
+    with pytest.raises(ModelError, match="use_rslora is set; expected one rank and one plain scale"):
+        envkit.compare_controls([adapter], model="any", root=tmp_path / "runs", display="quiet")
+    assert not (tmp_path / "runs").exists()

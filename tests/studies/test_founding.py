@@ -187,18 +187,19 @@ def test_forgetting_is_compared_where_as_much_is_solved(tmp_path: Path, rise: fl
 
 
 def test_nothing_is_decided_where_there_is_nothing_to_forget(tmp_path: Path) -> None:
-    def decided(solved: float, sft: float, lost: float, warm: float = 0.2) -> str:
+    def decided(solved: float, sft: float, lost: float, warm: float = 0.2, rise: float = -0.01) -> str:
         write(tmp_path, "base", [solving(0.1)])
         write(tmp_path, "warm", [solving(warm)] * 2, distances=[(0.1, 0.0)] * 2)
         for arm in ("r16", "r8", "r1", "attention", "steering"):
-            write(tmp_path, arm, [solving(solved)] * 2, distances=[(0.1, -0.01)] * 2)
+            write(tmp_path, arm, [solving(solved)] * 2, distances=[(0.1, rise)] * 2)
         for arm in ("sft-3x", "sft-6x"):
             write(tmp_path, arm, [solving(sft)] * 2, distances=[(0.1, lost)] * 2)
         return verdict("forgetting", tmp_path)
 
     assert decided(0.4, 0.4, 0.1) == HELD
     assert decided(0.4, 0.4, -0.005) == UNDECIDED, "SFT has not forgotten either"
-    assert decided(0.4, 0.4, -0.2) == FAILED, "RL has forgotten more than SFT, which forgot nothing"
+    assert decided(0.4, 0.4, -0.2, rise=0.01) == FAILED, "RL has forgotten, and SFT has not"
+    assert decided(0.4, 0.4, -0.2) == UNDECIDED, "neither has forgotten"
     assert decided(0.4, 0.3, 0.1) == UNDECIDED, "no SFT solves as much"
     assert decided(0.4, 0.4, 0.1, warm=0.4) == UNDECIDED, "RL has learned nothing"
 
@@ -228,6 +229,7 @@ def test_what_is_missing_or_too_short_decides_nothing(tmp_path: Path) -> None:
         write(tmp_path, arm, [solving(0.4), solving(0.4)])
     assert verdict("rank", tmp_path) == HELD
     for seeds, planned, reason in (
+        (1, 1, "Not decided: one seed says nothing of others."),
         (1, 2, "Not decided: there are 1 of 2 seeds, the number that was planned."),
         (2, 3, "Not decided: there are 2 of 3 seeds"),
         (3, 3, "Missing: r1, seed 2 (solve), r16, seed 2 (solve), full, seed 2 (solve)."),
@@ -252,7 +254,8 @@ def test_seeds_that_were_made_with_other_settings_are_not_taken_together(tmp_pat
         assert cell.made is not None
         cell.write_made(replace(cell.made, settings={"learning_rate": rate, "lora_r": 16}))
     with pytest.raises(
-        UsageError, match=r"full, seed 1 was made with learning_rate = 0\.0002, and full, seed 0 with 0\.0001"
+        UsageError,
+        match=r"seed 1 was made with learning_rate = 0\.0002, and full, seed 0 with \w+ = 0\.0001",
     ):
         found_by("rank", tmp_path)
 
@@ -696,6 +699,12 @@ def test_all_studies_of_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
         envkit.study("rank", **options, seeds=2)
     with pytest.raises(StoreError, match="was begun with another model"):
         envkit.study("rank", **options, model="another")
+    (trained,) = (tmp_path / "grid" / "own" / "cells" / "r1-seed-0").glob("training.json")
+    trained.write_text(trained.read_text().replace('"max_steps":2', '"max_steps":3'))
+    with pytest.raises(
+        UsageError, match=r"r1, seed 0 was made with max_steps = 3, and now it would be max_steps = 2"
+    ):
+        envkit.study("rank", **options, seeds=2)
 
 
 def test_bad_input_is_refused(tmp_path: Path) -> None:

@@ -61,10 +61,10 @@ def judge(grid: Grid) -> Finding:
         )
         for seed in seeds
     ]
-    lost = [mean_interval(theirs[seed], sources[seed]) for seed in seeds]
+    lost, risen = ([mean_interval(each[seed], sources[seed]) for seed in seeds] for each in (theirs, ours))
     if halves and all(each.high < 0 for each in halves) and all(each.low > 0 for each in lost):
         verdict = HELD
-    elif halves and all(each.low > 0 for each in halves):
+    elif halves and all(each.low > 0 for each in (*halves, *risen)):
         verdict = FAILED
     else:
         verdict = UNDECIDED
@@ -90,8 +90,8 @@ def judge(grid: Grid) -> Finding:
             f"Rise of the loss on other text by {matched}, above that by the warm start, by seed: "
             f"{_told(lost)}. Unless SFT forgets, the claim cannot hold. SFT begins with the base and learns "
             "from RL's functions too, so its first answers are not those of the warm start.",
-            f"Rise by RL, less half of SFT's, by seed: {_told(halves)}. The claim needs all below zero, and "
-            "fails if all are above.",
+            f"Rise by RL: {_told(risen)}; less half of SFT's: {_told(halves)}. The claim needs all of the "
+            "latter below zero, and fails if all of both are above.",
             "RL and SFT have learning rates of their own, chosen for what is solved, and take other numbers "
             "of steps: a gentler SFT might forget less.",
             correlation,

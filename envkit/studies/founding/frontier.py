@@ -150,9 +150,10 @@ def _cost_table(grid: Grid, others: Mapping[str, Row]) -> Table:
     prices = load_prices()
     cells = [cell for arm in ARMS for cell in grid.cells(arm)]
     found = [each for cell in cells if (each := cell.measured(FRONTIER)) is not None]
-    machine = found[0].machine
     lines: list[tuple[str, ...]] = []
-    for row in (*(each.row for each in found), *others.values()):
+    # Recorded answers are paid for by the token, on whatever machine.
+    recorded = ((row, found[0].machine) for row in others.values())
+    for row, machine in (*((each.row, each.machine) for each in found), *recorded):
         cost = cost_of(row, machine, prices)
         usd = math.nan if cost.per_solved is None else cost.per_solved.estimate
         training = training_cost(row, machine, prices) if row.origin.adapter else math.nan

@@ -185,13 +185,25 @@ class Grid:
         found = [(cell, made) for cell in self.cells(arm) if (made := cell.made) is not None]
         for cell, made in found[1:]:
             first, expected = found[0]
-            if made.settings != expected.settings:
-                names = made.settings.keys() | expected.settings.keys()
-                other = min(n for n in names if made.settings.get(n) != expected.settings.get(n))
+            if differing := differing_settings(made.settings, expected.settings):
                 raise UsageError(
-                    f"{cell.name} was made with {other} = {made.settings.get(other)}, and {first.name} with "
-                    f"{expected.settings.get(other)}; delete one's folder, {cell.path} or {first.path}, to "
-                    "make and measure it again"
+                    f"{cell.name} was made with {differing[0]}, and {first.name} with {differing[1]}; delete "
+                    f"one's folder, {cell.path} or {first.path}, to make and measure it again"
+                )
+
+    def require_settings(self, arm: str, settings: Mapping[str, object]) -> None:
+        """Raise if a seed of an arm was made with other settings than it would be now.
+
+        Raises:
+            UsageError: it was, so seeds that are made from now on could not be taken together with it.
+        """
+        for cell in self.cells(arm):
+            made = cell.made
+            if made is not None and (differing := differing_settings(made.settings, settings)):
+                raise UsageError(
+                    f"{cell.name} was made with {differing[0]}, and now it would be {differing[1]}; go on "
+                    f"with the version that made it ({made.commit}), or delete {cell.path} to make and "
+                    "measure it again"
                 )
 
     def require_same_conditions(self, arms: Sequence[str], part: str) -> None:
@@ -220,6 +232,16 @@ class Grid:
                 f"scripts and {found[0][0].name} were measured under different conditions; "
                 f"{base.again(others_part(part))}"
             )
+
+
+def differing_settings(one: Mapping[str, object], other: Mapping[str, object]) -> tuple[str, str] | None:
+    """The first setting that differs, as ``name = value`` of both.
+
+    One that only one of them has came with a later version, whose default is what there was before.
+    """
+    names = (name for name in one.keys() & other.keys() if one[name] != other[name])
+    name = min(names, default=None)
+    return None if name is None else (f"{name} = {one[name]}", f"{name} = {other[name]}")
 
 
 def _differing(one: Measured, other: Measured) -> list[str]:

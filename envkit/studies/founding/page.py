@@ -48,8 +48,11 @@ def _reasons(study: Study, grid: Grid, seeds: int) -> Iterator[str]:
     """Yield the reasons why nothing is decided, whatever the numbers are."""
     if missing := [f"{cell.name} ({part})" for cell, part in study.missing(grid)]:
         yield f"Not decided: not all is measured yet. Missing: {', '.join(missing)}."
-    if grid.seeds != seeds and any(ARMS[arm].has_seeds for arm in study.arms):
-        yield f"Not decided: there are {grid.seeds} of {seeds} seeds, the number that was planned."
+    if any(ARMS[arm].has_seeds for arm in study.arms):
+        if grid.seeds != seeds:
+            yield f"Not decided: there are {grid.seeds} of {seeds} seeds, the number that was planned."
+        elif seeds == 1:
+            yield "Not decided: one seed says nothing of others."
     for cell in (cell for arm in study.arms for cell in grid.cells(arm)):
         made = cell.made
         if made is not None and made.steps < made.planned:

@@ -62,7 +62,7 @@ def judge(grid: Grid) -> Finding:
             detectable_between(routed, single["joint"]),
             f"Routed minus single adapters, on the tasks of all environments: {compared} points. Minus "
             f"base: {in_points(_difference(routed, base, LEVEL))}.",
-            learned_sentence(grid),
+            f"{learned_sentence(grid)} Unless each is above {percent(_MARGIN)}, nothing is decided.",
             f"The files of the specialists and the router have {percent(size)} % of the "
             f"{number(found[0].base_bytes / 1e6, 0)} MB of the base's.",
             f"The router learned from {number(found[0].learned, 0)} prompts, and reads one in "
