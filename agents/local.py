@@ -11,7 +11,7 @@ from typing import final
 from envkit.agent import Session
 from envkit.engine.chat import ChatRenderer, Chats, Conversation
 from envkit.engine.protocol import Engine, Request, Sampling
-from envkit.errors import ConfigError, ContractError
+from envkit.errors import ConfigError, ContractError, ModelError
 from envkit.stop import ShouldStop, never
 from envkit.types import EpisodeKey, Tokens, Turn, Usage
 
@@ -65,6 +65,8 @@ class LocalAgent:
         self._should_stop, self._shots = should_stop, shots
         self._max_context_length = max_context_length or sys.maxsize
         self._waiting: list[_Session] = []
+        #: Those whose latest chat the model cannot read.
+        self._unread: list[_Session] = []
         #: Tokens of the longest conversation, of those that began together.
         self._longest = 0
 
@@ -79,10 +81,20 @@ class LocalAgent:
     def submit(self, session: Session, observation: str) -> None:
         if not isinstance(session, _Session):
             raise ContractError(f"agent {self.name} got a session of another agent")
-        session.talk.observe(observation)
+        try:
+            session.talk.observe(observation)
+        except ModelError:
+            # The first chat is the setup's. Later ones follow from the model's own answers.
+            if isinstance(session.talk, Conversation) or not session.talk.turns:
+                raise
+            self._unread.append(session)
+            return
         self._waiting.append(session)
 
     def collect(self) -> Generator[tuple[Session, Turn]]:
+        unread, self._unread = self._unread, []
+        for session in unread:
+            yield session, Turn("", Tokens((), (), ()), stop="length")
         # Sorted by key, so that batches do not depend on the order of submission.
         waiting = sorted(self._waiting, key=lambda s: (s.key.seed, s.key.step, s.key.group, s.key.row))
         waiting, self._waiting = self._by_memory(waiting)

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeVar, final
 
@@ -140,12 +140,11 @@ class Rollouts:
     ) -> list[Trajectory]:
         """Play one episode per key; returns the trajectories in that order.
 
-        No action ends the run, and no chat of a harness behind its first: an episode whose next chat the
-        agent cannot read has failed. If a sandbox breaks, or an action, a tool or a check raises, the
-        episode's actions are repeated once in a fresh sandbox. If that fails too, the agent may have caused
-        it and the episode has failed. An episode is void if `Env.reset` fails twice in a row (before the
-        agent acted), if the agent answers with an `AgentError`, if the task itself is broken (`BrokenTask`),
-        or if a model that the environment asks is down (`ModelUnavailable`).
+        No action ends the run. If a sandbox breaks, or an action, a tool or a check raises, the episode's
+        actions are repeated once in a fresh sandbox. If that fails too, the agent may have caused it and the
+        episode has failed. An episode is void if `Env.reset` fails twice in a row (before the agent acted),
+        if the agent answers with an `AgentError`, if the task itself is broken (`BrokenTask`), or if a model
+        that the environment asks is down (`ModelUnavailable`).
 
         If the environment's code raised, the episode's ``info["trace"]`` holds the end of the traceback,
         whatever became of the episode; see `raised`.
@@ -173,19 +172,17 @@ class Rollouts:
                     on_done(done[index])
                     continue
                 episode = _Episode(index, key, env, first, _session(agent, env, key), held_out)
-                if (end := _submit(agent, episode)) is None:
-                    waiting[id(episode.session)] = episode
-                else:
-                    done[index] = end
-                    on_done(end)
+                waiting[id(episode.session)] = episode
+                agent.submit(episode.session, first)
             while waiting:
                 answered: list[_Episode] = []
                 ends = self._run(_moves(agent, waiting, answered))
                 if not ends:
                     raise ContractError(f"agent {agent.name} answers none of {len(waiting)} waiting episodes")
                 for episode, end in zip(answered, ends, strict=True):
-                    if end is None and (end := _submit(agent, episode)) is None:
+                    if end is None:
                         waiting[id(episode.session)] = episode
+                        agent.submit(episode.session, episode.observation)
                     else:
                         done[episode.index] = end
                         on_done(end)
@@ -243,38 +240,6 @@ def _start(env: Env, key: EpisodeKey, held_out: bool) -> str | Exception:
         return error
 
 
-def _submit(agent: Agent, episode: _Episode) -> Trajectory | None:
-    """Ask the agent for the next action; returns the trajectory if it cannot read a harness's chat."""
-    try:
-        agent.submit(episode.session, episode.observation)
-        return None
-    except (Stopped, StoreError):
-        raise
-    except Exception as error:
-        # A program asks what the agent's answers make it ask. Its first chat, and other environments' words,
-        # are the setup's.
-        if episode.env.harness is None or not episode.steps:
-            raise
-        info: dict[str, Any] = {
-            "verdict": Verdict.FAIL.value,
-            "error": f"the model cannot read what the harness asks next: {_described(error)}",
-        }
-        *earlier, last = episode.steps
-        lowest = replace(last, reward=last.reward + _rest(episode))
-        return _finished(agent, episode, [*earlier, lowest], {"solved": False, "scores": {}, **info})
-
-
-def _rest(episode: _Episode) -> float:
-    """Return what lowers an episode's rewards to the least that one may earn, and record it under `LIMIT`.
-
-    For episodes that broke their environment: that must not pay, not even to save costs.
-    """
-    rest = total_reward([episode.env.reward_range[0], *(-step.reward for step in episode.steps)]) or 0.0
-    if rest:
-        episode.rewards[LIMIT] = total_reward([episode.rewards.get(LIMIT, 0.0), rest])
-    return rest
-
-
 def _moves(
     agent: Agent, waiting: dict[int, _Episode], answered: list[_Episode]
 ) -> Generator[Callable[[], Trajectory | None]]:
@@ -323,7 +288,11 @@ def _repeat(agent: Agent, episode: _Episode, turn: Turn, error: Exception) -> Tr
             "error": f"broke twice: {_described(first)}; {_described(error)}",
             **(_trace(error) or _trace(first)),
         }
-        steps = [*steps, StepRecord(episode.observation, turn, _rest(episode))]
+        # The least that an episode may earn: breaking the environment must not pay, not even to save costs.
+        rest = total_reward([env.reward_range[0], *(-step.reward for step in steps)])
+        steps = [*steps, StepRecord(episode.observation, turn, rest or 0.0)]
+        if rest:
+            episode.rewards[LIMIT] = total_reward([episode.rewards.get(LIMIT, 0.0), rest])
         return _finished(agent, episode, steps, {"solved": False, "scores": {}, **info})
     episode.first_fault = error
     begun = _start(env, key, episode.held_out)

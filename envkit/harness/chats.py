@@ -107,6 +107,8 @@ def read_request(request: HttpRequest, number: int) -> Chat | HttpAnswer:
         return _refusal(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
     except UsageError as error:
         return _refusal(400, str(error))
+    except (UnicodeEncodeError, RecursionError) as error:  # of arguments, which are JSON in a text
+        return _refusal(400, f"messages: arguments of a tool call cannot be read ({error})")
     return chat
 
 

@@ -98,7 +98,9 @@ def harnessed(kind: type[Env], program: Harness) -> type[Env]:
             for _ in range(_MAX_OTHERS):
                 event = self._relay.event
                 if isinstance(event, Ended):
-                    return event
+                    if time.monotonic() < until_s:
+                        return event
+                    return Ended(f"it asked no model within {program.timeout_s:g} s", event.output)
                 found = read_request(event, self._chats)
                 if isinstance(found, Chat):
                     self._chat = found

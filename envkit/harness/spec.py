@@ -36,7 +36,7 @@ class Harness:
         toolchains: as in `envkit.Env.toolchains`.
         environment: its environment variables, beside those of every command in a sandbox.
         max_calls: requests to the model in an episode, at least 1; the episode then ends.
-        timeout_s: longest wait for its next request or its end, in seconds.
+        timeout_s: longest wait for its next chat or its end, in seconds.
         cpu_s: its CPU time in an episode, in seconds.
         memory_mb: its memory, in MiB.
         processes: processes and threads that it may have at once.
