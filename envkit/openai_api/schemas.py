@@ -5,13 +5,23 @@ A field that would change the answer and is not supported is refused, never igno
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_unknown(cls, found: Any) -> Any:
+        """Leave only the first unknown field: each makes an error, and many would hold up the server."""
+        if not isinstance(found, dict):
+            return found
+        fields = cast("dict[str, Any]", found)
+        unknown = next((name for name in fields if name not in cls.model_fields), None)
+        return {name: value for name, value in fields.items() if name in cls.model_fields or name == unknown}
 
 
 #: Setting of a list: validation ends at its first wrong element, instead of making an error for each.

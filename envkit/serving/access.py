@@ -229,7 +229,7 @@ def _read_clients(path: Path) -> dict[str, Client]:
 
 def _client(where: str, name: str, found: Any) -> tuple[str, Client]:
     """Read one client; returns it with the digest of its key."""
-    # No value is told: any may be the key itself, by mistake, and errors go to the log.
+    # No text is told: any may be the key itself, by mistake, and errors go to the log.
     if not isinstance(found, dict):
         raise ConfigError(f"{where} is {_kind(found)}; expected a table")
     table = cast("dict[str, Any]", found)

@@ -3,13 +3,14 @@
 # No `from __future__ import annotations`: FastAPI reads the annotations of functions inside `make_app`.
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Path, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from envkit.errors import EnvkitError, UsageError
 from envkit.openai_api.messages import template_message
@@ -34,6 +35,8 @@ from envkit.serving.server import Server
 
 #: Seconds that requests have to write their rows of the ledger after the drain has cancelled them.
 _CLOSE_S = 5
+#: Seconds between two looks at an encoder whose request is gone.
+_POLL_S = 0.05
 #: Name of a session, chosen by the client.
 SessionName = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,128}$")]
 
@@ -132,12 +135,17 @@ def make_app(server: Server) -> FastAPI:
     async def get_session(session: SessionName, request: Request) -> Response:
         client = _client(server, request)
         require_allowance(server.rates.enter(client))  # a long one takes seconds to write
-
-        def write() -> Response:
-            return JSONResponse({"id": session, "turns": server.sessions.turns(client.name, session)})
-
         with _known(session):
-            return await asyncio.to_thread(write)
+            turns = server.sessions.turns(client.name, session)
+
+        def write() -> Iterator[str]:
+            # In pieces, beside the event loop: one of millions of tokens would hold up all that runs.
+            yield f'{{"id":{json.dumps(session)},"turns":['
+            for number, turn in enumerate(turns):
+                yield ("," if number else "") + json.dumps(turn.to_json())
+            yield "]}"
+
+        return StreamingResponse(write(), media_type="application/json")
 
     @app.delete("/s/{session}", responses=errors)
     async def delete_session(session: SessionName, request: Request) -> Response:
@@ -350,8 +358,16 @@ async def _prompt_ids(server: Server, prompt: str | list[int]) -> tuple[int, ...
 
 
 async def _ids(server: Server, render: Callable[[], tuple[int, ...]], param: str) -> tuple[int, ...]:
-    """Render and encode a prompt beside the event loop: a long one takes seconds."""
+    """Render and encode a prompt beside the event loop: a long one takes seconds.
+
+    If the request is cancelled, this ends no earlier than the encoder, so that what it reads stays counted.
+    """
+    encoding = server.encoder.submit(render)
     try:
-        return await asyncio.get_running_loop().run_in_executor(server.encoder, render)
+        return await asyncio.wrap_future(encoding)
+    except asyncio.CancelledError:
+        while not encoding.done():  # it runs: what waits for the encoder is cancelled at once
+            await asyncio.sleep(_POLL_S)
+        raise
     except EnvkitError as error:
         raise ApiError(400, str(error), param=param) from error

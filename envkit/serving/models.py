@@ -87,8 +87,8 @@ class Models:
             model: its id.
             version: as `version` returned it.
             pool: takes it.
-            is_used: True if a row waits or runs with a version. Earlier ones, and those of models that are
-                gone, are dropped when no row does.
+            is_used: True if a row waits or runs with a version. Earlier ones, and those of models that have
+                left the folder, are dropped when no row does.
 
         Raises:
             ModelError: the model was removed after it was asked for.
@@ -97,13 +97,14 @@ class Models:
             return
         if (folder := self.path(model)) is None:
             raise ModelError(f"model {model} was removed before it was read")
-        for name, versions in [*self._versions.items()]:
-            if name == model or self.path(name) is None:
-                for old in [old for old in versions if not is_used(old)]:
-                    versions.remove(old)
-                    pool.unregister(old)
+        there = {*os.listdir(self._folder)} if self._folder and self._folder.is_dir() else set[str]()
+        for name in {model, *(self._versions.keys() - self._named.keys() - there)}:
+            versions = self._versions.get(name, [])
+            for old in [old for old in versions if not is_used(old)]:
+                versions.remove(old)
+                pool.unregister(old)
             if not versions:
-                del self._versions[name]
+                self._versions.pop(name, None)
 
         def read() -> Mapping[str, Update]:
             # The files come from anywhere, and an error of another kind would end the decoding thread.

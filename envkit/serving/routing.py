@@ -36,8 +36,6 @@ class Routing:
     ) -> tuple[str | None, float]:
         """Choose who answers a prompt, as `Router.choose`; returns it with the seconds of reading.
 
-        The prompt counts as a row that waits until it is read.
-
         Raises:
             DecoderStopped: decoding has ended.
         """

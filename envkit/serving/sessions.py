@@ -111,14 +111,14 @@ class Sessions:
             while self._tokens[client] > self._max_tokens:  # at last, this one
                 self._drop(next(key for key in self._sessions if key[0] == client))
 
-    def turns(self, client: str, name: str) -> list[dict[str, JSON]]:
+    def turns(self, client: str, name: str) -> list[Turn]:
         """The answers of a session, oldest first.
 
         Raises:
             LookupError: the client has no such session, or it was dropped.
         """
         with self._lock:
-            return [turn.to_json() for turn in self._sessions[client, name].turns]
+            return [*self._sessions[client, name].turns]
 
     def delete(self, client: str, name: str) -> None:
         """Forget a session.

@@ -99,8 +99,6 @@ class Worker:
     async def ask(self, work: Callable[[], _T]) -> _T:
         """Return the result of some work in the decoding thread, between two ticks.
 
-        Until it is done, it counts as a row that waits.
-
         Raises:
             DecoderStopped: the thread has ended.
             Exception: what the work raises; the thread goes on.
@@ -117,14 +115,10 @@ class Worker:
                 future.set_exception(error)
             else:
                 future.set_result(result)
-            finally:
-                with self._wake:
-                    self._arriving -= 1
 
         with self._wake:
             self._require_running()
             self._asked.append(run)
-            self._arriving += 1
             self._wake.notify()
         return await asyncio.wrap_future(future)
 

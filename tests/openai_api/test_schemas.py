@@ -20,12 +20,14 @@ from envkit.openai_api.schemas import ChatBody, CompletionBody
         (ChatBody, {"messages": [{"role": "user"}], "tools": [1] * 10_000}),
         (CompletionBody, {"prompt": [{}] * 10_000}),
         (CompletionBody, {"prompt": [[{}] * 10_000] * 2}),
+        (CompletionBody, {"prompt": "", **{f"x{number}": 1 for number in range(10_000)}}),
+        (ChatBody, {"messages": [{"role": "user", **{f"x{number}": 1 for number in range(10_000)}}]}),
     ],
 )
-def test_a_list_of_wrong_elements_is_refused_at_its_first(
+def test_many_faults_are_refused_at_the_first(
     kind: type[ChatBody | CompletionBody], wrong: dict[str, Any]
 ) -> None:
-    """An error for each element would hold up the server's other requests."""
+    """An error for each would hold up the server's other requests."""
     with pytest.raises(ValidationError) as caught:
         kind.model_validate_json(json.dumps({"model": "m", **wrong}))
-    assert caught.value.error_count() <= 5  # one for each form that the field may have
+    assert 1 <= caught.value.error_count() <= 5  # one for each form that the field may have

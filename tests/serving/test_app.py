@@ -57,6 +57,42 @@ def test_other_requests_are_answered_while_a_prompt_is_encoded(
     assert server.open_rows.total() == server.read_rows == 0
 
 
+def test_what_a_client_that_left_has_encoded_stays_counted_until_it_is_done(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make(model)
+    began, go_on = threading.Event(), threading.Event()
+
+    def slow(text: str) -> tuple[int, ...]:
+        began.set()
+        go_on.wait(10)
+        return ()
+
+    monkeypatch.setattr(server.renderer, "plain", slow)
+
+    async def run() -> list[int]:
+        counts: list[int] = []
+        async with asking(server) as client:
+            # The first is encoded, and the second waits for it.
+            tasks = [
+                asyncio.create_task(client.post("/v1/completions", json={"model": "tiny", "prompt": "Once"}))
+                for _ in range(2)
+            ]
+            await asyncio.to_thread(began.wait, 10)
+            await until(lambda: server.read_rows == 2)
+            for task in tasks:
+                task.cancel()
+            await until(lambda: server.read_rows == 1)
+            await asyncio.sleep(0.2)
+            counts += [server.read_rows, server.open_rows.total()]
+            go_on.set()
+            await until(lambda: server.read_rows == server.open_rows.total() == 0)
+            await asyncio.wait(tasks)
+        return counts
+
+    assert asyncio.run(run()) == [1, 1]
+
+
 def test_more_prompts_than_a_key_allows_are_refused_before_one_is_encoded(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +201,26 @@ def test_rows_that_wait_are_answered_while_their_adapter_changes(
     assert len(server.pool.names) == 5
 
 
+def test_an_adapter_that_has_left_the_folder_leaves_the_pool(
+    model: Path, adapters: Path, tmp_path: Path
+) -> None:
+    for name in ("red", "blue"):
+        shutil.copytree(adapters / name, tmp_path / name)
+    server = make(model, tmp_path)
+
+    async def run() -> list[list[str]]:
+        found: list[list[str]] = []
+        async with asking(server) as client:
+            for name in ("red", "blue"):
+                body = {"model": name, "prompt": "Once", "max_tokens": 2}
+                assert (await client.post("/v1/completions", json=body)).status_code == 200
+                found.append([version.partition("@")[0] for version in server.pool.names])
+                shutil.rmtree(tmp_path / name)
+        return found
+
+    assert asyncio.run(run()) == [["red"], ["blue"]]
+
+
 def test_an_adapter_that_lacks_a_layer_is_refused(model: Path, adapters: Path, tmp_path: Path) -> None:
     shutil.copytree(adapters / "red", tmp_path / "red")
     file = tmp_path / "red" / "adapter_model.safetensors"
@@ -221,6 +277,24 @@ def test_the_open_answers_of_a_key_are_limited(model: Path) -> None:
     server = make(model, access=access)
     assert statuses(server, 5, 3, n=2) == [200] * 2 + [429] * 3
     assert server.open_rows == {"ann": 0}
+
+
+def test_a_session_is_read_as_often_as_the_key_may_ask(model: Path) -> None:
+    access = Access({digest(b"key"): Client("ann", requests_per_minute=3)})
+    server = make(model, access=access)
+    headers = {"Authorization": "Bearer key"}
+
+    async def run() -> list[httpx2.Response]:
+        async with asking(server) as client:
+            body = {"model": "tiny", "prompt": "Once", "max_tokens": 2}
+            for _ in range(2):
+                await client.post("/s/talk/v1/completions", json=body, headers=headers)
+            return [await client.get("/s/talk", headers=headers) for _ in range(2)]
+
+    read, refused = asyncio.run(run())
+    turns = read.json()["turns"]
+    assert (len(turns), turns[0]["token_ids"] != []) == (2, True)
+    assert refused.status_code == 429
 
 
 def test_requests_that_come_together_do_not_exceed_a_rate_of_tokens(model: Path) -> None:

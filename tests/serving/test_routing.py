@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,33 @@ def test_requests_are_read_one_between_two_tokens_of_the_others(
     asyncio.run(run())
     assert order.count("read") == 6
     assert "read read" not in " ".join(order)
+
+
+def test_a_request_that_is_routed_takes_one_place_among_what_waits(
+    model: Path, adapters: Path, router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make(model, adapters, router=router, max_waiting=2)
+    means, go_on = EarlyLayers.means, threading.Event()
+
+    def slow(self: EarlyLayers, prompts: Any) -> Any:
+        go_on.wait(10)
+        return means(self, prompts)
+
+    monkeypatch.setattr(EarlyLayers, "means", slow)
+
+    async def run() -> list[int]:
+        async with asking(server) as client:
+            body = {"model": AUTO, "max_tokens": 2, **chat(TASKS["red"].format(1))}
+            first = asyncio.create_task(client.post("/v1/chat/completions", json=body))
+            while not server.read_rows:
+                await asyncio.sleep(0.01)
+            second = asyncio.create_task(client.post("/v1/chat/completions", json=body))
+            while server.read_rows < 2 and not second.done():
+                await asyncio.sleep(0.01)
+            go_on.set()
+            return [reply.status_code for reply in await asyncio.gather(first, second)]
+
+    assert asyncio.run(run()) == [200, 200]
 
 
 def test_a_stream_is_routed_too(model: Path, adapters: Path, router: Router) -> None:

@@ -25,7 +25,7 @@ def test_prompts_are_rebuilt_from_what_is_kept(asked: list[tuple[list[int], list
         add(sessions, "ada", "s", prompt, answer)
     ids: list[int] = []
     for turn, (prompt, answer) in zip(sessions.turns("ada", "s"), asked, strict=True):
-        found: Any = turn
+        found: Any = turn.to_json()
         assert found["prompt_token_ids"]
         ids = ids[: found["kept"]] + found["prompt_token_ids"]
         assert (ids, found["token_ids"]) == (prompt, answer)
@@ -64,4 +64,4 @@ def test_a_log_probability_that_is_not_known_is_none() -> None:
     sessions = Sessions()
     sessions.add("ada", "s", "base", [1], [(2, math.nan), (3, -1.0)], "length")
     [turn] = sessions.turns("ada", "s")
-    assert turn["logprobs"] == [None, -1.0]
+    assert turn.to_json()["logprobs"] == [None, -1.0]
