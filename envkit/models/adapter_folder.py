@@ -109,8 +109,9 @@ def require_fit(folder: Path, ref: ModelRef) -> None:
             raise ModelError(f"{folder}: {key} is {found!r}; expected {expected!r}, a plain LoRA adapter")
     if str(begun := settings.get("init_lora_weights")).lower().startswith(_CHANGES_BASE):
         raise ModelError(
-            f"{folder}: init_lora_weights is {begun!r}, which changed the base, too; expected an adapter of "
-            "the plain base, which PEFT makes of some kinds with path_initial_model_for_weight_conversion"
+            f"{folder}: init_lora_weights is {begun!r}, which changed the base, too; expected a plain "
+            "LoRA adapter of the base as it was; PEFT saves some kinds so, see its "
+            "path_initial_model_for_weight_conversion"
         )
     ranks = [settings.get("r"), *_values(settings.get("rank_pattern"))]
     if wrong := [rank for rank in ranks if not isinstance(rank, int) or not 1 <= rank <= _MAX_RANK]:
