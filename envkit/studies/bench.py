@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import cast, final
@@ -127,14 +128,19 @@ class Bench:
         tasks = self.tasks(part)
         runner = EvalRunner(part, tasks, self._display)
         reasons: list[str] = []  # why rows are incomplete
-        with Rollouts(self.env_factory(kind, tasks), should_stop=self._should_stop) as rollouts:
+        with self._rollouts(kind, tasks) as rollouts:
             for row in self.rows_on(kind):
                 if runner.finished(row.name, row.samples or 1):
                     continue
                 try:
                     raise_if_stopped(self._should_stop)
-                    with self._agents.agent(row, part, kind, tasks, self._backend) as agent:
-                        runner.play(rollouts, agent, row.name, row.samples or 1)
+                    # What a script knows to do is done without a harness.
+                    played = kind.graded_as() if row.script else kind
+                    with (
+                        nullcontext(rollouts) if played is kind else self._rollouts(played, tasks) as own,
+                        self._agents.agent(row, part, played, tasks, self._backend) as agent,
+                    ):
+                        runner.play(own, agent, row.name, row.samples or 1)
                     del agent  # free its base model before the next row loads another one
                 except Stopped as stopped:
                     reasons.append(str(stopped))
@@ -162,6 +168,9 @@ class Bench:
                 "start a new run"
             )
         return tasks
+
+    def _rollouts(self, kind: type[Env], tasks: Sequence[Task]) -> Rollouts:
+        return Rollouts(self.env_factory(kind, tasks), should_stop=self._should_stop)
 
     def env_factory(self, kind: type[Env], tasks: Sequence[Task]) -> EnvFactory:
         """Return a function that makes environments of one kind with these tasks."""

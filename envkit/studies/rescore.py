@@ -10,7 +10,7 @@ from typing import Any
 
 from envkit.agents.scripted import replay
 from envkit.display import Display
-from envkit.errors import Stopped
+from envkit.errors import Stopped, UsageError
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop
@@ -63,10 +63,16 @@ def rescore(
     ``should_stop`` ended it early.
 
     Raises:
+        UsageError: a harness has played.
         StoreError: not a benchmark run, or a damaged one.
         ContractError: an episode cannot be replayed.
     """
     stored = Bench(old, backend, display, should_stop)
+    if played := [kind.id for kind, _ in stored.parts if kind.harness is not None]:
+        raise UsageError(
+            f"{old.path}: episodes of {played[0]} cannot be graded again, because a program played them, not "
+            "the recorded answers alone; make a new comparison"
+        )
     facts = {"command": command, "commit": commit(), "rescored": old.id}
     changes: list[tuple[Change, bool]] = []  # each episode, and True if it has changed
     ended_early = ""

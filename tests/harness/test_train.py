@@ -13,6 +13,7 @@ import tiny
 import envkit
 from envkit.environments.code_editor import starter_tasks
 from envkit.errors import UsageError
+from envkit.taskfile import write_tasks
 
 #: Asks once, and writes the answer into the file to repair.
 WRITES = """
@@ -34,6 +35,7 @@ def test_a_run_with_a_harness_trains_reports_and_resumes(
         f'command = ["python3", "-c", {json.dumps(WRITES)}, "{{prompt}}"]\nmax_calls = 1\n'
     )
     tasks = starter_tasks()
+    heldout = [replace(task, split="heldout") for task in tasks[4:6]]
     settings: dict[str, Any] = {
         "model": str(tiny.make(tmp_path / "model").path),
         **{
@@ -50,7 +52,7 @@ def test_a_run_with_a_harness_trains_reports_and_resumes(
         "code-editor@writes.toml",
         config=settings,
         tasks=tasks[:4],
-        heldout_tasks=[replace(task, split="heldout") for task in tasks[4:6]],
+        heldout_tasks=heldout,
         root=tmp_path / "runs",
         display="quiet",
     )
@@ -60,6 +62,15 @@ def test_a_run_with_a_harness_trains_reports_and_resumes(
     assert report.solve_rate("base").estimate == report.solve_rate("RL").estimate == 0
     episodes = (found.run / "eval-base.jsonl").read_text()
     assert '\\"messages\\"' in episodes  # what the harness asked
+    write_tasks(tmp_path / "heldout.jsonl", heldout, 0)
+    spec = envkit.spec_of(adapters=[found.run], tasks=tmp_path / "heldout.jsonl", model=settings["model"])
+    assert [each.name for each in spec.environments] == ["code-editor@writes.toml"]
+    [measured] = envkit.bench(spec, root=tmp_path / "runs", display="quiet").reports
+    rates = [measured.solve_rate(row).estimate for row in measured.rows]
+    assert (measured.rows[:3], rates) == (("oracle", "no-op", "base"), [1, 0, 0, 0])
+    with pytest.raises(UsageError, match=r"episodes of code-editor@writes\.toml cannot be graded again"):
+        envkit.rescore(measured.page.parents[1], root=tmp_path / "again", display="quiet")
+    assert not (tmp_path / "again").exists()
     again = envkit.resume_train(found.run, display="quiet")
     assert again.reports[0].solve_rate("RL") == report.solve_rate("RL")
     Path("writes.toml").write_text('command = ["python3", "-c", "pass"]\n')
