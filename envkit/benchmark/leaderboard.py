@@ -294,8 +294,8 @@ def _warnings(board: Leaderboard) -> list[str]:
 
 def _method(board: Leaderboard) -> list[str]:
     hours = board.machine or (
-        f"{TWO_CORES} if they ran on 2 cores without a GPU; rows from other machines have no price unless "
-        "--machine names one"
+        f"{TWO_CORES} if they ran on 2 cores without a GPU, and at half of its price on one; rows from other "
+        "machines have no price unless --machine names one"
     )
     together = [
         "Rows of one name together: each draw of sources also adds what other seeds might change, "
