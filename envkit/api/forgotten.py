@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from envkit.api.common import Tasks, isolated_backend, load_tasks, short_tasks
 from envkit.api.rich_display import DisplayChoice, open_display
+from envkit.errors import UsageError
+from envkit.store import RunFolder
 
 if TYPE_CHECKING:
     from envkit.env import Env
@@ -68,6 +70,7 @@ def forgetting(
 
     folder = adapter_folder(Path(adapter))
     require_training()
+    from envkit.studies.before_after_setup import environments_of
     from envkit.studies.forgetting import Forgetting, movement, text_loss
     from envkit.studies.machine import resolve_dtype, use_threads
     from envkit.studies.passages import passages_of
@@ -78,6 +81,9 @@ def forgetting(
 
     passages = passages_of([Path(text) for text in texts], package, limit)
     trained, known = training_of(folder)
+    run = RunFolder.holding(folder)
+    if environment is None and run is not None and len(names := environments_of(run)) > 1:
+        raise UsageError(f"trained on {', '.join(names)}; name the environment to play (--env)")
     kind: type[Env] | None = known if environment is None else registry.environment(environment)
     base = str(model or (trained.model if trained else recorded_base(folder) or DEFAULT_MODEL))
     rank, alpha = lora_settings(folder)

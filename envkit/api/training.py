@@ -141,6 +141,7 @@ def train(
             f"backend 'trl' cannot train {harnesses[0]}: it reads one conversation an episode, and a program "
             "may begin others; use backend 'envkit'"
         )
+    known_answers = settings.sft_examples
     if harnesses and settings.sft_examples:
         settings = replace(settings, sft_examples=0)
     before_after_setup.require_checks(settings.shaping, kinds)
@@ -152,7 +153,7 @@ def train(
         for kind in kinds:
             require_certified(kind, max_turns=turns)  # before anything is installed
     with open_display(display) as progress:
-        if harnesses:
+        if harnesses and known_answers:
             named = ", ".join(harnesses)
             progress.say(
                 f"no warm start: {named} has no known answers to imitate; --warm-start takes an adapter"
@@ -272,9 +273,11 @@ def sft(
     if folder.exists() or folder.is_symlink():
         raise UsageError(f"{folder} exists; choose another folder, nothing is overwritten")
     settings = train_config(config, model=model, sft_examples=examples)
+    kind = registry.environment(environment)
+    if kind.harness is not None:
+        raise UsageError(f"{environment} has no known answers to imitate: nobody knows what its program asks")
     if not settings.sft_examples:
         raise ConfigError(f"sft_examples is 0; it must be at least {settings.sft_batch_size} here")
-    kind = registry.environment(environment)
     with open_display(display) as progress:
         sandbox_backend = isolated_backend(sandbox, progress)
         found = load_tasks(kind, tasks, "train", sandbox_backend, progress)

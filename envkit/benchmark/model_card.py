@@ -47,6 +47,7 @@ class ModelCard:
         reports: those that have the adapter as a row.
         claimed_episodes: episodes in the adapter's claim; 0 if it has none.
         commit: version of envkit; empty if it is not known.
+        programs: files of the harnesses that play, beside the adapter.
     """
 
     repo: str
@@ -60,6 +61,7 @@ class ModelCard:
     reports: tuple[ReportData, ...]
     claimed_episodes: int
     commit: str
+    programs: tuple[str, ...] = ()
 
     @property
     def base_model(self) -> str:

@@ -96,7 +96,8 @@ def compare_pass_at_k(
         for name in (*chosen, base):
             if name not in rows:
                 named = f"no row {name!r}" if name else "no row of an untouched model: name one with against"
-                raise UsageError(f"{environment} has {named}; it has: {', '.join(rows)}")
+                listed = ", ".join(rows) or "none: nothing was measured"
+                raise UsageError(f"{environment} has {named}; it has: {listed}")
         found += [compare_rows(rows[name], rows[str(base)], environment) for name in chosen if name != base]
     if not found:
         raise UsageError("no row of a trained adapter to look at; name one with row")

@@ -59,6 +59,8 @@ def audit(
         raise UsageError("--only runs some checks of an audit; leave out --output and --attack-by-training")
 
     kind = registry.environment(env)
+    if (graded := kind.graded_as()) is not kind:
+        raise UsageError(f"{env} is graded by the checks of {graded.id}; audit {graded.id} instead")
     chosen = registry.read_tasks_for(kind, tasks) if tasks else None
     with open_display("rich") as display:
         backend = isolated_backend(sandbox, display)

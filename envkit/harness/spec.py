@@ -110,7 +110,8 @@ def load_harness(name_or_path: str) -> Harness:
     try:
         text = read_settings(path)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+        where = "" if path.is_absolute() else f"; it is looked for in {Path.cwd()}"
+        raise ConfigError(f"harness {path}: cannot be read ({error.strerror}{where})") from error
     except ValueError as error:
         raise ConfigError(f"{path}: not TOML ({error})") from error
     return _parse(text, name_or_path)

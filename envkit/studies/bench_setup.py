@@ -130,8 +130,11 @@ def start(
 
 
 def _require_no_message(spec: BenchSpec) -> None:
-    if with_one := [row.name for row in spec.agents if row.system]:
-        raise ConfigError(f"agent {with_one[0]}: a harness writes its own system message; leave system out")
+    for row in spec.agents:
+        if row.system:
+            raise ConfigError(f"agent {row.name}: a harness writes its own system message; leave system out")
+        if row.shots:
+            raise ConfigError(f"agent {row.name}: a harness has no solved tasks to show; leave shots out")
 
 
 def with_baselines(spec: BenchSpec) -> BenchSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -206,6 +207,8 @@ def _kl(policy: Policy, episode: Trajectory, base_prompt: tuple[int, ...] | None
 
 
 def _verdict(rise: Interval) -> str:
+    if not math.isfinite(rise.high - rise.low):
+        return "So few passages have no interval: nothing is shown."
     if not rise.excludes_zero:
         return "The interval includes zero: no forgetting is shown."
     return "The adapter predicts other text worse." if rise.low > 0 else "The adapter predicts it better."

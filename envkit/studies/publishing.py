@@ -13,6 +13,7 @@ from envkit.benchmark.report import load_report, load_reports
 from envkit.benchmark.report_data import ReportData, Scalar
 from envkit.errors import ModelError, StoreError, UsageError
 from envkit.files import read_json_object
+from envkit.harness import load_harness
 from envkit.models import weights_digest
 from envkit.models.adapter_folder import (
     ADAPTER_FILES,
@@ -48,7 +49,8 @@ def write_publication(
         measured_in: a run that measured the adapter later.
 
     Raises:
-        UsageError: ``measured_in`` did not measure it.
+        UsageError: ``measured_in`` did not measure it, or a harness that a claim names lies elsewhere.
+        ConfigError: the file of such a harness is gone.
         ModelError: the adapter is damaged or has no note of its base model.
         StoreError: the claim, the run or its report is damaged, or the folder cannot be written.
     """
@@ -75,13 +77,15 @@ def write_publication(
         if not later:
             raise UsageError(f"{measured_in} did not measure the adapter {adapter}; name a run that did")
         reports += later
+    environments = _environments(run, claim, reports)
+    programs = _programs(environments) if claim and with_claim else {}
     card = ModelCard(
         repo=repo,
         adapter=digest,
         model=model,
         model_digest=model_digest,
         steps=facts.get("step", 0 if "base" in facts else None),
-        environments=tuple(_environments(run, claim, reports)),
+        environments=tuple(environments),
         control=recorded_control(adapter),
         settings=_settings(run) if run else {},
         reports=tuple(reports),
@@ -89,12 +93,14 @@ def write_publication(
         if claim and with_claim
         else 0,
         commit=str(run.manifest.get("commit", "")) if run else claim.commit if claim else "",
+        programs=tuple(programs),
     )
     # PEFT looks this name up on the hub. Without one, it takes the name of the model that it is given.
     lora["base_model_name_or_path"] = model if "/" in model else None
     files["adapter_config.json"] = json.dumps(lora, indent=2).encode()
     with whole_folder(folder) as making:
-        for name, content in files.items():
+        for name, content in (files | programs).items():
+            (making / name).parent.mkdir(parents=True, exist_ok=True)
             (making / name).write_bytes(content)
         write_manifest(making, {name: facts[name] for name in ("step", "model", "base") if name in facts})
         (making / "README.md").write_bytes(render_card(card))
@@ -117,6 +123,28 @@ def _environments(
         code = str(manifest.get("code", part.code if part else ""))
         tasks = cast("dict[str, str]", manifest.get("tasks", {}))
         found.append(TrainedOn(name, next(filter(DIGEST.fullmatch, seals), ""), code, tasks))
+    return found
+
+
+def _programs(environments: Sequence[TrainedOn]) -> dict[str, bytes]:
+    """Files of harnesses, by the paths at which a claim's verification looks for them.
+
+    Raises:
+        UsageError: one lies outside of the current folder.
+        ConfigError: one is gone, or wrong.
+    """
+    found: dict[str, bytes] = {}
+    for one in environments:
+        path = Path(one.name.partition("@")[2])
+        if path.suffix != ".toml":  # none, or one that envkit ships
+            continue
+        if path.is_absolute() or ".." in path.parts:
+            raise UsageError(
+                f"{one.name}: the claim could not be verified elsewhere, where {path} is not; publish "
+                "without it (--no-claim), or train with a path below the current folder"
+            )
+        load_harness(str(path))
+        found[str(path)] = path.read_bytes()
     return found
 
 

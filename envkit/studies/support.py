@@ -102,7 +102,8 @@ class Support:
         return (
             *found,
             "RL has too little to learn from here. What helps: a warm start (sft_examples, or --warm-start), "
-            "easier or shorter tasks (--max-task-chars), or rewards for a part of the work.",
+            "easier or shorter tasks (--max-task-chars), rewards for a part of the work, or, of a harness, "
+            "shorter prompts.",
         )
 
 

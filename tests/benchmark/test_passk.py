@@ -83,6 +83,11 @@ def test_what_cannot_be_compared_is_refused(
         compare_pass_at_k([report(each) for each in rows], row, against)
 
 
+def test_a_run_that_measured_nothing_says_so() -> None:
+    with pytest.raises(UsageError, match="it has: none: nothing was measured"):
+        compare_pass_at_k([report()])
+
+
 def test_a_published_run_is_read_as_its_report_reads_it() -> None:
     shown = CliRunner().invoke(app, ["passk", str(OFFICE), "--json"])
     found = {one["row"]: one for one in json.loads(shown.stdout)}

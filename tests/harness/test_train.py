@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import tiny
+from typer.testing import CliRunner
 
 import envkit
+from envkit.cli.main import app
 from envkit.environments.code_editor import starter_tasks
-from envkit.errors import UsageError
+from envkit.errors import ConfigError, UsageError
 from envkit.taskfile import write_tasks
 
 #: Asks once, and writes the answer into the file to repair.
@@ -71,8 +73,26 @@ def test_a_run_with_a_harness_trains_reports_and_resumes(
     with pytest.raises(UsageError, match=r"episodes of code-editor@writes\.toml cannot be graded again"):
         envkit.rescore(measured.page.parents[1], root=tmp_path / "again", display="quiet")
     assert not (tmp_path / "again").exists()
+    shown = replace(spec, agents=(*spec.agents[:2], replace(spec.agents[2], shots=1)))
+    with pytest.raises(ConfigError, match="a harness has no solved tasks to show; leave shots out"):
+        envkit.bench(shown, root=tmp_path / "again", display="quiet")
+    assert not (tmp_path / "again").exists()
+    with pytest.raises(UsageError, match=r"code-editor@writes\.toml has no known answers to imitate"):
+        envkit.sft(tmp_path / "sft", environment="code-editor@writes.toml", config=settings, display="quiet")
+    said = CliRunner().invoke(app, ["audit", "code-editor@writes.toml"])
+    assert isinstance(said.exception, UsageError)
+    assert "audit code-editor instead" in str(said.exception)
     again = envkit.resume_train(found.run, display="quiet")
     assert again.reports[0].solve_rate("RL") == report.solve_rate("RL")
+    envkit.push_adapter(found.run, "me/writes", dry_run=tmp_path / "pushed")
+    assert "envkit verify ." in (tmp_path / "pushed" / "README.md").read_text()
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path / "pushed")
+        options: dict[str, Any] = {"tasks": heldout, "model": settings["model"], "display": "quiet"}
+        assert envkit.verify(".", **options).reproduced
+        Path("writes.toml").unlink()
+        with pytest.raises(ConfigError, match=r"harness writes\.toml: cannot be read .* looked for in "):
+            envkit.verify(".", **options)
     Path("writes.toml").write_text('command = ["python3", "-c", "pass"]\n')
     with pytest.raises(envkit.EnvkitError, match="changed since the run began"):
         envkit.resume_train(found.run, display="quiet")

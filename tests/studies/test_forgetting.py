@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from typer.testing import CliRunner
 
 import envkit
 from envkit import UsageError
+from envkit.benchmark.stats import Interval
 from envkit.cli.main import app
 from envkit.display import Silent
 from envkit.environments.code_editor import starter_tasks
 from envkit.registry import environment, sandbox_backend
-from envkit.studies.forgetting import movement, text_loss
+from envkit.studies.forgetting import Forgetting, TextLoss, movement, text_loss
 from envkit.studies.passages import Passage, passages_of
 from envkit.training.config import TrainConfig
 from envkit.training.policy import Policy
@@ -161,3 +163,14 @@ def test_a_run_says_what_it_was_trained_on(tmp_path: Path) -> None:
     assert (found.task.environment, found.task.episodes) == ("code-editor", 2)
     assert found.task.kl.estimate > 0
     assert "2 tasks of code-editor: KL divergence" in found.sentences[-1]
+    manifest = run / "manifest.json"
+    several = json.loads(manifest.read_text()) | {"environments": ["code-editor", "sql-desk"]}
+    manifest.write_text(json.dumps(several))
+    with pytest.raises(UsageError, match=r"trained on code-editor, sql-desk; name the environment"):
+        envkit.forgetting(run, limit=2, display="quiet")
+
+
+def test_one_file_alone_shows_nothing() -> None:
+    known, unknown = Interval(2.0, 1.9, 2.1, 9), Interval(0.1, -math.inf, math.inf, 1)
+    found = Forgetting(TextLoss(2, 90, known, known, unknown, (0.1, 0.1), ("file", "file")))
+    assert found.sentences[-1].endswith("So few passages have no interval: nothing is shown.")
