@@ -28,7 +28,8 @@ class ServeConfig:
     """Settings of `serve`.
 
     Args:
-        model: the base model's id or folder.
+        model: the base model's id or folder; by default the base of the first of ``adapters``, or else
+            ``qwen2.5-coder-0.5b-q4``.
         name: its model id; the known id or the folder's name if empty.
         adapters: adapter folders, or runs that trained one, by model id.
         adapter_folder: every adapter directly in it is a model of its folder's name.
@@ -94,6 +95,7 @@ def serve(config: ServeConfig, display: Display) -> None:
     except ModuleNotFoundError as error:
         raise MissingExtraError(str(error.name), "serve") from error
     from envkit.api.adapter import adapter_folder
+    from envkit.api.bench_runs import recorded_model
     from envkit.serving.access import Access, read_access
     from envkit.serving.draining import DrainingServer
     from envkit.serving.ledger import Ledger
@@ -105,9 +107,9 @@ def serve(config: ServeConfig, display: Display) -> None:
     if config.host not in _LOOPBACK and config.keys is None:
         raise UsageError(f"--host {config.host} is reachable from other machines; that needs --keys FILE")
     access = Access() if config.keys is None else read_access(config.keys)
-    ref = resolve(config.model or DEFAULT_MODEL, display)
-    base_name = config.name or ref.id
     named = {name: adapter_folder(path) for name, path in config.adapters.items()}
+    ref = resolve(config.model or recorded_model([*named.values()]) or DEFAULT_MODEL, display)
+    base_name = config.name or ref.id
     require_names(base_name, named)
     if config.router is not None and AUTO in (base_name, *named):
         raise UsageError(f"with --router, {AUTO!r} is the router's own model id; give the other another name")

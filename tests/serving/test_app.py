@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -18,6 +19,10 @@ import pytest
 from app_server import asking, make
 from safetensors.torch import load_file, save_file
 
+from envkit.api.serving import ServeConfig, serve
+from envkit.display import Silent
+from envkit.errors import UsageError
+from envkit.models.adapter_folder import BASE
 from envkit.serving.access import Access, Client, digest
 from envkit.serving.ledger import Ledger
 from envkit.serving.server import Server
@@ -365,3 +370,19 @@ def test_a_fault_with_one_request_leaves_the_decoder_alive(
 
     assert asyncio.run(run()) == [503, 200]
     assert "an unknown fault" in caplog.text
+
+
+def test_the_base_is_by_default_that_of_the_first_adapter(
+    adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(model: str, display: object) -> None:
+        raise UsageError(f"asked for {model}")
+
+    monkeypatch.setattr("envkit.models.resolve", asked)
+    shutil.copytree(adapters / "red", tmp_path / "red")
+    (tmp_path / "red" / BASE).write_text(json.dumps({"model": "smollm2-135m-q4", "digest": "0" * 64}))
+    for model, expected in (("", "smollm2-135m-q4"), ("another", "another")):
+        with pytest.raises(UsageError, match=f"asked for {expected}"):
+            serve(ServeConfig(model, adapters={"red": tmp_path / "red"}), Silent())
+    with pytest.raises(UsageError, match=r"asked for qwen2\.5-coder-0\.5b-q4"):
+        serve(ServeConfig(), Silent())
