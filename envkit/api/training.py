@@ -141,8 +141,7 @@ def train(
             f"backend 'trl' cannot train {harnesses[0]}: it reads one conversation an episode, and a program "
             "may begin others; use backend 'envkit'"
         )
-    known_answers = settings.sft_examples
-    if harnesses and settings.sft_examples:
+    if without_warm_start := bool(harnesses and settings.sft_examples):
         settings = replace(settings, sft_examples=0)
     before_after_setup.require_checks(settings.shaping, kinds)
     turns = turns_of(kinds, settings.max_turns)  # raises before tasks are made
@@ -153,7 +152,7 @@ def train(
         for kind in kinds:
             require_certified(kind, max_turns=turns)  # before anything is installed
     with open_display(display) as progress:
-        if harnesses and known_answers:
+        if without_warm_start:
             named = ", ".join(harnesses)
             progress.say(
                 f"no warm start: {named} has no known answers to imitate; --warm-start takes an adapter"

@@ -134,7 +134,7 @@ class Bench:
                     continue
                 try:
                     raise_if_stopped(self._should_stop)
-                    # What a script knows to do is done without a harness.
+                    # Scripts take the environment's own actions, which need no harness.
                     played = kind.graded_as() if row.script else kind
                     with (
                         nullcontext(rollouts) if played is kind else self._rollouts(played, tasks) as own,

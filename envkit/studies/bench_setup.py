@@ -78,7 +78,7 @@ def start(
     threads, dtype = _compute(spec, display)
     for environment in spec.environments:
         if registry.environment(environment.name).harness is not None:
-            _require_no_message(spec)
+            _require_prompts_of_its_own(spec)
     played = [
         (environment.name, kind, load_tasks(kind, environment, backend, display, spec.agents))
         for environment in spec.environments
@@ -129,7 +129,12 @@ def start(
     return run
 
 
-def _require_no_message(spec: BenchSpec) -> None:
+def _require_prompts_of_its_own(spec: BenchSpec) -> None:
+    """Refuse rows that would change the prompts of a harness.
+
+    Raises:
+        ConfigError: a row has a system message or shots.
+    """
     for row in spec.agents:
         if row.system:
             raise ConfigError(f"agent {row.name}: a harness writes its own system message; leave system out")

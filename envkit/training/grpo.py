@@ -111,7 +111,7 @@ class Trainer(ABC):
         self.store.save(self.step, self._policy, self._optimizer, state)
 
     def drop_step(self) -> None:
-        """Drop an unfinished step; save the last finished one, unless an update that stays has begun."""
+        """Drop an unfinished step; save the last finished one, unless its weights were changed for good."""
         self._undo_updates()
         self._optimizer.zero_grad(set_to_none=True)
         if self.step and not self._has_moved:

@@ -1,4 +1,4 @@
-"""What of the code ties a run to a version: its syntax, and not its words for people."""
+"""Check that digests of envkit's code change with its syntax, and not with comments and docstrings."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from envkit.studies.provenance import code_digest, training_code_digest
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of envkit's code, whose digests are computed."""
     folder = tmp_path / "envkit"
-    code = shutil.ignore_patterns("__pycache__", "environments", "agents")
-    shutil.copytree(Path(envkit.__file__).parent, folder, ignore=code)
+    others = shutil.ignore_patterns("__pycache__", "environments", "agents")
+    shutil.copytree(Path(envkit.__file__).parent, folder, ignore=others)
     monkeypatch.setattr(envkit, "__file__", str(folder / "__init__.py"))
     return folder
 

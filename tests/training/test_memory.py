@@ -54,9 +54,9 @@ def test_an_adapter_that_is_only_loaded_needs_no_memory_for_training(
     monkeypatch.setattr(memory, "available_bytes", lambda: 1)
     with pytest.raises(ConfigError, match=r"^loading .* needs at least"):
         memory.require_memory(ref, long, trains=False)
-    whole = dataclasses.replace(CONFIG, lora_r=1024)
+    large = dataclasses.replace(CONFIG, lora_r=1024)
     with pytest.raises(ConfigError, match=r"^loading .* use a machine with more$"):
-        memory.require_memory(ref, whole, trains=False)
+        memory.require_memory(ref, large, trains=False)
 
 
 @pytest.mark.parametrize(
