@@ -5,14 +5,15 @@ whose prompt is computed. Rows of many adapters and of the base are decoded toge
 et al., Orca, OSDI 2022). Forward pass, sampling and stop rules are those of `TorchEngine`.
 
 A prompt is prefilled up to its last token. That token is decoded with all other rows, and so the first token
-of an answer needs no step of its own. Rows of one owner and adapter share the KV state of equal beginnings.
+of an answer needs no step of its own. Prompts of about equal length are prefilled together, because each
+forward pass reads all weights. Rows of one owner and adapter share the KV state of equal beginnings.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -28,9 +29,13 @@ from envkit.engine.torch_engine import TorchEngine, to_list
 from envkit.errors import EnvkitError, ModelError
 
 #: Prompt tokens that are prefilled in a tick: between two tokens of running rows, and while none runs.
-PREFILL_TOKENS, _PREFILL_TOKENS_ALONE = 128, 1024
+PREFILL_TOKENS, _PREFILL_TOKENS_ALONE = 128, 2048
+#: Largest number of tokens in one forward pass of a prefill: buffers fit into a CPU's cache.
+_PASS_TOKENS = 1024
 #: Largest number of new tokens times tokens in a prefill: the mask of attention has several numbers for each.
 _PREFILL_PAIRS = 2**22
+#: Padding in a forward pass, as a share of the tokens that are prefilled.
+_PADDING = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +144,8 @@ class RunningBatch:
         engine: samples the tokens; the batch replaces its adapters.
         pool: the adapters.
         max_rows: largest number of rows that run.
-        prefill_tokens: largest number of prompt tokens between two tokens of the running rows.
+        prefill_tokens: largest number of prompt tokens between two tokens of the running rows. If twice as
+            many rows wait for their prompts as run, it is twice as large, and so on.
     """
 
     def __init__(
@@ -249,33 +255,65 @@ class RunningBatch:
 
     def _prefill(self) -> None:
         """Compute a part of the prompts, the oldest row's first."""
-        is_alone = all(row.unread for row in self._running)
-        budget = _PREFILL_TOKENS_ALONE if is_alone else self._prefill_tokens
-        for row in self._running:
+        unread = sum(row.unread > 0 for row in self._running)
+        ready = len(self._running) - unread
+        budget = self._prefill_tokens * max(unread // ready, 1) if ready else _PREFILL_TOKENS_ALONE
+        budget = min(budget, max(_PREFILL_TOKENS_ALONE, self._prefill_tokens))
+        while pieces := self._pieces(budget):
+            rows = _by_shelf(pieces)
+            counts = [pieces[row] for row in rows]
+            width, starts = max(counts), [row.place.length for row in rows]
+            ids = [
+                [*row.ids[start : start + count], *[0] * (width - count)]
+                for row, start, count in zip(rows, starts, counts, strict=True)
+            ]
+            device = self._engine.device
+            positions = torch.tensor(starts, device=device)[:, None] + torch.arange(width, device=device)
+            self._layout.select([row.place for row in rows], counts)
+            adapters = [row.adapter for row in rows]
+            self._engine.forward(torch.tensor(ids, device=device), positions, self._layout, adapters)
+            self._layout.advance()
+            budget -= sum(counts)
+
+    def _pieces(self, budget: int) -> dict[_Row, int]:
+        """Choose the rows of one forward pass, and how many tokens of each prompt; none if all is done."""
+        pieces: dict[_Row, int] = {}
+        width = longest = 0
+        for number, row in enumerate(self._running):
+            if not budget:
+                break
+            if not row.place.length:
+                if self._can_share_later(row, self._running[:number]):
+                    continue
+                self._share(row)
             if not row.unread:
                 continue
-            if not row.place.length:
-                self._share(row)
             start = row.place.length
-            count = min(row.unread, budget, max(_PREFILL_PAIRS // (start + budget), 1))
+            count = min(row.unread, budget, _PASS_TOKENS, max(_PREFILL_PAIRS // (start + budget), 1))
             if count < row.unread and budget < self._prefill_tokens // 2:
-                return  # a small piece costs about as much as a large one: all weights are read for it
-            if count:
-                ids = torch.tensor([row.ids[start : start + count]], device=self._engine.device)
-                positions = torch.arange(start, start + count, device=self._engine.device)[None]
-                self._layout.select([row.place], [count])
-                self._engine.forward(ids, positions, self._layout, [row.adapter])
-                self._layout.advance()
+                break  # a small piece costs about as much as a large one: all weights are read for it
+            rows, wider, longer = len(pieces) + 1, max(width, count), max(longest, start + count)
+            padded, tokens = rows * wider, sum(pieces.values()) + count
+            if pieces and (
+                padded > min(_PASS_TOKENS, (1 + _PADDING) * tokens) or padded * longer > _PREFILL_PAIRS
+            ):
+                continue  # in a pass of its own, or with others of its length
+            pieces[row], width, longest = count, wider, longer
             budget -= count
-            if not budget:
-                return
+        return pieces
+
+    def _can_share_later(self, row: _Row, older: Iterable[_Row]) -> bool:
+        """True if most of a new row is equal to the beginning of an older one that is not computed yet."""
+        return any(
+            other.unread and _is_kin(other, row) and 2 * _common(row.ids, other.ids, row.unread) > row.unread
+            for other in older
+        )
 
     def _share(self, row: _Row) -> None:
         """Copy the KV state of the longest beginning that another row has in common with a new one."""
         best, longest = None, 0
         for other in self._running:
-            is_same = (other.adapter, other.request.owner) == (row.adapter, row.request.owner)
-            if other is not row and is_same:
+            if other is not row and _is_kin(other, row):
                 common = _common(row.ids, other.ids, min(len(row.ids) - 1, other.place.length))
                 best, longest = (other, common) if common > longest else (best, longest)
         if best is not None:
@@ -283,10 +321,7 @@ class RunningBatch:
 
     def _decode(self, ready: Sequence[_Row]) -> list[Drawn | Failed]:
         """Draw the next token of each row."""
-        together: dict[int, list[_Row]] = {}
-        for row in ready:
-            together.setdefault(id(row.place.shelf), []).append(row)
-        rows = [row for shelf in together.values() for row in sorted(shelf, key=lambda row: row.place.index)]
+        rows = _by_shelf(ready)
         self._layout.select([row.place for row in rows], [1] * len(rows))
         last, positions = [row.ids[-1] for row in rows], [len(row.ids) - 1 for row in rows]
         logits_RV = self._engine.next_logits(last, positions, self._layout, [row.adapter for row in rows])
@@ -349,8 +384,22 @@ class RunningBatch:
         return min(row.room, self._engine.longest)
 
 
+def _by_shelf(rows: Iterable[_Row]) -> list[_Row]:
+    """Put the rows of each shelf together, in its order."""
+    together: dict[int, list[_Row]] = {}
+    for row in rows:
+        together.setdefault(id(row.place.shelf), []).append(row)
+    return [row for shelf in together.values() for row in sorted(shelf, key=lambda row: row.place.index)]
+
+
+def _is_kin(one: _Row, other: _Row) -> bool:
+    """True if rows may share KV state: one adapter has computed it, for one owner."""
+    return (one.adapter, one.request.owner) == (other.adapter, other.request.owner)
+
+
 def _common(some: Sequence[int], others: Sequence[int], limit: int) -> int:
     """Length of the common beginning of two lists, at most ``limit``."""
+    limit = min(limit, len(some), len(others))
     return next((index for index in range(limit) if some[index] != others[index]), limit)
 
 

@@ -120,26 +120,73 @@ def test_rows_that_join_and_leave_decode_as_alone(ref: ModelRef, peft: Any, pref
     assert batch.cache_tokens == 0
 
 
+def read_in(batch: RunningBatch, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Run a batch to its end; returns the prompt tokens of each row, by forward pass."""
+    passes: list[list[int]] = []
+    select = Ragged.select
+
+    def spy(layout: Ragged, slots: Sequence[Any], counts: Sequence[int]) -> None:
+        if max(counts) > 1:
+            passes.append([*counts])
+        select(layout, slots, counts)
+
+    monkeypatch.setattr(Ragged, "select", spy)
+    run(batch)
+    return passes
+
+
 def test_prompts_are_not_cut_into_small_pieces(
     ref: ModelRef, peft: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = make(ref, peft, prefill_tokens=128)
-    batch.submit(row(5, 0, max_new_tokens=30))
+    for number in range(4):
+        batch.submit(row(5, number, max_new_tokens=30))
     batch.tick()
-    pieces: list[int] = []
-    forward = batch._engine.forward
-
-    def counting(ids_BS: torch.Tensor, *others: Any) -> torch.Tensor:
-        if ids_BS.shape[1] > 1:
-            pieces.append(ids_BS.shape[1])
-        return forward(ids_BS, *others)
-
-    monkeypatch.setattr(batch._engine, "forward", counting)
     # The last token of each prompt is decoded, not prefilled.
     for length in (101, 102, 31, 91):
         batch.submit(row(length, length))
-    run(batch)
-    assert pieces == [100, 101, 30, 90]
+    assert read_in(batch, monkeypatch) == [[100], [101], [30], [90]]
+
+
+def test_prompts_of_about_equal_length_are_read_in_one_pass(
+    ref: ModelRef, peft: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = make(ref, peft)
+    for name in NAMES:  # reads the adapters
+        batch.submit(row(5, 0, name))
+        run(batch)
+    lengths = (101, 30, 120, 95, 7, 28)
+    for length in lengths:
+        batch.submit(row(length, length, NAMES[length % 4]))
+    passes = read_in(batch, monkeypatch)
+    assert [sorted(counts) for counts in passes] == [[94, 100, 119], [27, 29], [6]]
+
+
+def test_the_more_rows_wait_for_their_prompts_the_more_is_read_in_a_tick(
+    ref: ModelRef, peft: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first_tick(waiting: int, running: int) -> int:
+        batch = make(ref, peft, prefill_tokens=32)
+        for number in range(running):
+            batch.submit(row(1, number, max_new_tokens=40))
+        batch.tick()
+        for number in range(waiting):
+            batch.submit(row(33 + number, number))
+        counts: list[int] = []
+        select = Ragged.select
+
+        def spy(layout: Ragged, slots: Sequence[Any], new: Sequence[int]) -> None:
+            counts.extend(count for count in new if count > 1)
+            select(layout, slots, new)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Ragged, "select", spy)
+            batch.tick()
+        return sum(counts)
+
+    assert first_tick(1, 4) == first_tick(4, 4) == 32
+    assert first_tick(8, 4) == 64
+    assert 200 < first_tick(8, 1) <= 8 * 32
 
 
 def test_a_row_draws_what_the_engine_generates(ref: ModelRef, peft: Any) -> None:
@@ -216,7 +263,7 @@ def test_rows_with_equal_beginnings_share_a_prefill_within_an_owner(ref: ModelRe
         forward = batch._engine.forward
 
         def spy(ids: torch.Tensor, *others: Any) -> torch.Tensor:
-            counts.append(ids.shape[1] if ids.shape[1] > 1 else 0)
+            counts.append(ids.numel() if ids.shape[1] > 1 else 0)
             return forward(ids, *others)
 
         batch._engine.forward = spy  # type: ignore[method-assign]
