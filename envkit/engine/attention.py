@@ -258,15 +258,11 @@ class Decode:
 
         def fold(by_row: Tensor) -> Tensor:
             """(R, K, share * S, X) -> (N, K, W * share * S, X): a prompt's keys are read once."""
-            if rectangle.is_rectangular:
-                folded = by_row.view(-1, rectangle.widest, *by_row.shape[1:])
-            else:
-                folded = rectangle.fold(by_row)
-            return folded.transpose(1, 2).flatten(2, 3)
+            return rectangle.fold(by_row).transpose(1, 2).flatten(2, 3)
 
         def unfold(folded: Tensor) -> Tensor:
-            folded = folded.reshape(len(folded), kv, rectangle.widest, share * fresh, -1).transpose(1, 2)
-            return folded.flatten(0, 1) if rectangle.is_rectangular else rectangle.unfold(folded)
+            folded = folded.reshape(len(folded), kv, rectangle.widest, share * fresh, -1)
+            return rectangle.unfold(folded.transpose(1, 2))
 
         query = query.reshape(total, kv, share * fresh, size)
         bias_NP = self._bias_NP[prompts, None, None]

@@ -41,12 +41,12 @@ class Chosen:
 
     Args:
         positions: theirs in the stacks, where they stand together. Empty: all rows are the base's.
-        rows: the rows that have an adapter; ``None`` for all.
+        rows: the rows that have an adapter, a slice if they stand together; ``None`` for all.
         rectangle: those rows by adapter; ``None`` if there is one adapter, or none, for all rows.
     """
 
     positions: range = range(0)
-    rows: Tensor | None = None
+    rows: Tensor | slice | None = None
     rectangle: Rectangle | None = None
 
 
@@ -176,6 +176,14 @@ class Linears:
         """Memory of all adapters, and of the room for more."""
         return sum(product.stack_bytes for product, _ in self._products) + self.weight_bytes
 
+    def place(self, number: int) -> int:
+        """Where an adapter stands among all; -1 for the base.
+
+        If a batch has its rows in this order, and as many of each adapter, `choose` lets them stay where they
+        are. Otherwise each product copies them.
+        """
+        return self._positions.get(number, -1)
+
     def choose(self, adapters_B: Sequence[int]) -> None:
         """Choose the adapter of each row of the next forward pass; -1 is the base."""
         rows = [row for row, adapter in enumerate(adapters_B) if adapter in self._positions]
@@ -184,9 +192,13 @@ class Linears:
         if len(present) < 2 and len(rows) in (0, len(adapters_B)):
             self.chosen = Chosen(positions)
             return
+        some: Tensor | slice | None = None
+        if len(rows) < len(adapters_B):
+            stand_together = rows[-1] - rows[0] < len(rows)
+            some = slice(rows[0], rows[-1] + 1) if stand_together else torch.tensor(rows, device=self._device)
         self.chosen = Chosen(
             positions,
-            torch.tensor(rows, device=self._device) if len(rows) < len(adapters_B) else None,
+            some,
             Rectangle(
                 [self._positions[adapters_B[row]] - positions.start for row in rows],
                 len(present),
@@ -468,14 +480,19 @@ class _Product:
         for number, own in enumerate(self._own[start:stop]):
             if own is not None:
                 mine = torch.tensor(rectangle.rows_of[number], device=x_BSI.device)
-                mine = mine if rows is None else rows[mine]
+                if rows is not None:
+                    mine = mine + rows.start if isinstance(rows, slice) else rows[mine]
                 out_BSO[mine] = own(x_BSI[mine])
         if self._downs_MRI is not None and self._ups_MOR is not None:
             downs_NRI, ups_NOR = self._downs_MRI[start:stop], self._ups_MOR[start:stop]
             by_adapter = rectangle.fold(x_BSI if rows is None else x_BSI[rows])
             inner = torch.bmm(by_adapter.flatten(1, 2), downs_NRI.transpose(1, 2))
-            update = torch.bmm(inner, ups_NOR.transpose(1, 2))
-            _add(out_BSO, rows, rectangle.unfold(update.view(*by_adapter.shape[:-1], -1)))
+            if rectangle.is_rectangular and not isinstance(rows, Tensor):
+                mine = out_BSO if rows is None else out_BSO[rows]
+                mine.view(*inner.shape[:2], -1).baddbmm_(inner, ups_NOR.transpose(1, 2))
+            else:
+                update = torch.bmm(inner, ups_NOR.transpose(1, 2))
+                _add(out_BSO, rows, rectangle.unfold(update.view(*by_adapter.shape[:-1], -1)))
         if self._shifts_MO is not None:
             shifts_NWO = self._shifts_MO[start:stop, None].expand(-1, rectangle.widest, -1)
             shifts_RSO = rectangle.unfold(shifts_NWO)[:, None].expand(-1, x_BSI.shape[1], -1)
@@ -488,12 +505,12 @@ def _brings_weights(adapter: Sequence[Update | None]) -> bool:
     return any(update is not None and update.weight is not None for update in adapter)
 
 
-def _add(out_BSO: Tensor, rows: Tensor | None, updates: Tensor) -> None:
+def _add(out_BSO: Tensor, rows: Tensor | slice | None, updates: Tensor) -> None:
     """Add the updates of some rows, or of all, in place."""
-    if rows is None:
-        out_BSO += updates
-    else:
+    if isinstance(rows, Tensor):
         out_BSO.index_add_(0, rows, updates)
+    else:
+        out_BSO[slice(None) if rows is None else rows] += updates
 
 
 @final

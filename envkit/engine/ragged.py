@@ -57,8 +57,9 @@ class _Part:
 
     Args:
         shelf: theirs.
-        batch: their positions in the batch, consecutive.
-        rows: their positions on the shelf; a slice, if they are consecutive.
+        slots: theirs, by their positions on the shelf.
+        batch: their positions in the batch; a slice, if they are consecutive.
+        rows: their positions on the shelf, likewise.
         rows_R: the same as a tensor.
         starts_R: number of tokens before the new ones.
         counts: new tokens of each row, without padding.
@@ -67,7 +68,8 @@ class _Part:
     """
 
     shelf: _Shelf
-    batch: slice
+    slots: Sequence[Slot]
+    batch: slice | Tensor
     rows: slice | Tensor
     rows_R: Tensor
     starts_R: Tensor
@@ -89,6 +91,8 @@ class Ragged:
         self._max_tokens, self._device = max_tokens, device
         self._shelves: list[_Shelf] = []
         self._parts: list[_Part] = []
+        #: Where each row of the batch stands among those of the parts; ``None`` if at the same place.
+        self._places_R: Tensor | None = None
         self._selected: Sequence[Slot] = ()
         self._counts: Sequence[int] = ()
         #: The number of each selected row, as the engine asks for.
@@ -141,15 +145,15 @@ class Ragged:
     def select(self, slots: Sequence[Slot], counts: Sequence[int]) -> None:
         """Select the rows of the next forward pass and how many new tokens each has.
 
-        Rows of one shelf must stand together. Tokens are padded on the right.
+        Tokens are padded on the right. Rows of a shelf that stand together, in its order, are not copied.
         """
         self._selected, self._counts = slots, counts
         self.prompts = range(len(slots))
-        self._parts, start = [], 0
-        for stop in range(1, len(slots) + 1):
-            if stop == len(slots) or slots[stop].shelf is not slots[start].shelf:
-                self._parts.append(self._part(slice(start, stop), max(counts)))
-                start = stop
+        parts = by_shelf(slots)
+        self._parts = [self._part(numbers) for numbers in parts]
+        order = [number for part in parts for number in part]
+        is_arranged = order == [*range(len(order))]
+        self._places_R = None if is_arranged else torch.tensor(order, device=self._device).argsort()
 
     def advance(self) -> None:
         """Count the new tokens of the selected rows as computed."""
@@ -165,7 +169,9 @@ class Ragged:
             )
             for part in self._parts
         ]
-        return torch.cat(outs).reshape(-1, heads, fresh, size).transpose(1, 2)
+        out = torch.cat(outs)
+        out = out if self._places_R is None else out[self._places_R]
+        return out.reshape(-1, heads, fresh, size).transpose(1, 2)
 
     def _attend(
         self, part: _Part, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
@@ -182,7 +188,7 @@ class Ragged:
             if key.shape[2] == 1:
                 stored[part.rows_R, :, part.starts_R] = new[:, :, 0]
             else:
-                for slot, row, count in zip(self._selected[part.batch], new, part.counts, strict=True):
+                for slot, row, count in zip(part.slots, new, part.counts, strict=True):
                     stored[slot.index, :, slot.length : slot.length + count] = row[:, :count]
             read.append(stored[part.rows, :, : part.end])
         bias = part.bias.to(query.dtype)
@@ -190,20 +196,21 @@ class Ragged:
             bias = bias.repeat(1, 1, query.shape[2] // key.shape[2], 1)
         return partial_attention(query, read[0], read[1], bias, scale)[0]
 
-    def _part(self, batch: slice, fresh: int) -> _Part:
-        slots, counts = self._selected[batch], self._counts[batch]
-        shelf, rows = slots[0].shelf, [slot.index for slot in slots]
+    def _part(self, batch: Sequence[int]) -> _Part:
+        slots = [self._selected[number] for number in batch]
+        counts = [self._counts[number] for number in batch]
+        rows, fresh = [slot.index for slot in slots], max(self._counts)
         rows_R = torch.tensor(rows, device=self._device)
         starts_R = torch.tensor([slot.length for slot in slots], device=self._device)
-        consecutive = rows == [*range(rows[0], rows[0] + len(rows))]
         end = max(slot.length + count for slot, count in zip(slots, counts, strict=True))
         last_RS = starts_R[:, None] + torch.arange(fresh, device=self._device)
         hidden_RST = torch.arange(end, device=self._device) > last_RS[..., None]
         bias = torch.zeros(hidden_RST.shape, device=self._device).masked_fill_(hidden_RST, float("-inf"))
         return _Part(
-            shelf,
-            batch,
-            slice(rows[0], rows[-1] + 1) if consecutive else rows_R,
+            slots[0].shelf,
+            slots,
+            _index(batch, self._device),
+            _index(rows, self._device),
             rows_R,
             starts_R,
             counts,
@@ -215,6 +222,22 @@ class Ragged:
     def _room(shelf: _Shelf, like: Tensor) -> Tensor:
         """Zeros for a shelf's rows, of the heads and head size of ``like`` (..., K, any, D)."""
         return like.new_zeros(shelf.rows, like.shape[-3], shelf.capacity, like.shape[-1])
+
+
+def by_shelf(slots: Sequence[Slot]) -> list[list[int]]:
+    """Positions of slots, those of each shelf together and in its order."""
+    together: dict[int, list[int]] = {}
+    for number, slot in enumerate(slots):
+        together.setdefault(id(slot.shelf), []).append(number)
+    return [sorted(numbers, key=lambda number: slots[number].index) for numbers in together.values()]
+
+
+def _index(numbers: Sequence[int], device: torch.device | str) -> slice | Tensor:
+    """An index of these numbers, which needs no copy if they are consecutive."""
+    first, count = numbers[0], len(numbers)
+    if [*numbers] == [*range(first, first + count)]:
+        return slice(first, first + count)
+    return torch.tensor(numbers, device=device)
 
 
 def _capacity(tokens: int) -> int:

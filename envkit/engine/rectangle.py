@@ -35,9 +35,12 @@ class Rectangle:
         self._slots_R = torch.tensor([slot_of[row] for row in range(len(owners_R))], device=device)
 
     def fold(self, by_row: Tensor) -> Tensor:
-        """(R, ...) -> (N, W, ...)."""
+        """(R, ...) -> (N, W, ...); without a copy if the rows are rectangular."""
+        if self.is_rectangular:
+            return by_row.reshape(-1, self.widest, *by_row.shape[1:])
         return by_row[self._rows_NW]
 
     def unfold(self, folded: Tensor) -> Tensor:
         """(N, W, ...) -> (R, ...)."""
-        return folded.flatten(0, 1)[self._slots_R]
+        by_slot = folded.flatten(0, 1)
+        return by_slot if self.is_rectangular else by_slot[self._slots_R]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -22,13 +22,14 @@ from torch import Tensor
 
 from envkit.engine.adapter_pool import BASE, AdapterPool
 from envkit.engine.protocol import Sampling, uniforms
-from envkit.engine.ragged import Ragged, Slot
+from envkit.engine.ragged import Ragged, Slot, by_shelf
 from envkit.engine.sampling import draw
 from envkit.engine.stop_strings import StopStrings
 from envkit.engine.torch_engine import TorchEngine, to_list
 from envkit.errors import EnvkitError, ModelError
 
-#: Prompt tokens that are prefilled in a tick: between two tokens of running rows, and while none runs.
+#: Prompt tokens that are prefilled in a tick: between two tokens of running rows (see `RunningBatch`), and
+#: while none runs.
 PREFILL_TOKENS, _PREFILL_TOKENS_ALONE = 128, 2048
 #: Largest number of tokens in one forward pass of a prefill: buffers fit into a CPU's cache.
 _PASS_TOKENS = 1024
@@ -36,6 +37,8 @@ _PASS_TOKENS = 1024
 _PREFILL_PAIRS = 2**22
 #: Padding in a forward pass, as a share of the tokens that are prefilled.
 _PADDING = 0.25
+#: Rows that wait for their prompts count this many times for each running row, at most.
+_MOST_WAITING = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,8 @@ class _Row:
     strings: StopStrings
     ids: list[int]
     draws: list[float] = field(default_factory=list[float])
+    #: Length of the beginning that the prompt has in common with another row's, by that row's number.
+    common: dict[int, int] = field(default_factory=dict[int, int])
     adapter: int = BASE
     slot: Slot | None = None
     came_s: float = field(default_factory=time.monotonic)
@@ -145,7 +150,7 @@ class RunningBatch:
         pool: the adapters.
         max_rows: largest number of rows that run.
         prefill_tokens: largest number of prompt tokens between two tokens of the running rows. If twice as
-            many rows wait for their prompts as run, it is twice as large, and so on.
+            many rows wait for their prompts as run, it is twice as large, and so on, up to four times.
     """
 
     def __init__(
@@ -257,10 +262,11 @@ class RunningBatch:
         """Compute a part of the prompts, the oldest row's first."""
         unread = sum(row.unread > 0 for row in self._running)
         ready = len(self._running) - unread
-        budget = self._prefill_tokens * max(unread // ready, 1) if ready else _PREFILL_TOKENS_ALONE
-        budget = min(budget, max(_PREFILL_TOKENS_ALONE, self._prefill_tokens))
+        budget = _PREFILL_TOKENS_ALONE
+        if ready:
+            budget = self._prefill_tokens * min(max(unread // ready, 1), _MOST_WAITING)
         while pieces := self._pieces(budget):
-            rows = _by_shelf(pieces)
+            rows = self._arranged([*pieces])
             counts = [pieces[row] for row in rows]
             width, starts = max(counts), [row.place.length for row in rows]
             ids = [
@@ -276,21 +282,23 @@ class RunningBatch:
             budget -= sum(counts)
 
     def _pieces(self, budget: int) -> dict[_Row, int]:
-        """Choose the rows of one forward pass, and how many tokens of each prompt; none if all is done."""
+        """Choose the rows of one forward pass, and how many tokens of each prompt; none if all is done.
+
+        A row takes the KV state that others have of its prompt's beginning.
+        """
         pieces: dict[_Row, int] = {}
         width = longest = 0
         for number, row in enumerate(self._running):
             if not budget:
                 break
-            if not row.place.length:
-                if self._can_share_later(row, self._running[:number]):
-                    continue
-                self._share(row)
             if not row.unread:
                 continue
-            start = row.place.length
-            count = min(row.unread, budget, _PASS_TOKENS, max(_PREFILL_PAIRS // (start + budget), 1))
-            if count < row.unread and budget < self._prefill_tokens // 2:
+            source, start = self._source(row)
+            unread = len(row.ids) - 1 - start
+            if any(2 * (self._common(row, other) - start) > unread for other in self._running[:number]):
+                continue  # an older row is about to compute most of it
+            count = min(unread, budget, _PASS_TOKENS, max(_PREFILL_PAIRS // (start + budget), 1))
+            if count < unread and budget < self._prefill_tokens // 2:
                 break  # a small piece costs about as much as a large one: all weights are read for it
             rows, wider, longer = len(pieces) + 1, max(width, count), max(longest, start + count)
             padded, tokens = rows * wider, sum(pieces.values()) + count
@@ -298,30 +306,39 @@ class RunningBatch:
                 padded > min(_PASS_TOKENS, (1 + _PADDING) * tokens) or padded * longer > _PREFILL_PAIRS
             ):
                 continue  # in a pass of its own, or with others of its length
-            pieces[row], width, longest = count, wider, longer
-            budget -= count
+            if source is not None:
+                self._layout.copy(source.place, row.place, start)
+            if count:
+                pieces[row], width, longest = count, wider, longer
+                budget -= count
         return pieces
 
-    def _can_share_later(self, row: _Row, older: Iterable[_Row]) -> bool:
-        """True if most of a new row is equal to the beginning of an older one that is not computed yet."""
-        return any(
-            other.unread and _is_kin(other, row) and 2 * _common(row.ids, other.ids, row.unread) > row.unread
-            for other in older
-        )
+    def _source(self, row: _Row) -> tuple[_Row | None, int]:
+        """The row that has computed the longest beginning of a row's prompt, and its length.
 
-    def _share(self, row: _Row) -> None:
-        """Copy the KV state of the longest beginning that another row has in common with a new one."""
-        best, longest = None, 0
+        ``None`` if that is the row itself.
+        """
+        best, longest = None, row.place.length
         for other in self._running:
-            if other is not row and _is_kin(other, row):
-                common = _common(row.ids, other.ids, min(len(row.ids) - 1, other.place.length))
-                best, longest = (other, common) if common > longest else (best, longest)
-        if best is not None:
-            self._layout.copy(best.place, row.place, longest)
+            common = min(self._common(row, other), other.place.length)
+            best, longest = (other, common) if common > longest else (best, longest)
+        return best, longest
+
+    @staticmethod
+    def _common(row: _Row, other: _Row) -> int:
+        """Length of the beginning that a row's prompt, but for its last token, has in common with another's.
+
+        It is 0 for rows of another adapter or owner.
+        """
+        if other is row or (other.adapter, other.request.owner) != (row.adapter, row.request.owner):
+            return 0
+        if other.number not in row.common:
+            row.common[other.number] = _common(row.request.prompt_ids[:-1], other.request.prompt_ids)
+        return row.common[other.number]
 
     def _decode(self, ready: Sequence[_Row]) -> list[Drawn | Failed]:
         """Draw the next token of each row."""
-        rows = _by_shelf(ready)
+        rows = self._arranged(ready)
         self._layout.select([row.place for row in rows], [1] * len(rows))
         last, positions = [row.ids[-1] for row in rows], [len(row.ids) - 1 for row in rows]
         logits_RV = self._engine.next_logits(last, positions, self._layout, [row.adapter for row in rows])
@@ -331,6 +348,11 @@ class RunningBatch:
         for row in ended:
             self._leave(row)
         return [events[row.number] for row in ready]
+
+    def _arranged(self, rows: Sequence[_Row]) -> list[_Row]:
+        """Put rows into the order that needs the fewest copies: by adapter, and by shelf for each."""
+        shelved = [rows[number] for part in by_shelf([row.place for row in rows]) for number in part]
+        return sorted(shelved, key=lambda row: self._engine.linears.place(row.adapter))
 
     def _draw(self, rows: Sequence[_Row], logits_RV: Tensor) -> dict[int, Drawn | Failed]:
         """Draw from the logits; rows with equal sampling parameters in one go."""
@@ -384,23 +406,20 @@ class RunningBatch:
         return min(row.room, self._engine.longest)
 
 
-def _by_shelf(rows: Iterable[_Row]) -> list[_Row]:
-    """Put the rows of each shelf together, in its order."""
-    together: dict[int, list[_Row]] = {}
-    for row in rows:
-        together.setdefault(id(row.place.shelf), []).append(row)
-    return [row for shelf in together.values() for row in sorted(shelf, key=lambda row: row.place.index)]
+def _common(some: Sequence[int], others: Sequence[int]) -> int:
+    """Length of the common beginning of two lists.
 
-
-def _is_kin(one: _Row, other: _Row) -> bool:
-    """True if rows may share KV state: one adapter has computed it, for one owner."""
-    return (one.adapter, one.request.owner) == (other.adapter, other.request.owner)
-
-
-def _common(some: Sequence[int], others: Sequence[int], limit: int) -> int:
-    """Length of the common beginning of two lists, at most ``limit``."""
-    limit = min(limit, len(some), len(others))
-    return next((index for index in range(limit) if some[index] != others[index]), limit)
+    >>> _common((1, 2, 3, 4), (1, 2, 3)), _common((1, 2), (3,))
+    (3, 0)
+    """
+    known, step = 0, 16
+    while step:  # slices are compared faster than numbers one by one
+        end = known + step
+        if end <= min(len(some), len(others)) and some[known:end] == others[known:end]:
+            known, step = end, 2 * step
+        else:
+            step //= 2
+    return known
 
 
 def _likely(logprobs_V: Tensor, token: int, count: int) -> Likely:

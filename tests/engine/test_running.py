@@ -186,7 +186,7 @@ def test_the_more_rows_wait_for_their_prompts_the_more_is_read_in_a_tick(
 
     assert first_tick(1, 4) == first_tick(4, 4) == 32
     assert first_tick(8, 4) == 64
-    assert 200 < first_tick(8, 1) <= 8 * 32
+    assert first_tick(8, 1) == 4 * 32
 
 
 def test_a_row_draws_what_the_engine_generates(ref: ModelRef, peft: Any) -> None:
@@ -279,6 +279,30 @@ def test_rows_with_equal_beginnings_share_a_prefill_within_an_owner(ref: ModelRe
     assert prefilled(("me", None), ("me", None), ("me", None)) == 49
     assert prefilled(("me", None), ("you", None)) == 98
     assert prefilled(("me", None), ("me", "0")) == 98
+
+
+def test_prompts_that_begin_alike_are_read_in_two_passes(
+    ref: ModelRef, peft: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = make(ref, peft)
+    begin = tiny.prompt(100, 1)
+    for number in range(8):
+        prompt = (*begin, *tiny.prompt(41, 10 + number))
+        batch.submit(RowRequest(prompt, (number,), Sampling(max_new_tokens=2)))
+    assert read_in(batch, monkeypatch) == [[140], [40] * 7]
+
+
+def test_a_long_common_beginning_is_read_once_though_more_of_each_prompt_differs(
+    ref: ModelRef, peft: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "_PASS_TOKENS", 64)
+    batch = make(ref, peft)
+    begin, requests = tiny.prompt(100, 1), list[RowRequest]()
+    for number in range(3):
+        prompt = (*begin, *tiny.prompt(131, 10 + number))
+        requests.append(RowRequest(prompt, (number,), Sampling(max_new_tokens=2), top_logprobs=2))
+        batch.submit(requests[-1])
+    assert sum(map(sum, read_in(batch, monkeypatch))) == 100 + 3 * 130
 
 
 def test_a_cancelled_row_frees_its_memory_and_adapter(ref: ModelRef, peft: Any) -> None:
