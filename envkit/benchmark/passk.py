@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from envkit.benchmark.number_text import bounds, percent, points
 from envkit.benchmark.report_data import ReportData, Row, TaskResult
 from envkit.benchmark.stats import Interval, paired_interval, pass_at_k, rate_interval
+from envkit.benchmark.tables import Table
 from envkit.errors import UsageError
 
 #: Share of samples from which on a task counts as learned.
@@ -154,6 +156,26 @@ def _point(k: int, pairs: Sequence[tuple[TaskResult, TaskResult]]) -> PassPoint:
 
 def _rate(result: TaskResult) -> float:
     return result.solved / result.samples
+
+
+def table_of(found: PassComparison) -> Table:
+    """Both rates and their difference, one line per k."""
+    return Table(
+        f"{found.environment}: {found.row} against {found.against}, {found.tasks} tasks",
+        ("k", found.row, "", found.against, "", "difference", ""),
+        tuple(
+            (
+                str(point.k),
+                f"{percent(point.row.estimate)} %",
+                bounds(point.row),
+                f"{percent(point.against.estimate)} %",
+                bounds(point.against),
+                points(point.difference.estimate),
+                bounds(point.difference, signed=True),
+            )
+            for point in found.points
+        ),
+    )
 
 
 def sentences(found: PassComparison) -> tuple[str, ...]:

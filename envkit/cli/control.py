@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from envkit import api
 from envkit.api.common import RUNS
@@ -29,7 +28,7 @@ from envkit.cli.options import (
     exit_if_stopped,
     require_at_least,
 )
-from envkit.cli.output import emit, out
+from envkit.cli.output import emit, out, print_table
 from envkit.errors import UsageError
 from envkit.plain import encode
 
@@ -121,17 +120,10 @@ def control(
 
 
 def _show(result: api.ControlResult) -> None:
-    from rich.table import Table
-
     from envkit.benchmark.controls import sentences, table_of
 
     assert result.found is not None
-    content = table_of(result.found)
-    out.print(content.caption)
-    table = Table(*map(escape, content.head), box=None)
-    for row in content.rows:
-        table.add_row(*map(escape, row))
-    out.print(table)
+    print_table(table_of(result.found))
     for sentence in sentences(result.found):
         out.print(sentence, markup=False, soft_wrap=True)
     out.print(f"page: {result.page}", markup=False, soft_wrap=True)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from envkit import api
 from envkit.api.common import RUNS
@@ -27,7 +26,7 @@ from envkit.cli.options import (
     exit_if_stopped,
     require_at_least,
 )
-from envkit.cli.output import emit, out
+from envkit.cli.output import emit, out, print_table
 from envkit.errors import UsageError
 from envkit.plain import encode
 
@@ -95,17 +94,11 @@ def interference(
 
 
 def _show(result: api.InterferenceResult) -> None:
-    from rich.table import Table
-
     from envkit.benchmark.interference import differences_table, rates_table, sentences
 
     assert result.matrix is not None
     for content in (rates_table(result.matrix), differences_table(result.matrix)):
-        out.print(content.caption)
-        table = Table(*map(escape, content.head), box=None)
-        for row in content.rows:
-            table.add_row(*map(escape, row))
-        out.print(table)
+        print_table(content)
     for sentence in sentences(result.matrix):
         out.print(sentence, markup=False, soft_wrap=True)
     out.print(f"page: {result.page}", markup=False, soft_wrap=True)

@@ -31,7 +31,7 @@ from envkit.cli.options import (
     print_reports,
     reports_as_data,
 )
-from envkit.cli.output import emit, out
+from envkit.cli.output import emit, out, print_table
 from envkit.errors import UsageError
 from envkit.files import read_settings
 
@@ -411,30 +411,14 @@ def passk(
     RL may make rare solutions frequent: then it gains most at k = 1, and the untouched model comes closer
     with every further try. Or it solves what the untouched model never did.
     """
-    from rich.table import Table
-
-    from envkit.benchmark.number_text import bounds, percent, points
-    from envkit.benchmark.passk import sentences
+    from envkit.benchmark.passk import sentences, table_of
 
     found = api.pass_at_k(runs, row=row, against=against)
     if as_json:
         emit([{**asdict(one), "crossing": one.crossing} for one in found])
         return
     for one in found:
-        title = f"{escape(one.environment)}: {escape(one.row)} against {escape(one.against)}"
-        out.print(f"{title}, {one.tasks} tasks")
-        table = Table("k", escape(one.row), "", escape(one.against), "", "difference", "", box=None)
-        for point in one.points:
-            table.add_row(
-                str(point.k),
-                f"{percent(point.row.estimate)} %",
-                escape(bounds(point.row)),
-                f"{percent(point.against.estimate)} %",
-                escape(bounds(point.against)),
-                points(point.difference.estimate),
-                escape(bounds(point.difference, signed=True)),
-            )
-        out.print(table)
+        print_table(table_of(one))
         for sentence in sentences(one):
             out.print(sentence, markup=False, soft_wrap=True)
 

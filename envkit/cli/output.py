@@ -6,13 +6,30 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from envkit.benchmark.tables import Table
 
 #: Errors and warnings; results go to stdout.
 err = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
+
+
+def print_table(content: Table) -> None:
+    """Print a table. In a narrow terminal, long words go on in the next line; nothing is cut."""
+    from rich import table as rich_table
+
+    out.print(content.caption, markup=False, soft_wrap=True)
+    table = rich_table.Table(box=None)
+    for title in content.head:
+        table.add_column(escape(title), overflow="fold")
+    for row in content.rows:
+        table.add_row(*map(escape, row))
+    out.print(table)
 
 
 def emit(data: Any) -> None:

@@ -1,0 +1,25 @@
+"""What commands print."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from envkit.benchmark.tables import Table
+from envkit.cli import output
+
+
+def test_a_table_in_a_narrow_terminal_loses_no_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr(output, "out", Console(width=30, file=file))
+    name = "before-after-20261201-030418/sft+rl"
+    output.print_table(Table("a caption", ("[k]", name), (("1", "43.3 %"), ("2", "x" * 40))))
+    lines = file.getvalue().splitlines()
+    assert lines[0] == "a caption"
+    assert all(len(line) <= 30 for line in lines)
+    assert "[k]" in file.getvalue()
+    letters = "".join(line[4:].strip() for line in lines[1:])
+    assert name in letters
+    assert "x" * 40 in letters
