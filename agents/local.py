@@ -95,6 +95,8 @@ class LocalAgent:
         unread, self._unread = self._unread, []
         for session in unread:
             yield session, Turn("", Tokens((), (), ()), stop="length")
+        if not self._waiting:
+            return  # the engine keeps what it holds
         # Sorted by key, so that batches do not depend on the order of submission.
         waiting = sorted(self._waiting, key=lambda s: (s.key.seed, s.key.step, s.key.group, s.key.row))
         waiting, self._waiting = self._by_memory(waiting)

@@ -22,7 +22,6 @@ class _Script:
     turns: int = 0
 
 
-@final
 class ScriptedAgent:
     """Answers every observation with a function of the episode, the turn and the observation.
 
@@ -106,6 +105,14 @@ def baseline(chosen: Baseline, tasks: Sequence[Task], backend: SandboxBackend) -
     return ScriptedAgent(chosen.name, act)
 
 
+@final
+class _Replay(ScriptedAgent):
+    """Repeats stored answers, also those to the chats of a harness."""
+
+    def start_chats(self, key: EpisodeKey) -> _Script:
+        return _Script(key)
+
+
 def replay(name: str, episodes: Iterable[Trajectory], idle: str) -> ScriptedAgent:
     """Replay stored episodes turn by turn.
 
@@ -119,4 +126,4 @@ def replay(name: str, episodes: Iterable[Trajectory], idle: str) -> ScriptedAgen
     def act(key: EpisodeKey, turn: int, observation: str) -> str | Turn:
         return turns[key][turn] if turn < len(turns[key]) else idle
 
-    return ScriptedAgent(name, act)
+    return _Replay(name, act)

@@ -92,5 +92,6 @@ def push_adapter(
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """File name -> size in bytes."""
-    return {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+    """Path of a file in the folder -> size in bytes."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    return {str(file.relative_to(folder)): file.stat().st_size for file in files}

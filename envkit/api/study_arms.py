@@ -66,9 +66,15 @@ def _make_adapter(
 
 def settings_of(sizes: Budget, arm: Arm) -> dict[str, object]:
     """Settings that an arm's adapter is made with, whatever its seed and the machine."""
+    from envkit import registry
+    from envkit.studies.turns import turns_of
     from envkit.training.config import to_mapping
 
-    settings = to_mapping(sizes.config_of(arm))
+    config = sizes.config_of(arm)
+    kinds = [registry.environment(name) for name in arm.environments or (sizes.environment,)]
+    settings = to_mapping(config) | {"max_turns": turns_of(kinds, config.max_turns)}
+    if any(kind.harness is not None for kind in kinds):  # it has no known answers
+        settings["sft_examples"] = 0
     return {name: value for name, value in settings.items() if name not in ("seed", "kv_cache_mb")}
 
 

@@ -97,8 +97,7 @@ class Models:
             return
         if (folder := self.path(model)) is None:
             raise ModelError(f"model {model} was removed before it was read")
-        there = {*os.listdir(self._folder)} if self._folder and self._folder.is_dir() else set[str]()
-        for name in {model, *(self._versions.keys() - self._named.keys() - there)}:
+        for name in {model, *self._gone()}:
             versions = self._versions.get(name, [])
             for old in [old for old in versions if not is_used(old)]:
                 versions.remove(old)
@@ -116,6 +115,12 @@ class Models:
 
         pool.register(version, read)
         self._versions.setdefault(model, []).append(version)
+
+    def _gone(self) -> list[str]:
+        """Models that were registered and are none any more."""
+        there = {*os.listdir(self._folder)} if self._folder and self._folder.is_dir() else set[str]()
+        others = self._versions.keys() - self._named.keys()
+        return [name for name in others if name not in there or self.path(name) is None]
 
     def _files(self, model: str) -> list[os.stat_result]:
         names = ("config.json",) if model == self.base else (_CONFIG, _WEIGHTS)

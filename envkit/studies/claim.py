@@ -6,6 +6,7 @@ import itertools
 import json
 import platform
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +17,10 @@ import torch
 from envkit.agents.local import LocalAgent
 from envkit.agents.scripted import replay
 from envkit.audit.certificate import valid
+from envkit.engine.chat import Chats, Conversation
 from envkit.engine.protocol import Sampling
 from envkit.env import Env
-from envkit.errors import ConfigError, SandboxError, StoreError
+from envkit.errors import ConfigError, ModelError, SandboxError, StoreError
 from envkit.files import read_json_object
 from envkit.models import weights_digest
 from envkit.plain import decode, encode
@@ -456,19 +458,26 @@ def _within_tolerance(
 
 def _foreign_text(episode: Trajectory, policy: Policy, kind: type[Env], sampling: ClaimedSampling) -> str:
     """Return why an episode's tokens are not those of its texts; empty if they are."""
-    renderer, closed = policy.renderer, True
+    renderer, longest = policy.renderer, sampling.max_context_length or sys.maxsize
+    if kind.harness is None:
+        talk: Conversation | Chats = Conversation(renderer, kind.system, longest)
+    else:
+        talk = Chats(renderer, longest, policy.engine.longest)
     for number, step in enumerate(episode.steps, 1):
-        tokens = step.turn.tokens
+        turn, tokens = step.turn, step.turn.tokens
+        try:
+            talk.observe(step.observation)
+        except ModelError:  # too long for the model, which was not asked then
+            if tokens is None or tokens.prompt_ids or tokens.completion_ids or turn.text:
+                return f"turn {number}: an answer to a chat that the model cannot read"
+            continue
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return f"turn {number}: its observation is no chat"
         if tokens is None or not tokens.completion_ids:
             return f"turn {number} has no tokens"
-        if renderer.text(tokens.completion_ids) != step.turn.text:
+        if renderer.text(tokens.completion_ids) != turn.text:
             return f"turn {number}: its text is not what its tokens say"
-        if number == 1:
-            prompts = [renderer.first(kind.system, step.observation)]
-        else:  # after a truncation, the dropped answers are rendered as one empty answer
-            ways = (closed, False) if sampling.max_context_length else (closed,)
-            prompts = [renderer.following(step.observation, closed=way) for way in ways]
-        if tokens.prompt_ids not in prompts:
+        if (tokens.prompt_ids, tokens.kept) != (talk.new_ids, talk.kept):
             return f"turn {number}: its prompt does not match its observation"
-        closed = tokens.completion_ids[-1] == renderer.stop_id
+        talk.answer(tokens.completion_ids)
     return ""

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from envkit import registry
 from envkit.benchmark.model_card import ModelCard, TrainedOn, render_card
 from envkit.benchmark.report import load_report, load_reports
 from envkit.benchmark.report_data import ReportData, Scalar
 from envkit.errors import ModelError, StoreError, UsageError
 from envkit.files import read_json_object
-from envkit.harness import load_harness
 from envkit.models import weights_digest
 from envkit.models.adapter_folder import (
     ADAPTER_FILES,
@@ -28,6 +28,7 @@ from envkit.store import RunFolder, whole_folder
 from envkit.studies.before_after_setup import environments_of
 from envkit.studies.build_report import flat_settings
 from envkit.studies.claim import CLAIM, DIGEST, Claim, read_claim, without_evidence, write_claim
+from envkit.studies.provenance import code_digest
 from envkit.training.config import from_manifest, to_mapping
 
 
@@ -49,7 +50,8 @@ def write_publication(
         measured_in: a run that measured the adapter later.
 
     Raises:
-        UsageError: ``measured_in`` did not measure it, or a harness that a claim names lies elsewhere.
+        UsageError: ``measured_in`` did not measure it, or a harness that a claim names lies elsewhere or is
+            another now.
         ConfigError: the file of such a harness is gone.
         ModelError: the adapter is damaged or has no note of its base model.
         StoreError: the claim, the run or its report is damaged, or the folder cannot be written.
@@ -130,7 +132,7 @@ def _programs(environments: Sequence[TrainedOn]) -> dict[str, bytes]:
     """Files of harnesses, by the paths at which a claim's verification looks for them.
 
     Raises:
-        UsageError: one lies outside of the current folder.
+        UsageError: one lies outside of the current folder, or is not the one that the claim was made with.
         ConfigError: one is gone, or wrong.
     """
     found: dict[str, bytes] = {}
@@ -143,7 +145,11 @@ def _programs(environments: Sequence[TrainedOn]) -> dict[str, bytes]:
                 f"{one.name}: the claim could not be verified elsewhere, where {path} is not; publish "
                 "without it (--no-claim), or train with a path below the current folder"
             )
-        load_harness(str(path))
+        if code_digest(registry.environment(one.name)) != one.code:
+            raise UsageError(
+                f"{one.name}: {path} here, or this version of envkit, is another than the claim was made "
+                "with; restore it, or publish without the claim (--no-claim)"
+            )
         found[str(path)] = path.read_bytes()
     return found
 

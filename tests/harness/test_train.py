@@ -15,6 +15,7 @@ import envkit
 from envkit.cli.main import app
 from envkit.environments.code_editor import starter_tasks
 from envkit.errors import ConfigError, UsageError
+from envkit.studies.claim import ClaimedHardware
 from envkit.taskfile import write_tasks
 
 #: Asks once, and writes the answer into the file to repair.
@@ -84,15 +85,26 @@ def test_a_run_with_a_harness_trains_reports_and_resumes(
     assert "audit code-editor instead" in str(said.exception)
     again = envkit.resume_train(found.run, display="quiet")
     assert again.reports[0].solve_rate("RL") == report.solve_rate("RL")
-    envkit.push_adapter(found.run, "me/writes", dry_run=tmp_path / "pushed")
+    pushed = envkit.push_adapter(found.run, "me/writes", dry_run=tmp_path / "pushed")
+    assert "writes.toml" in pushed.files
     assert "envkit verify ." in (tmp_path / "pushed" / "README.md").read_text()
     with monkeypatch.context() as patch:
         patch.chdir(tmp_path / "pushed")
         options: dict[str, Any] = {"tasks": heldout, "model": settings["model"], "display": "quiet"}
         assert envkit.verify(".", **options).reproduced
+        here = ClaimedHardware.here
+        other = classmethod(lambda cls, dtype: replace(here(dtype), cpu="another"))
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(ClaimedHardware, "here", other)
+            found_elsewhere = envkit.verify(".", **options)
+        assert found_elsewhere.reproduced
+        assert any("on other hardware than claimed" in each.detail for each in found_elsewhere.findings)
         Path("writes.toml").unlink()
         with pytest.raises(ConfigError, match=r"harness writes\.toml: cannot be read .* looked for in "):
             envkit.verify(".", **options)
     Path("writes.toml").write_text('command = ["python3", "-c", "pass"]\n')
+    with pytest.raises(UsageError, match="is another than the claim was made with"):
+        envkit.push_adapter(found.run, "me/writes", dry_run=tmp_path / "pushed-again")
+    assert not (tmp_path / "pushed-again").exists()
     with pytest.raises(envkit.EnvkitError, match="changed since the run began"):
         envkit.resume_train(found.run, display="quiet")

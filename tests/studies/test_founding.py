@@ -17,6 +17,7 @@ from sample_reports import CONDITIONS
 from typer.testing import CliRunner
 
 import envkit
+from envkit.api.study_arms import settings_of
 from envkit.benchmark.controls import Control
 from envkit.benchmark.number_text import NONE
 from envkit.benchmark.report_data import Machine, Origin, Row, TaskResult
@@ -582,6 +583,16 @@ def test_budgets(tmp_path: Path) -> None:
         replace(load_budget("cpu"), rows=3)
     with pytest.raises(ConfigError, match="there is no arm 'r2'"):
         replace(load_budget("cpu"), arms={"r2": {}})
+
+
+def test_an_arms_settings_are_those_that_its_run_gets(tmp_path: Path) -> None:
+    """Otherwise, a run that was stopped could not be continued."""
+    budget = replace(load_budget("cpu"), training={"sft_examples": 12})
+    assert settings_of(budget, ARMS["r1"])["max_turns"] == 3
+    assert settings_of(budget, ARMS["r1"])["sft_examples"] == 12
+    (tmp_path / "program.toml").write_text('command = ["program", "{prompt}"]\n')
+    harness = replace(budget, environment=f"code-editor@{tmp_path / 'program.toml'}")
+    assert settings_of(harness, ARMS["r1"])["sft_examples"] == 0
 
 
 def test_matched_arms_have_as_many_numbers() -> None:
