@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sysconfig
+import traceback
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, cast
 
-from envkit.errors import RegistryError
+from envkit.errors import EnvkitError, RegistryError
 from envkit.sandbox import SandboxBackend
 
 #: Entry point groups that plugins may add to.
@@ -32,12 +35,40 @@ def load(kind: str, name: str) -> Any:
     """Load the object that is registered under a name.
 
     Raises:
-        RegistryError: no such name; the message lists the registered ones.
+        RegistryError: no such name; the message lists the registered ones. Or its code cannot be loaded; the
+            message names the line.
     """
     found = points(kind)
     if name not in found:
         raise RegistryError(f"no {kind} {name!r}; there is: {', '.join(sorted(found)) or 'none'}")
-    return found[name].load()
+    try:
+        return found[name].load()
+    except (EnvkitError, MemoryError):
+        raise
+    except Exception as error:
+        where = place_of(error) or f"entry point {found[name].value}"
+        raise RegistryError(
+            f"{kind} {name} cannot be loaded: {where}: {type(error).__name__}: {error}; mend it there, or "
+            "uninstall its package"
+        ) from error
+
+
+def place_of(error: Exception) -> str:
+    """File and line of other code than envkit's and Python's that an error comes from; empty for none.
+
+    Args:
+        error: was caught where envkit called code of others.
+    """
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}"
+    python, ours = sysconfig.get_path("stdlib"), str(Path(__file__).parent)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((ours, "<frozen "))
+        and (not frame.filename.startswith(python) or "-packages" in frame.filename)
+    ]
+    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
 
 
 def sandbox_backend(name: str = "auto") -> SandboxBackend:

@@ -128,7 +128,9 @@ def _parse(text: str, where: str) -> PriceTable:
             raise ConfigError(f"{place}: expected a table with input and output")
         fields = cast("dict[str, Any]", entry)
         if unknown := fields.keys() - {"input", "output", "cached", "source"}:
-            raise ConfigError(f"{place}: unknown key {min(unknown)!r}")
+            raise ConfigError(
+                f"{place}: unknown key {min(unknown)!r}; expected input, output, cached and source"
+            )
         cached = None if "cached" not in fields else _dollars(fields, "cached", place)
         models[model] = Price(_dollars(fields, "input", place), _dollars(fields, "output", place), cached)
         if "source" in fields:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from envkit.cache import cache_dir
 from envkit.display import Display
 from envkit.env import Env
 from envkit.errors import StoreError, UsageError
+from envkit.files import read_json_object
 from envkit.sandbox import Lock, SandboxBackend
 from envkit.store import write_atomic
 from envkit.taskfile import digest
@@ -193,6 +195,28 @@ def write_cached(kind: type[Env], certificate: Certificate) -> Path | None:
         return None
     write(certificate, cached(kind))
     return cached(kind)
+
+
+def require_place(path: Path) -> None:
+    """Raise if no certificate can be written to a path, or if other files would be replaced.
+
+    Raises:
+        UsageError: see above.
+    """
+    table = path.with_suffix(".md")
+    if path.suffix != ".json":
+        raise UsageError(f"{path}: expected a name that ends in .json; the table is written to {table}")
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path}: cannot be written; expected a file in a folder that is there and is yours")
+    try:
+        has_earlier = "findings" in read_json_object(path)
+    except FileNotFoundError:
+        has_earlier = False
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} exists and is no certificate ({error}); choose another name") from error
+    if not has_earlier and (path.exists() or table.exists()):
+        other = path if path.exists() else table
+        raise UsageError(f"{other} exists, and is of no certificate; choose another name")
 
 
 def write(certificate: Certificate, path: Path) -> None:

@@ -201,7 +201,8 @@ def make_leaderboard(
     rows = [row for section in sections for row in section.contestants]
     if against is not None and not any(against in (row.name, row.measured.name) for row in rows):
         names = dict.fromkeys(row.name for row in rows)
-        raise UsageError(f"no row is named {against!r}; choose one of: {', '.join(names) or 'none'}")
+        choice = f"choose one of: {', '.join(names)}" if names else "all rows are controls"
+        raise UsageError(f"no row is named {against!r}; {choice}")
     if seeds:
         sections = [
             replace(section, recipes=recipes_of([row.measured for row in section.contestants]))

@@ -97,12 +97,13 @@ def compare_pass_at_k(
         base = against or next(untouched, None)
         for name in (*chosen, base):
             if name not in rows:
-                named = f"no row {name!r}" if name else "no row of an untouched model: name one with against"
+                missing = "no row of an untouched model to compare with; name one (--against)"
+                named = f"no row {name!r}" if name else missing
                 listed = ", ".join(rows) or "none: nothing was measured"
                 raise UsageError(f"{environment} has {named}; it has: {listed}")
         found += [compare_rows(rows[name], rows[str(base)], environment) for name in chosen if name != base]
     if not found:
-        raise UsageError("no row of a trained adapter to look at; name one with row")
+        raise UsageError("no row of a trained adapter to look at; name one (--row)")
     return found
 
 

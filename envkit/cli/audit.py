@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from envkit.api.common import DEFAULT_ENVIRONMENT, isolated_backend, load_tasks, require_train_split
 from envkit.api.rich_display import open_display
-from envkit.cli.options import EnvArgument, Json, SandboxName
+from envkit.cli.options import EnvArgument, Json, SandboxName, require_at_least
 from envkit.cli.output import emit, out
 from envkit.errors import UsageError
 from envkit.stop import never
@@ -29,7 +29,12 @@ def audit(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Certificate to write. Default: in the cache."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Certificate to write, NAME.json, with its table beside it, NAME.md. Default: in the cache.",
+        ),
     ] = None,
     max_turns: Annotated[
         int | None,
@@ -52,11 +57,15 @@ def audit(
 ) -> None:
     """Audit an environment: check that it rewards the work and no exploit, and write its certificate."""
     from envkit import registry
-    from envkit.audit.certificate import certify, write, write_cached
+    from envkit.audit.certificate import certify, require_place, write, write_cached
     from envkit.audit.runner import prepare_audit, run_audit
 
     if only and (output or attack_by_training):
         raise UsageError("--only runs some checks of an audit; leave out --output and --attack-by-training")
+    if max_turns is not None:
+        require_at_least(1, max_turns=max_turns)
+    if output is not None:
+        require_place(output)
 
     kind = registry.environment(env)
     if (graded := kind.graded_as()) is not kind:

@@ -151,6 +151,16 @@ def require_at_least(minimum: int, **options: int) -> None:
             raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least {minimum}")
 
 
+def require_port(port: int) -> None:
+    """Raise if a port is none.
+
+    Raises:
+        UsageError: see above.
+    """
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--port is {port}; expected 0 to 65535")
+
+
 def print_reports(run: Path, reports: Iterable[Report]) -> None:
     """Print the headline of each report and where it is."""
     for report in reports:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, final
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,9 +14,18 @@ from rich.markup import escape
 if TYPE_CHECKING:
     from envkit.benchmark.tables import Table
 
+
+@final
+class _Console(Console):
+    """Leaves it to the program what to do when nobody reads its output any more."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # the error that is being handled; rich would exit with 1
+
+
 #: Errors and warnings; results go to stdout.
 err = Console(stderr=True, highlight=False)
-out = Console(highlight=False)
+out = _Console(highlight=False)
 
 
 def print_table(content: Table) -> None:

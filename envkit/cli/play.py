@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,8 @@ from envkit.api.common import DEFAULT_ENVIRONMENT, load_tasks
 from envkit.cli.options import EnvArgument, require_at_least
 from envkit.cli.output import out
 from envkit.cli.play_input import COMMANDS, input_reader, read_action
+from envkit.errors import ContractError, EnvkitError
+from envkit.plugins import place_of
 from envkit.types import total_reward
 
 if TYPE_CHECKING:
@@ -65,7 +68,8 @@ def play(
     game = kind(tasks=playable, sandbox=backend, max_turns=max_turns)
     backend.capturing = True
     try:
-        observation, info = game.reset(seed=seed, options={"task": task} if task else None)
+        with _faults_told(env):
+            observation, info = game.reset(seed=seed, options={"task": task} if task else None)
         backend.paths = game.task.files
         _print([Panel.fit(Text(f"{env}: {info['task']}", style="bold"))])
         _print([Text("Each line is one action; a block ends with an empty line; help; quit.", style="dim")])
@@ -78,7 +82,8 @@ def play(
             if action is None:
                 _print([Text("given up", style="bold")])
                 return
-            observation, reward, terminated, truncated, info = game.step(action)
+            with _faults_told(env):
+                observation, reward, terminated, truncated, info = game.step(action)
             rewards.append(reward)
             ended = terminated or truncated
             _print(render_observation(observation))
@@ -90,6 +95,23 @@ def play(
         _print(render_changes(game.task.files, backend.files))
     finally:
         game.close()
+
+
+@contextmanager
+def _faults_told(env: str) -> Generator[None]:
+    """Name the line of an environment's code that raises.
+
+    Raises:
+        ContractError: it has raised.
+    """
+    try:
+        yield
+    except (EnvkitError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if not (where := place_of(error)):
+            raise
+        raise ContractError(f"environment {env}: {where}: {type(error).__name__}: {error}") from error
 
 
 def _read_action(game: Env, first: str) -> str | None:

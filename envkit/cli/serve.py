@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from envkit.cli.options import Json, complete_models, read_named, require_at_least
+from envkit.cli.options import Json, complete_models, read_named, require_at_least, require_port
 from envkit.cli.output import emit, out
 from envkit.errors import UsageError
 
@@ -96,7 +96,8 @@ def serve(
         "default_max_tokens": default_max_tokens,
     }
     require_at_least(1, max_rank=max_rank, **sizes)
-    require_at_least(0, port=port, drain_s=drain_s)
+    require_at_least(0, drain_s=drain_s)
+    require_port(port)
     if dtype not in ("auto", "float32", "bfloat16"):
         raise UsageError(f"--dtype {dtype}: expected auto, float32 or bfloat16")
     if engine not in ("torch", "vllm"):
@@ -167,3 +168,10 @@ def bill(
         numbers = (line.requests, line.prompt_tokens, line.completion_tokens)
         table.add_row(line.client, line.model, *(f"{number:,}" for number in numbers), usd)
     out.print(table)
+    if unpriced := sorted({line.model for line in lines if line.usd is None}):
+        out.print(
+            f'no price for {", ".join(unpriced)}: give --prices a file that has [models."{unpriced[0]}"] '
+            "with input and output in dollars per million tokens",
+            markup=False,
+            soft_wrap=True,
+        )

@@ -10,6 +10,7 @@ import typer
 
 from envkit.api.common import DEFAULT_ENVIRONMENT, isolated_backend, load_tasks
 from envkit.api.rich_display import open_display
+from envkit.cache import cache_dir
 from envkit.cli.help import Command
 from envkit.cli.options import EnvName, Json, SandboxName, require_absent, require_at_least
 from envkit.cli.output import emit, out
@@ -265,6 +266,7 @@ def fetch() -> None:
 
     with open_display("rich") as display:
         fetch_packages(display)
+        display.say(f"the packages are in {cache_dir()}")
 
 
 @app.command(cls=Command)

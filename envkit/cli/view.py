@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from envkit.cli.options import Json, RunArgument
+from envkit.cli.options import Json, RunArgument, require_port
 from envkit.cli.output import emit, err, out
 from envkit.errors import UsageError
 
@@ -28,8 +28,7 @@ def view(
     from envkit.benchmark.viewer import serve
     from envkit.store import RunFolder
 
-    if not 0 <= port <= 65535:
-        raise UsageError(f"--port is {port}; expected 0 to 65535")
+    require_port(port)
     if not (run / "manifest.json").is_file():
         raise UsageError(
             f"{run} is not a run folder: it has no manifest.json; give a folder that demo, train, eval or "

@@ -233,8 +233,11 @@ def _client(where: str, name: str, found: Any) -> tuple[str, Client]:
     if not isinstance(found, dict):
         raise ConfigError(f"{where} is {_kind(found)}; expected a table")
     table = cast("dict[str, Any]", found)
-    if unknown := table.keys() - {"sha256", "models", "admin", *_NUMBERS}:
-        raise ConfigError(f"{where}: unknown key {min(unknown)!r}")
+    known = {"sha256", "models", "admin", *_NUMBERS}
+    if unknown := table.keys() - known:
+        raise ConfigError(
+            f"{where}: unknown key {min(unknown)!r}; expected one of: {', '.join(sorted(known))}"
+        )
     sha256, models, admin = table.get("sha256"), table.get("models"), table.get("admin", False)
     if not isinstance(sha256, str) or len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef"):
         kind = "another text" if isinstance(sha256, str) else "missing" if sha256 is None else "no text"

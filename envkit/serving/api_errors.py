@@ -39,7 +39,12 @@ def handle_errors(app: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"][1:]))
-        return JSONResponse(error_object(400, f"{where}: {first['msg']}", param=where or None), 400)
+        if first["type"] == "json_invalid":
+            return JSONResponse(error_object(400, f"the body is no JSON: {first['ctx']['error']}"), 400)
+        if not where:
+            message = "expected a JSON object as the body, with the header Content-Type: application/json"
+            return JSONResponse(error_object(400, message), 400)
+        return JSONResponse(error_object(400, f"{where}: {first['msg']}", param=where), 400)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:

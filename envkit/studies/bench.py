@@ -136,6 +136,9 @@ class Bench:
                     raise_if_stopped(self._should_stop)
                     # Scripts take the environment's own actions, which need no harness.
                     played = kind.graded_as() if row.script else kind
+                    if played is not kind:
+                        note = f"{row.name} plays {played.id} itself, without the program of {kind.id}"
+                        self._display.say(escape(note))
                     with (
                         nullcontext(rollouts) if played is kind else self._rollouts(played, tasks) as own,
                         self._agents.agent(row, part, played, tasks, self._backend) as agent,

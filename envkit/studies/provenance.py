@@ -6,6 +6,7 @@ Python files count by their syntax trees: comments, formatting and docstrings ma
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import subprocess
 from importlib import resources
@@ -66,9 +67,12 @@ def require_unchanged(kind: type[Env], lock: Lock, part: RunFolder) -> None:
     """
     if part.manifest.get("code", found := code_digest(kind)) != found:
         began = part.manifest.get("commit", "unknown")
+        remedy = f"resume it with the version that it began with ({began})"
+        if not kind.__module__.startswith("envkit."):
+            remedy = f"put {inspect.getfile(kind)} and what it imports back as they were"
         raise StoreError(
-            f"{part.path}: the code of {kind.id} has changed since the run began; resume it with the version "
-            f"that it began with ({began}), or start a new run"
+            f"{part.path}: the code of {kind.id} has changed since the run began; {remedy}, or start a new "
+            "run"
         )
     if part.manifest.get("lock", lock.digest) != lock.digest:
         nothing = "nothing beside Python"

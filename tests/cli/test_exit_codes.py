@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import NoReturn
 import pytest
 
 from envkit.api.interrupts import Interrupted, stopping_on_signal
+from envkit.audit import certificate
 from envkit.cli import main
 from envkit.errors import (
     ContractError,
@@ -211,6 +213,53 @@ def test_tasks_that_an_environment_cannot_pose_leave_its_certificate_alone(
         assert main.run(["audit", env, "--tasks", str(tmp_path / file)]) == 2
         assert f"not a task of {env}" in capsys.readouterr().err
     assert not (tmp_path / "cache" / "certificates").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("cert.md", "cert.md: expected a name that ends in .json"),
+        ("README", "README: expected a name that ends in .json"),
+        ("README.json", "README.md exists, and is of no certificate; choose another name"),
+        ("data.json", "data.json exists, and is of no certificate; choose another name"),
+        ("text.json", "text.json exists and is no certificate"),
+        ("folder.json", "folder.json: cannot be written"),
+        ("none/cert.json", "cert.json: cannot be written; expected a file in a folder that is there"),
+    ],
+)
+def test_a_certificate_replaces_no_other_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, words: str
+) -> None:
+    files = {"README.md": "# mine\n", "data.json": "{}", "text.json": "no JSON"}
+    for file, text in files.items():
+        (tmp_path / file).write_text(text)
+    (tmp_path / "folder.json").mkdir()
+    assert main.run(["audit", "sql-desk", "-o", str(tmp_path / name)]) == 2
+    assert words in capsys.readouterr().err
+    assert {file.name: file.read_text() for file in tmp_path.iterdir() if file.is_file()} == files
+
+
+def test_a_later_certificate_replaces_an_earlier_one(tmp_path: Path) -> None:
+    place = tmp_path / "certificate.json"
+    shutil.copy(
+        Path(certificate.__file__).parents[2] / "environments" / "sql_desk" / "certificate.json", place
+    )
+    place.with_suffix(".md").write_text("its table")
+    certificate.require_place(place)
+
+
+def test_no_audit_has_no_turns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["audit", "sql-desk", "--max-turns", "0"]) == 2
+    assert "--max-turns is 0; it must be at least 1" in capsys.readouterr().err
+
+
+def test_output_that_nobody_reads_ends_as_for_other_programs() -> None:
+    code = "import sys; from envkit.cli.main import run; print('x', flush=True); sys.exit(run(['list']))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == b"x\n"
+        program.stdout.close()
+        assert program.wait() == 128 + signal.SIGPIPE
 
 
 def test_some_checks_of_an_audit_write_no_certificate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,36 @@ def test_it_is_listed_and_played(site: Path) -> None:
     seen = envkit(site, "play", "analyst", said="```\nrun\n```\n\nanswer(total=-1)\n")
     assert "What do the prices of item A in table.csv add up to?" in seen
     assert "FAIL, reward 0" in seen
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "command", "words"),
+    [
+        ("from envkit import", "from csvv import", ["eval", "--agent", "oracle", "--env"], "No module"),
+        ("class Analyst(Env)", "class Analyst(Env", ["play"], "SyntaxError: "),
+        ("self.answered = None", "self.answered = Nome", ["play"], "NameError: name 'Nome'"),
+    ],
+)  # fmt: skip
+def test_a_fault_in_its_code_is_told_with_its_line(
+    tmp_path: Path, site: Path, right: str, wrong: str, command: list[str], words: str
+) -> None:
+    shutil.copytree(site, tmp_path / "site")
+    source = (site / "my_package.py").read_text()
+    assert source.count(right) == 1
+    (tmp_path / "site" / "my_package.py").write_text(source.replace(right, wrong))
+    done = subprocess.run(
+        [sys.executable, "-m", "envkit.cli", *command, "analyst"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode
+    assert f"my_package.py, line {source[: source.index(right)].count(chr(10)) + 1}: " in done.stderr
+    assert words in done.stderr
+    assert "fault in envkit" not in done.stderr
 
 
 def test_gymnasium_makes_it(site: Path) -> None:

@@ -31,6 +31,27 @@ from envkit.serving.server import Server
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{bad json", "the body is no JSON: Expecting property name"),
+        (b"[1]", "expected a JSON object as the body"),
+        (b"", "expected a JSON object as the body, with the header Content-Type: application/json"),
+    ],
+)
+def test_a_body_that_is_none_is_told_plainly(model: Path, content: bytes, words: str) -> None:
+    async def run() -> Any:
+        async with asking(make(model)) as client:
+            headers = {"Content-Type": "application/json"}
+            return await client.post("/v1/completions", content=content, headers=headers)
+
+    reply = asyncio.run(run())
+    assert reply.status_code == 400
+    error = reply.json()["error"]
+    assert error["message"].startswith(words)
+    assert error["param"] is None
+
+
 def test_other_requests_are_answered_while_a_prompt_is_encoded(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
