@@ -67,7 +67,8 @@ def evaluate(
             ``"code-editor"``.
         agent: ``"model"``, or a scripted one: ``"oracle"``, ``"no-op"``, or a baseline of the environment,
             such as the code editor's ``"enumerate"``.
-        model: model id, folder or hub id; by default the adapter's own base, or as in training.
+        model: model id, folder or hub id; by default the adapter's base; without an adapter, the default
+            model, or the small one if little memory is free.
         adapter: a trained adapter's folder, or a training run's, whose newest checkpoint is measured. The
             limits below are by default those of its training.
         tasks: a task file, or ``FORMAT:PATH`` of a published benchmark; by default the environment's own.

@@ -46,7 +46,7 @@ class Report:
         return tuple(row.name for row in self.summary.rows)
 
     def solve_rate(self, row: str) -> Interval:
-        """Share of episodes that a row solved (pass@1), with its 95 % interval over tasks.
+        """Share of episodes that a row solved (pass@1), with its 95 % interval over sources of tasks.
 
         Raises:
             UsageError: no such row, or none of its episodes was graded.
@@ -172,7 +172,7 @@ class EvalResult:
 
     @property
     def solve_rate(self) -> Interval:
-        """Share of episodes that were solved (pass@1), with its 95 % interval over tasks.
+        """Share of episodes that were solved (pass@1), with its 95 % interval over sources of tasks.
 
         Raises:
             UsageError: no episode was graded.

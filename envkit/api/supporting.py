@@ -54,7 +54,7 @@ def support(
         tasks: tasks to train on, or their file; by default the environment's own.
         max_task_chars: leave out tasks whose prompt and files have together more characters.
         model: model id, folder or hub id; by default the one of ``config``.
-        warm_start: an adapter's folder: asks whether RL can start behind it.
+        warm_start: folder of an adapter to test in place of the base.
         sandbox: a backend or its registered name.
         root: folder in which the run folder is created.
         display: ``"rich"``, ``"quiet"`` or a display of your own.

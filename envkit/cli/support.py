@@ -29,7 +29,7 @@ def support(
     model: Model = None,
     warm_start: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="An adapter: asks whether RL can start behind it."),
+        typer.Option(metavar="FOLDER", help="An adapter to test in place of the base."),
     ] = None,
     sandbox: SandboxName = "auto",
     root: Root = RUNS,

@@ -5,7 +5,8 @@ in their dtype, and never merged, as in the learner. So the weights are shared w
 adapters is cheap, and rows with different adapters form one batch. An adapter of full fine-tuning brings
 weights of its own instead.
 
-Shapes: B rows, S tokens, M adapters, N of them in the batch, R their largest rank.
+Shapes: B rows of a batch, W rows of the adapter with the most, S tokens, I inputs, O outputs; M adapters that
+the stacks have room for, N of them in the batch, R the largest rank.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ class Chosen:
     """The adapters of the rows of a forward pass.
 
     Args:
-        positions: theirs in the stacks, where they stand together. Empty: all rows are the base's.
-        rows: the rows that have an adapter, a slice if they stand together; ``None`` for all.
-        rectangle: those rows by adapter; ``None`` if there is one adapter, or none, for all rows.
+        positions: adjacent positions in the stacks, of the batch's adapters; empty if all rows use the base.
+        rows: rows that use an adapter, as a slice if they are adjacent; ``None`` if all do.
+        rectangle: groups those rows by adapter; ``None`` if no row uses one, or all use the same.
     """
 
     positions: range = range(0)
@@ -106,10 +107,11 @@ class Linears:
         """Add an adapter under a free number; the others stay. An empty one is the base.
 
         Args:
-            number: its own.
+            number: of this adapter in `choose` and `drop`.
             adapter: its updates.
-            room: number of adapters to reserve memory for, if there is too little for this one.
-            most: number that there is memory for; ``None`` for any. More that was reserved is freed.
+            room: adapters to make room for, if the stacks must be allocated anew.
+            most: largest number of adapters that memory may be reserved for; ``None`` for any. Stacks with
+                more room are allocated anew, with ``room``.
 
         Raises:
             ModelError: as in `load`; nothing has changed then.

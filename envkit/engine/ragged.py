@@ -63,7 +63,7 @@ class _Part:
         rows_R: the same as a tensor.
         starts_R: number of tokens before the new ones.
         counts: new tokens of each row, without padding.
-        end: tokens of the longest row, the new ones and their padding included.
+        end: tokens of the longest row after this pass, padding not counted: T of ``bias``.
         bias: (R, 1, S, T), masks what a token may not see.
     """
 
@@ -131,7 +131,7 @@ class Ragged:
             self._shelves.remove(slot.shelf)
 
     def copy(self, source: Slot, target: Slot, tokens: int) -> None:
-        """Copy the first tokens of one row into another that has none yet."""
+        """Copy the keys and values of a row's first ``tokens`` tokens to another, which has as many then."""
         for parts, into in (
             (source.shelf.keys, target.shelf.keys),
             (source.shelf.values, target.shelf.values),

@@ -37,8 +37,8 @@ _PASS_TOKENS = 1024
 _PREFILL_PAIRS = 2**22
 #: Padding in a forward pass, as a share of the tokens that are prefilled.
 _PADDING = 0.25
-#: Rows that wait for their prompts count this many times for each running row, at most.
-_MOST_WAITING = 4
+#: Largest factor by which a tick prefills more while many rows are prefilled.
+_MOST_PREFILLED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,8 @@ class Drawn:
     Args:
         row: the row's number.
         token: its id.
-        logprob: natural log of its probability under the distribution it was drawn from, as in `Completion`.
+        logprob: natural log of its probability under the distribution it was drawn from, as in `Completion`;
+            NaN if the engine does not report it (vLLM).
         stop: why the row has ended, as in `Completion.stop`; ``None`` if it goes on.
         likely: what the model itself said, if the request asked for it.
         waited_s: seconds until the row was admitted.
@@ -99,7 +100,12 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A row that has ended without an answer, as its adapter is broken. The others go on."""
+    """A row that ended with an error.
+
+    Args:
+        row: its number; -1 if it was never submitted, or if vLLM decodes.
+        error: the reason. After a `DecoderStopped`, all other rows have failed too; otherwise they go on.
+    """
 
     row: int
     error: EnvkitError
@@ -142,15 +148,15 @@ class _Row:
 class RunningBatch:
     """Decodes rows that come and go. Not thread-safe.
 
-    Rows are admitted in the order they came: a row that has to wait for memory, or for its adapter to be read
-    or to find memory, holds up those behind it, so that none waits for ever. Rows that run go on meanwhile.
+    Rows are admitted in order of arrival. If the first cannot be admitted yet, because memory or its adapter
+    is missing, the later ones wait too; otherwise a large row could wait forever. Admitted rows go on.
 
     Args:
         engine: samples the tokens; the batch replaces its adapters.
         pool: the adapters.
         max_rows: largest number of rows that run.
-        prefill_tokens: largest number of prompt tokens between two tokens of the running rows. If twice as
-            many rows wait for their prompts as run, it is twice as large, and so on, up to four times.
+        prefill_tokens: largest number of prompt tokens that are prefilled between two decoded tokens. It
+            doubles if twice as many admitted rows are prefilled as decoded, and so on, up to four times.
     """
 
     def __init__(
@@ -239,7 +245,7 @@ class RunningBatch:
         self._cancelled.clear()
 
     def _admit(self) -> Iterator[Failed]:
-        """Let rows join, as far as there is memory for their tokens and their adapters."""
+        """Admit waiting rows while there is memory; yield those whose adapters cannot be read."""
         while self._waiting and len(self._running) < self._max_rows:
             row = self._waiting[0]
             try:
@@ -264,7 +270,7 @@ class RunningBatch:
         ready = len(self._running) - unread
         budget = _PREFILL_TOKENS_ALONE
         if ready:
-            budget = self._prefill_tokens * min(max(unread // ready, 1), _MOST_WAITING)
+            budget = self._prefill_tokens * min(max(unread // ready, 1), _MOST_PREFILLED)
         while pieces := self._pieces(budget):
             rows = self._arranged([*pieces])
             counts = [pieces[row] for row in rows]
@@ -282,9 +288,10 @@ class RunningBatch:
             budget -= sum(counts)
 
     def _pieces(self, budget: int) -> dict[_Row, int]:
-        """Choose the rows of one forward pass, and how many tokens of each prompt; none if all is done.
+        """Choose the rows of one forward pass, and how many tokens of each prompt.
 
-        A row takes the KV state that others have of its prompt's beginning.
+        Rows first get a copy of the KV state that others have of their prompts' beginnings. There are no
+        pieces if nothing is left to read, or if the rest of the budget is too small to pay for a pass.
         """
         pieces: dict[_Row, int] = {}
         width = longest = 0

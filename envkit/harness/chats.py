@@ -57,7 +57,7 @@ class Chat:
         return json.dumps(seen, ensure_ascii=False)
 
     def answer(self, text: str) -> HttpAnswer:
-        """Turn a model's text into the reply to the request, in OpenAI's form."""
+        """Build the response for a model's text. Its ``usage`` is 0, because tokens are not known here."""
         for stop in self._body.stop_strings:
             text = text.partition(stop)[0]
         calls: list[ToolCall] = []
@@ -82,11 +82,14 @@ class Chat:
 
 
 def read_request(request: HttpRequest, number: int) -> Chat | HttpAnswer:
-    """Read a request of a harness: a chat for the model, or what else is answered at once.
+    """Read a request of a harness.
 
     Args:
         request: the request.
         number: of the chat in the episode, if it is one.
+
+    Returns:
+        A chat that waits for the model, or a response that needs none: the list of models, or an error.
     """
     path = request.path.partition("?")[0].rstrip("/")
     if path.endswith("/models") and request.method == "GET":

@@ -123,7 +123,7 @@ class RateLimits:
         return wait_s
 
     def give_back(self, client: Client, tokens: int) -> None:
-        """Count reserved tokens that were not used as left."""
+        """Return reserved tokens that were not used to the client's allowance."""
         if client.tokens_per_minute:
             self._bucket(client, "tokens", client.tokens_per_minute).left += tokens
 
@@ -252,9 +252,11 @@ def _client(where: str, name: str, found: Any) -> tuple[str, Client]:
         raise ConfigError(f"{where}: admin is {_kind(admin)}; expected true or false")
     numbers = {key: table[key] for key in _NUMBERS if key in table}
     for key, value in numbers.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < (key == "max_rows"):
+        least = int(key == "max_rows")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
             told = value if isinstance(value, int) else _kind(value)
-            raise ConfigError(f"{where}: {key} is {told}; expected a positive number")
+            no_limit = "" if least else "; 0 for no limit"
+            raise ConfigError(f"{where}: {key} is {told}; expected an integer, at least {least}{no_limit}")
     allowed = None if models is None else frozenset(cast("list[str]", models))
     return sha256.lower(), Client(name, allowed, admin=admin, **numbers)
 

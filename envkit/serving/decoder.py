@@ -11,7 +11,7 @@ from envkit.errors import EnvkitError
 if TYPE_CHECKING:
     from envkit.engine.updates import Update
 
-#: A token of a request's row, or the row's failure, with the row's position in the request.
+#: The row's position in the request, and its next token or its failure.
 Event: TypeAlias = tuple[int, Drawn | Failed]
 
 

@@ -34,7 +34,7 @@ class DrainingServer(uvicorn.Server):
         self._is_told = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain, or stop draining. uvicorn calls it when a signal comes."""
+        """Begin to drain at the first signal; cancel the open answers at the second. uvicorn calls it."""
         if self.should_exit:
             super().handle_exit(sig, frame)
         else:

@@ -26,7 +26,7 @@ class Entry:
 
     Args:
         client: name of the key, never the key.
-        model: id that was asked for.
+        model: id of the model that answered; for a request to ``auto``, the one that the router chose.
         prompt_tokens: of all prompts; a prompt with several answers counts once.
         completion_tokens: of all answers, as far as they were drawn.
         seconds: from request to last token.

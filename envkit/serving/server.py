@@ -60,7 +60,7 @@ class Server:
     encoder: ThreadPoolExecutor = field(init=False)
     #: Rows of each client whose requests are not in the ledger yet.
     open_rows: Counter[str] = field(default_factory=Counter[str], init=False)
-    #: Rows of requests whose prompts are read; they are among ``open_rows``.
+    #: Rows whose prompts are being encoded or routed; ``open_rows`` counts them too.
     read_rows: int = field(default=0, init=False)
     rates: RateLimits = field(default_factory=RateLimits, init=False)
     sessions: Sessions = field(default_factory=Sessions, init=False)
@@ -98,5 +98,5 @@ class Server:
         return None if self._drain_until_s is None else max(self._drain_until_s - time.monotonic(), 0)
 
     def template_reads(self, field: str) -> bool:
-        """True if the chat template has a word for a field. It would leave out another one silently."""
+        """True if the chat template mentions a field. It silently drops fields that it does not mention."""
         return field in str(self.tokenizer.get_chat_template())

@@ -100,7 +100,10 @@ class VLLMWorker:
                 task.cancel()
 
     def _start(self, index: int, request: RowRequest, queue: asyncio.Queue[Event]) -> asyncio.Task[None]:
-        """Draw a row in a task of its own: if its client leaves, no await of the request's task ends well."""
+        """Start a task that draws one row.
+
+        The request's own task is cancelled when its client leaves, and could await nothing more then.
+        """
         self._users[request.adapter] += 1
         task = asyncio.create_task(self._row(index, request, queue))
 

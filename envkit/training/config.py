@@ -59,8 +59,8 @@ class TrainConfig:
             (LoRA Without Regret, 2025).
         lora_r: rank of the adapter; for ``"steering"`` and ``"full"``, neither it nor ``lora_alpha`` matters.
         lora_alpha: the update is scaled by ``lora_alpha / lora_r``.
-        warm_start: folder of an adapter that RL begins with, such as another run's ``sft``. There is no warm
-            start then: ``sft_examples`` must be 0. ``""`` for none.
+        warm_start: folder of an adapter that RL begins with, such as another run's ``sft``. It replaces this
+            run's own SFT, so ``sft_examples`` must be 0. ``""`` for none.
         sft_examples: examples of the warm start: known answers to training tasks. 0 skips the warm start.
         sft_learning_rate: peak of a linear schedule.
         sft_batch_size: examples per step.
@@ -114,8 +114,9 @@ class TrainConfig:
         importance_sampling_clip_max: importance weights above it are clipped or masked.
         max_grad_norm: the gradient norm is clipped to this.
         save_steps: steps between checkpoints.
-        max_tokens_per_forward: packed tokens in memory at the same time, but at least a prompt, a quarter of
-            this number, and one row. Larger groups are split, and their prompt is read once.
+        max_tokens_per_forward: packed tokens of one forward and backward pass, the prompt included. Beside a
+            prompt there is always room for a quarter of this number, and for one row. Larger groups are
+            split; their prompt is computed once.
         kv_cache_mb: memory for the keys and values of sampling, in MB. More of it decodes more rows together.
             0 for half of what training leaves free when the run begins, 256 to 4096.
     """

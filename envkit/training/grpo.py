@@ -64,12 +64,14 @@ class Trainer(ABC):
     def train(self, on_step: OnStep) -> None:
         """Train until `last_step`, an `alarm`, or until ``on_step`` returns False.
 
-        A step that diverges raises an alarm. After any other error, the step can be taken again when the run
-        resumes. Both leave the weights unchanged, and the last state is saved.
+        If a step diverges, `alarm` says why, the last good step is saved, and this returns. After any other
+        error, the last finished step is saved and the error raised; a resumed run takes the step again. If an
+        update had begun and cannot be undone, nothing is saved: resuming starts at the last checkpoint.
 
         Raises:
             Stopped: see `Rollouts.play`.
             EnvkitError: the step's episodes could not be played or learned from.
+            RuntimeError: of torch, for lack of memory for example.
         """
 
     def resume(self) -> bool:
@@ -111,7 +113,7 @@ class Trainer(ABC):
         self.store.save(self.step, self._policy, self._optimizer, state)
 
     def drop_step(self) -> None:
-        """Drop an unfinished step; save the last finished one, unless its weights were changed for good."""
+        """Undo an unfinished step; save the last finished one, unless its weights cannot be restored."""
         self._undo_updates()
         self._optimizer.zero_grad(set_to_none=True)
         if self.step and not self._has_moved:

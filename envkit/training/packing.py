@@ -47,9 +47,9 @@ class PackedBatch:
         ids_1S: the tree's token ids.
         positions_1S: position of each: how many tokens it sees before it, those of the prompt included.
         paths: indices in S of each path through the tree; see `envkit.engine.packed_tree.TreeLayout`.
-        sources_K: the K distinct hidden states that predict trained tokens: 0 is that of the prompt's last
-            token, 1 that of the tree's first, and so on.
-        targets_K: ids of those tokens.
+        sources_K: where the hidden state of each of the K distinct pairs (node, next id) that are trained
+            stands. Node 0 is the prompt's last token, node n the tree's n-th.
+        targets_K: the next id of each pair.
         index_N: index in K of each trained token.
         old_logprobs_N: log-probability of each when sampled.
         advantages_N: advantage of each.

@@ -74,7 +74,7 @@ def test_reserved_tokens_that_were_not_used_are_given_back() -> None:
         (f'[keys.a]\nsha256 = "{SHA}"\nrate = 1', "unknown key 'rate'"),
         ('[keys]\na = "secret"', "keys.a is a text; expected a table"),
         (f'[keys.a]\nsha256 = "{SHA}"\nmodels = "secret"', "models is a text; expected a list"),
-        (f'[keys.a]\nsha256 = "{SHA}"\nmax_rows = "secret"', "max_rows is a text; expected a positive"),
+        (f'[keys.a]\nsha256 = "{SHA}"\nmax_rows = "secret"', "max_rows is a text; expected an integer"),
         (f'[keys.a]\nsha256 = "{SHA}"\nmax_tokens = -1', "max_tokens is -1"),
         (f'[keys.a]\nsha256 = "{SHA}"\nmax_rows = 0', "max_rows is 0"),
         (f'[keys.a]\nsha256 = "{SHA}"\nadmin = 1', "admin is a number, date or time"),

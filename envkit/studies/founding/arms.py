@@ -34,8 +34,7 @@ class Arm:
             without training; or ``"routed"``: a router gives each prompt to one of the specialists, or to the
             base.
         settings: fields of `envkit.training.config.TrainConfig`, on top of the budget's.
-        imitated: above 0, it learns from known answers alone, from so many times as many as the budget's warm
-            start has.
+        imitated: if above 0, SFT alone, on this multiple of the known answers of the budget's warm start.
         shots: solved train tasks that the model sees first.
         environments: what it is trained on; empty for the budget's environment.
         merging: how it is merged; see `envkit.training.merging.METHODS`.
@@ -63,7 +62,7 @@ class Arm:
 
 #: The arm whose RL is compared with what it was before.
 RL_ARM: Final = "r16"
-#: Known answers of the arms that imitate alone, in warm starts: one of them solves about as much as RL does.
+#: Multiples of the warm start's known answers, for arms of SFT alone: one should solve about as much as RL.
 _IMITATED: Final = (1, 3, 6)
 
 _ALL: Final = (

@@ -24,8 +24,9 @@ class Several:
     Args:
         max_task_chars: longer tasks are left out, in training too.
         tasks, samples: held-out tasks of each environment, at most, and episodes of each.
-        training: fields of `envkit.training.config.TrainConfig` for one environment. An arm of several takes
-            as many steps, each with so many times as many known answers and groups: it sees as much of each.
+        training: fields of `envkit.training.config.TrainConfig` for one environment. An arm with n
+            environments takes the same number of steps, with n times the known answers and groups in each, so
+            that it sees each environment as often as a specialist does.
     """
 
     max_task_chars: int
@@ -95,8 +96,7 @@ class Budget:
         rows, ticks, rounds: rows that are decoded with many adapters, tokens of each, and how often.
         training: fields of `envkit.training.config.TrainConfig` for all arms.
         arms: arm -> further fields of it.
-        several: sizes of the arms that are trained on several environments, or one of several; ``None`` for
-            no such arms.
+        several: sizes of the arms ``only-*``, ``joint*``, ``merged-*`` and ``routed``; ``None`` for none.
         frontier: sizes of the study on tasks that other models have answered; ``None`` for no such study.
         prompt: sizes of the search for a system message; ``None`` for no such arm.
     """

@@ -64,7 +64,8 @@ def all_of(verdicts: Sequence[str]) -> str:
 def all_above(compare: Sequence[Callable[[float], Interval]], margin: float) -> str:
     """Verdict on several "at least ``margin``" together.
 
-    All of them hold it, at the usual level; one of them fails it, at a level for as many comparisons.
+    HELD if every interval of `LEVEL` is above ``margin``. FAILED if one interval is below it, at a level that
+    Bonferroni's correction gives for so many comparisons. Else UNDECIDED.
 
     Args:
         compare: level -> interval.

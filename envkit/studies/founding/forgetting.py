@@ -35,7 +35,7 @@ _ALL: Final = (*_RL, "warm", *_SFT)
 ARMS: Final = ("base", *_ALL)
 PARTS: Final = (SOLVE, DISTANCE)
 CLAIM: Final = (
-    "Behind a warm start, RL forgets at most half as much as more supervised training that solves as much."
+    "After a warm start, RL forgets at most half as much as more supervised training that solves as much."
 )
 PUBLISHED: Final = (
     "What is forgotten follows the divergence from the base on the new task, and RL goes less far "

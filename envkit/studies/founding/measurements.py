@@ -39,12 +39,12 @@ def message_digest(system: str, seed: int) -> str:
 
 
 def others_part(part: str) -> str:
-    """Name what others answer of the tasks of a part."""
+    """Return the name of the results of others, scripts and recorded models, on the tasks of a part."""
     return _OTHERS if part == SOLVE else f"{_OTHERS}-{part}"
 
 
 def answered_part(part: str) -> str | None:
-    """Return the part whose tasks others answer; ``None`` if it is not theirs."""
+    """Return the part whose tasks the results of others are on; ``None`` for the name of other results."""
     return next((each for each in PLAYED if others_part(each) == part), None)
 
 

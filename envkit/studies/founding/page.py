@@ -26,8 +26,8 @@ def judge(study: Study, grid: Grid, seeds: int) -> Finding:
 
     Args:
         study, grid: what is judged, and by which cells.
-        seeds: number that the budget plans. With any other number, a reader could have stopped at the seed
-            whose verdict suited him.
+        seeds: number that the budget plans. With any other number, the seeds could have been chosen by their
+            verdict.
 
     Raises:
         UsageError: an arm is not measured at all, or cells were made or measured under different conditions.

@@ -57,8 +57,8 @@ def judge(grid: Grid) -> Finding:
         (
             detectable(grid, RL_ARM, "warm", MANY),
             f"By RL, pass@1 rises by {in_points(rise)} points, paired by seed.",
-            f"Learned, by seed: {', '.join(f'{len(each)} tasks' for each in learned)}; of these, none of "
-            f"{samples} samples was solved before RL in {', '.join(map(str, none))}.",
+            f"Learned, by seed: {', '.join(f'{len(each)} tasks' for each in learned)}. Of these, tasks that "
+            f"no sample of {samples} had solved before RL: {', '.join(map(str, none))}.",
             "Share of sources whose learned tasks had all been solved at least once before RL: "
             + ("no task is learned." if known is None else f"{share(known)}, of {known.clusters} sources. ")
             + "With fewer than 36 sources, no share can be shown to be above 90 %. "
