@@ -39,7 +39,7 @@ def steer(
 
     require_training()
     from envkit.studies.machine import resolve_dtype, use_threads
-    from envkit.studies.steering import contrasts, make_vector, read_config
+    from envkit.studies.steering import contrasts, count_sampled, make_vector, read_config
 
     if Path(output).exists():
         raise UsageError(f"{output} exists; name another folder, or remove it first")
@@ -56,6 +56,7 @@ def steer(
             ref,
             resolve_dtype(config, progress.say),
             tasks,
+            count_sampled(folder),
             Path(output),
             layer,
             strength,

@@ -11,8 +11,8 @@ from typing import Final
 from envkit.benchmark.number_text import NONE, bounds, number, percent, points
 from envkit.benchmark.report import templates
 from envkit.benchmark.report_data import Difference, ReportData, Row
-from envkit.benchmark.stats import LEVEL, RESAMPLES, Interval
-from envkit.benchmark.summary import summarise_difference, summarise_row
+from envkit.benchmark.stats import LEVEL, RESAMPLES, Interval, paired_interval
+from envkit.benchmark.summary import solve_rates, summarise_difference, summarise_row
 from envkit.benchmark.tables import Table
 from envkit.errors import UsageError
 from envkit.store import write_atomic
@@ -55,11 +55,13 @@ class Cell:
             row itself, or if there is none.
         detectable: smallest true difference that as many tasks would show with 80 % probability; NaN or
             infinite if it is not known.
+        corrected: the difference at a level that Bonferroni's correction gives for as many environments.
     """
 
     rate: Interval
     difference: Interval | None = None
     detectable: float = math.nan
+    corrected: Interval | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +85,12 @@ class Interference:
             row: number of the row.
 
         Returns:
-            ``"HELD"`` if every interval lies above minus the margin, ``"FAILED"`` if one lies below it, else
-            ``"UNDECIDED"``.
+            ``"HELD"`` if every interval lies above minus the margin, ``"FAILED"`` if a corrected one lies
+            below it, else ``"UNDECIDED"``.
         """
         differences = [cell.difference for cell in self.cells[row] if cell.difference is not None]
-        if any(each.high < -MARGIN for each in differences):
+        corrected = [cell.corrected for cell in self.cells[row] if cell.corrected is not None]
+        if any(each.high < -MARGIN for each in corrected):
             return "FAILED"
         complete = len(differences) == len(self.environments)
         return "HELD" if complete and all(each.low > -MARGIN for each in differences) else "UNDECIDED"
@@ -114,7 +117,7 @@ def make_matrix(reports: Sequence[ReportData], arms: Sequence[Arm]) -> Interfere
             )
         special = [a.row for a in arms if a.kind == SPECIALIST and report.environment in a.episodes]
         against = rows[special[0]] if special else None
-        columns.append([make_cell(rows[arm.row], against) for arm in arms])
+        columns.append([make_cell(rows[arm.row], against, len(reports)) for arm in arms])
     return Interference(
         tuple(report.environment for report in reports),
         tuple(arms),
@@ -122,8 +125,12 @@ def make_matrix(reports: Sequence[ReportData], arms: Sequence[Arm]) -> Interfere
     )
 
 
-def make_cell(row: Row, against: Row | None) -> Cell:
+def make_cell(row: Row, against: Row | None, comparisons: int = 1) -> Cell:
     """Measure a row, and compare it with another.
+
+    Args:
+        row, against: the rows.
+        comparisons: number of cells that are judged together.
 
     Raises:
         UsageError: a row has no graded episode, or both have none of the same task.
@@ -136,7 +143,16 @@ def make_cell(row: Row, against: Row | None) -> Cell:
     found = summarise_difference(Difference(row.name, against.name, ""), row, against)
     if found.interval is None:
         raise UsageError(f"{row.name} and {against.name} have no graded task in common")
-    return Cell(rate, found.interval, found.detectable)
+    ours, theirs = solve_rates(row.results), solve_rates(against.results)
+    common = sorted(ours.keys() & theirs.keys())
+    source = {result.task: result.source for result in row.results}
+    corrected = paired_interval(
+        [ours[task] for task in common],
+        [theirs[task] for task in common],
+        [source[task] for task in common],
+        level=1 - (1 - LEVEL) / comparisons,
+    )
+    return Cell(rate, found.interval, found.detectable, corrected)
 
 
 def sentences(found: Interference) -> tuple[str, ...]:

@@ -223,7 +223,7 @@ def _where_unsolved(reports: Sequence[ReportData], name: str) -> list[ReportData
         UsageError: there is no such row, or no such task.
     """
     rows = [row for report in reports for row in report.rows]
-    searched = [result for row in rows if row.name == name for result in row.results]
+    searched = [result for row in rows if row.name == name for result in row.results if result.samples]
     solved = {result.task for result in searched if result.solved}
     left = {result.task for result in searched} - solved
     if not left:

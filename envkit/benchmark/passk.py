@@ -92,7 +92,8 @@ def compare_pass_at_k(
         untouched = (
             name
             for name, each in rows.items()
-            if each.origin.kind == "local" and not (each.origin.adapter or each.origin.system)
+            if each.origin.kind == "local"
+            and not (each.origin.adapter or each.origin.system or each.origin.shots)
         )
         base = against or next(untouched, None)
         for name in (*chosen, base):

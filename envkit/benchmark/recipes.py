@@ -15,6 +15,7 @@ import numpy as np
 from envkit.benchmark.report_data import Row
 from envkit.benchmark.stats import LEVEL, Floats, Interval, seeds_interval
 from envkit.benchmark.summary import solve_rates
+from envkit.errors import UsageError
 
 #: Ending of a row's name that says its training seed.
 _SEED = re.compile(r",? *seed \d+$")
@@ -85,7 +86,18 @@ def differences_of(recipes: Sequence[Recipe]) -> tuple[RecipeDifference, ...]:
 
 
 def recipe_of(name: str, rows: Sequence[Row]) -> Recipe:
-    """Take rows together, on the tasks that all of them have; at least one row."""
+    """Take rows together, on the tasks that all of them have; at least one row.
+
+    Raises:
+        UsageError: they are of different base models.
+    """
+    models = {row.origin.model for row in rows}
+    digests = {row.origin.digest for row in rows if row.origin.digest}
+    if len(digests or models) > 1:
+        raise UsageError(
+            f"rows named {name!r} are no seeds of one recipe: their models are "
+            f"{' and '.join(sorted(models))}; compare them without --seeds"
+        )
     measured = [solve_rates(row.results) for row in rows]
     tasks = sorted(task for task in measured[0] if all(task in rates for rates in measured))
     by_origin: dict[tuple[str, str], list[list[float]]] = {}

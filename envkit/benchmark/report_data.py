@@ -124,6 +124,7 @@ class Origin:
         digest: digest of the model's weights, if it ran here.
         tokenizer: model whose tokenizer estimated the tokens; empty if they were counted.
         system: digest of the system message, if it was not the environment's own.
+        shots: solved tasks that the model saw first.
     """
 
     kind: str = "script"
@@ -143,6 +144,7 @@ class Origin:
     digest: str = ""
     tokenizer: str = ""
     system: str = ""
+    shots: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

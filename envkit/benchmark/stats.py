@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any, TypeAlias
 
@@ -21,6 +21,8 @@ Floats: TypeAlias = NDArray[np.float64]
 Numbers: TypeAlias = Sequence[float] | Sequence[Sequence[float]] | Floats | NDArray[np.int64]
 
 RESAMPLES = 10_000
+#: If fewer clusters than this differ from all others, draws of clusters vary too little.
+_FEW = 10
 LEVEL = 0.95
 POWER = 0.80
 
@@ -134,6 +136,8 @@ def rate_interval(
 ) -> Interval:
     """Mean of rates as in `mean_interval`, but with an exact interval if all clusters have 0, or all have 1.
 
+    It is widened if nearly all have: see `_widened_if_alike`.
+
     Draws from equal clusters do not differ, and an interval of width zero would claim certainty. If the true
     mean over clusters is ``m``, at least a share ``m`` of all clusters has a rate above 0. The probability
     that ``n`` observed clusters are all 0 is then at most ``(1 - m) ** n``. Means for which this is below
@@ -149,7 +153,7 @@ def rate_interval(
         ValueError: see `mean_interval`; or a rate is not in [0, 1].
     """
     interval = mean_interval(_shares(rates), clusters, resamples=resamples, level=level, seed=seed)
-    return _exact_if_alike(interval, rates, clusters, 0.0, level)
+    return _widened_if_alike(interval, rates, clusters, 0.0, level)
 
 
 def paired_interval(
@@ -183,7 +187,7 @@ def paired_interval(
         )
     differences = _shares(a) - _shares(b)
     interval = mean_interval(differences, clusters, resamples=resamples, level=level, seed=seed)
-    return _exact_if_alike(interval, differences, clusters, -1.0, level)
+    return _widened_if_alike(interval, differences, clusters, -1.0, level)
 
 
 def seeds_interval(
@@ -236,7 +240,7 @@ def seeds_interval(
         spread += error
     interval = _percentiles(estimate, draws, count, level)
     lowest = 0.0 if b is None else -1.0
-    return interval if spread else _exact_if_alike(interval, differences, clusters, lowest, level)
+    return interval if spread else _widened_if_alike(interval, differences, clusters, lowest, level)
 
 
 def _shares(values: Numbers) -> Floats:
@@ -246,22 +250,52 @@ def _shares(values: Numbers) -> Floats:
     return shares
 
 
-def _exact_if_alike(
+def _widened_if_alike(
     interval: Interval, values: Numbers, clusters: Sequence[str], lowest: float, level: float
 ) -> Interval:
-    """Replace an interval by the exact one if every cluster has the same value: ``lowest``, 0 or 1.
+    """Widen an interval if nearly all clusters have the same value: ``lowest``, 0 or 1.
 
-    Values lie from ``lowest`` to 1. The coverage holds for each of the three values, fixed in advance; it
-    does not hold for an arbitrary shared value chosen after looking at the data.
+    Draws show no cluster that was not observed. So the shares of clusters above and below the shared value
+    have exact intervals (Clopper & Pearson), and the mean has what follows from both (MOVER: Zou & Donner
+    2008, doi:10.1002/sim.3095; for pairs, Newcombe's hybrid). A cluster that was not observed may differ as
+    much as values can: from ``lowest`` to 1. If all are alike, the interval is exact. The coverage holds for
+    each of the three values, fixed in advance.
     """
     sums, counts = _cluster_totals(values, clusters)
-    value = interval.estimate
-    if value not in (lowest, 0.0, 1.0) or np.any(sums != value * counts):
+    differing = {value: int(np.sum(sums != value * counts)) for value in (lowest, 0.0, 1.0)}
+    value = min(differing, key=lambda each: differing[each])
+    if differing[value] >= _FEW or (differing[value] and interval.clusters == 1):
         return interval
-    # Upper bound for the share of clusters that have another value but were not observed.
-    unseen = 1 - ((1 - level) / 2) ** (1 / interval.clusters)
-    low, high = value - unseen * (value - lowest), value + unseen * (1 - value)
-    return Interval(value, low, high, interval.clusters, exact=True)
+    estimate, above, below = interval.estimate, sums > value * counts, sums < value * counts
+    mean_above, low_above, high_above = _share_of_mean(above, sums - value * counts, counts, 1 - value, level)
+    mean_below, low_below, high_below = _share_of_mean(
+        below, value * counts - sums, counts, value - lowest, level
+    )
+    low = estimate - math.hypot(mean_above - low_above, high_below - mean_below)
+    high = estimate + math.hypot(high_above - mean_above, mean_below - low_below)
+    if not differing[value]:
+        return Interval(estimate, low, high, interval.clusters, exact=True)
+    return replace(interval, low=max(min(interval.low, low), lowest), high=min(max(interval.high, high), 1.0))
+
+
+def _share_of_mean(
+    chosen: NDArray[np.bool_], amounts: Floats, counts: Floats, most: float, level: float
+) -> tuple[float, float, float]:
+    """What some clusters add to a mean over items, with its bounds.
+
+    Args:
+        chosen: those clusters.
+        amounts: what each adds to the sum over items.
+        counts: items of each cluster.
+        most: largest amount for an item.
+        level: coverage.
+    """
+    number, total = int(chosen.sum()), len(chosen)
+    mean = float(amounts[chosen].sum() / counts.sum())
+    if not number:  # by its formula, which needs no library
+        return 0.0, 0.0, most * (1 - ((1 - level) / 2) ** (1 / total))
+    share = clopper_pearson(number, total, level=level)
+    return mean, mean * share.low / share.estimate, mean + most * (share.high - share.estimate)
 
 
 def ratio_interval(

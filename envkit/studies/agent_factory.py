@@ -36,7 +36,7 @@ from envkit.prices import PriceTable
 from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop, never
 from envkit.store import RunFolder
-from envkit.studies.timing import training_seconds
+from envkit.studies.timing import spent_on
 from envkit.studies.turns import turns_of
 from envkit.studies.validate_tasks import controls
 from envkit.tools import Tool
@@ -222,13 +222,14 @@ class AgentFactory:
                 "local",
                 model_of(row),
                 self._fixed["adapters"].get(row.name, ""),
-                training_seconds=self._spent_on(Path(row.adapter)) if row.adapter else 0.0,
+                training_seconds=spent_on(Path(row.adapter), self._fixed["machine"]) if row.adapter else 0.0,
                 temperature=temperature,
                 max_completion_length=length,
                 stop_strings=row.stop_strings or (),
                 max_context_length=row.max_context_length or 0,
                 digest=self._fixed["models"][model_of(row)],
                 system=message_digest(row.system),
+                shots=row.shots,
             )
         if row.recorded:
             estimated = "" if read_usage(outputs(part, row)) else self._fixed.get("tokenizer", "")
@@ -292,20 +293,6 @@ class AgentFactory:
             raise StoreError(
                 f"card {row.card} has changed since the run began; restore it, or start a new run"
             )
-
-    def _spent_on(self, adapter: Path) -> float:
-        """Return the seconds that an adapter's training took, from the run folder that holds it.
-
-        NaN if no run folder holds it, if the run has a later checkpoint, or if it was trained on another kind
-        of machine, because that machine's hours have another price.
-        """
-        run, here = RunFolder.holding(adapter), self._fixed["machine"]
-        if run is None or any(path.name > adapter.name for path in adapter.parent.glob("step-*")):
-            return math.nan
-        trained_on = run.manifest.get("machine", here)
-        if any((trained_on.get(part) or "") != (here.get(part) or "") for part in ("cores", "card")):
-            return math.nan
-        return training_seconds(run, ("SFT",)) if adapter.name == "sft" else training_seconds(run)
 
     def _card(self, row: AgentSpec) -> Card:
         """Return a row's card as the manifest stores it."""

@@ -36,7 +36,7 @@ from envkit.studies.machine import use_threads
 from envkit.studies.plan import steps_in_time
 from envkit.studies.provenance import training_code_digest
 from envkit.studies.run_records import PhaseTime
-from envkit.studies.timing import Stopwatch, phases, training_seconds
+from envkit.studies.timing import Stopwatch, phases, spent_on
 from envkit.studies.warm_start import run_warm_start, split_for_warm_start
 from envkit.trackers import Log, NamedTracker, TrackedRun, open_trackers
 from envkit.training.checkpoint import CheckpointStore, load_adapter, save_adapter
@@ -271,14 +271,15 @@ class BeforeAfter:
             env_eval.copy_shared_results(other_eval)
 
     def _origin(self, row: str) -> Origin:
-        config = self._plan.train
+        config, machine = self._plan.train, self._run.manifest.get("machine", {})
         adapter, seconds = "", 0.0
         if row == "SFT":
-            adapter, seconds = self._digest(self._run.path / "sft"), training_seconds(self._run, ("SFT",))
+            folder = self._run.path / "sft"
+            adapter, seconds = self._digest(folder), spent_on(folder, machine)
         elif row != "base":
             store = CheckpointStore(self._run.path / "checkpoints")
-            adapter = self._digest(store.path(max(store.steps(), default=0)))
-            seconds = training_seconds(self._run)
+            folder = store.path(max(store.steps(), default=0))
+            adapter, seconds = self._digest(folder), spent_on(folder, machine)
         return Origin(
             kind="local",
             model=config.model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final, cast
 
@@ -35,7 +35,8 @@ def arms_of(adapters: Sequence[Path]) -> list[Arm]:
         adapters: folders inside training runs.
 
     Raises:
-        UsageError: an adapter's run is not known, or two are specialists of one environment.
+        UsageError: an adapter's run is not known, it began with an adapter that had learned more than a warm
+            start teaches, or two are specialists of one environment.
     """
     arms, taken = list[Arm](), Counter[str]()
     for folder in adapters:
@@ -44,6 +45,7 @@ def arms_of(adapters: Sequence[Path]) -> list[Arm]:
             raise UsageError(f"{folder} is in no training run, so what it was trained on is not known")
         config = of_run(run)
         episodes = _episodes(run, config, step_of(folder))
+        _require_plain_start(folder, config, episodes)
         if len(episodes) == 1:
             [environment] = episodes
             arms.append(Arm(f"only {environment}", SPECIALIST, episodes))
@@ -56,6 +58,25 @@ def arms_of(adapters: Sequence[Path]) -> list[Arm]:
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"two runs are {twice[0]}; name one specialist for each environment")
     return arms
+
+
+def _require_plain_start(folder: Path, config: TrainConfig, learned: Collection[str]) -> None:
+    """Refuse an adapter that began with RL, or with the warm start of other environments.
+
+    Raises:
+        UsageError: it did, or that is not known, so what it has learned cannot be compared.
+    """
+    if not config.warm_start:
+        return
+    start = Path(config.warm_start)
+    run = RunFolder.holding(start)
+    if run is None:
+        raise UsageError(f"{folder} began with {start}, and what that had learned is not known")
+    if start.name != "sft" or not {*environments_of(run)} <= {*learned} or of_run(run).warm_start:
+        raise UsageError(
+            f"{folder} began with {start}, which had learned more than a warm start of {', '.join(learned)} "
+            "teaches; name an adapter that began without it"
+        )
 
 
 def _episodes(run: RunFolder, config: TrainConfig, last_step: int) -> dict[str, int]:

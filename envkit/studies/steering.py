@@ -98,10 +98,17 @@ def contrasts(run: RunFolder) -> list[Contrast]:
     return mixed
 
 
+def count_sampled(run: RunFolder) -> int:
+    """Count the tokens that a run sampled, of all tasks and turns."""
+    turns = (step.turn for episode in run.trajectories(f"eval-{ROW}") for step in episode.steps)
+    return sum(len(turn.tokens.completion_ids) for turn in turns if turn.tokens is not None)
+
+
 def make_vector(
     ref: ModelRef,
     config: TrainConfig,
     tasks: Sequence[Contrast],
+    sampled_tokens: int,
     output: Path,
     layer: int,
     strength: float,
@@ -116,6 +123,7 @@ def make_vector(
         ref: the base.
         config: settings of the run; its dtype must be chosen.
         tasks: from `contrasts`.
+        sampled_tokens: that the run sampled, as in `count_sampled`; kept with the adapter.
         output: the adapter's folder, which must not exist.
         layer: from 1; 0 is the middle one.
         strength: multiplies the difference.
@@ -162,8 +170,7 @@ def make_vector(
         raise UsageError("the first turns of solved and failed episodes are equal: there is no difference")
     with torch.no_grad():
         vectors[number - 1].copy_(difference * strength)
-    sampled = sum(len(_tokens(episode).completion_ids) for episode in episodes)
-    save_adapter(policy, output, {"sampled_tokens": sampled})
+    save_adapter(policy, output, {"sampled_tokens": sampled_tokens})
     share = float(difference.square().sum().sqrt()) * abs(strength) * len(lengths) / sum(lengths)
     return Steering(len(tasks), len(episodes), number, count, strength, share)
 

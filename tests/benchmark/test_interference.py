@@ -15,6 +15,7 @@ from envkit.benchmark.interference import (
     MERGED,
     SPECIALIST,
     Arm,
+    Cell,
     Interference,
     make_matrix,
     sentences,
@@ -22,6 +23,7 @@ from envkit.benchmark.interference import (
 )
 from envkit.benchmark.number_text import MINUS, NONE
 from envkit.benchmark.report_data import Origin, ReportData, Row, TaskResult
+from envkit.benchmark.stats import Interval
 
 ARMS = (
     Arm("base", BASE),
@@ -69,6 +71,14 @@ def test_every_adapter_is_compared_with_each_environments_specialist() -> None:
     assert differences[1:3] == [[None, -6 / 8], [-5 / 8, None]]
     assert differences[3:] == [[0, 0], [-5 / 8, 0]]
     assert found.cells[0][0].detectable > 0
+
+
+def test_one_of_many_environments_fails_at_a_corrected_level_only() -> None:
+    far, near = Interval(-0.1, -0.14, -0.06, 50), Interval(-0.1, -0.16, -0.04, 50)
+    held = Cell(near, Interval(0.0, -0.02, 0.02, 50), corrected=Interval(0.0, -0.03, 0.03, 50))
+    for corrected, verdict in ((near, "UNDECIDED"), (far, "FAILED")):
+        cells = (Cell(near, far, corrected=corrected), held, held)
+        assert Interference(("a", "b", "c"), (Arm("joint", JOINT),), (cells,)).verdict(0) == verdict
 
 
 @pytest.mark.parametrize(

@@ -342,6 +342,14 @@ def test_seeds_of_a_recipe_are_taken_together() -> None:
     assert board(one, two).sections[0].recipes == ()
 
 
+def test_rows_of_different_models_are_no_seeds() -> None:
+    one, two = seeds("trained, seed 0"), replace(seeds("trained, seed 1"), run="bench-2")
+    *others, last = two.rows
+    moved = replace(last, origin=replace(last.origin, adapter="x", model="larger", digest="other"))
+    with pytest.raises(UsageError, match="rows named 'trained' are no seeds of one recipe"):
+        make_leaderboard([one, replace(two, rows=(*others, moved))], TABLE, "box", seeds=True)
+
+
 def test_seeds_that_are_not_there_are_not_taken_together() -> None:
     with pytest.raises(UsageError, match="no two rows of one name have different adapters"):
         make_leaderboard([report()], TABLE, "box", seeds=True)
@@ -352,6 +360,13 @@ def test_only_tasks_that_a_row_never_solved() -> None:
     [section] = make_leaderboard([found], TABLE, "box", unsolved_by="SFT+RL").sections
     left = {result.task for result in found.rows[3].results if not result.solved}
     assert 0 < len(left) < 60
+    first, *others = found.rows[3].results
+    assert first.solved
+    ungraded = replace(found.rows[3], results=(replace(first, samples=0, solved=0, voids=4), *others))
+    broke = replace(found, rows=(*found.rows[:3], ungraded, *found.rows[4:]))
+    [section_without] = make_leaderboard([broke], TABLE, "box", unsolved_by="SFT+RL").sections
+    for row in section_without.rows:
+        assert {result.task for result in row.measured.results} == left
     for row in section.rows:
         assert {result.task for result in row.measured.results} == left
     [paid] = [row for row in section.rows if row.measured.origin.kind == "live"]

@@ -66,6 +66,13 @@ def test_a_short_lead_in_the_middle_is_no_crossing_before_it() -> None:
     assert found.crossing == 1
 
 
+def test_a_model_that_was_shown_solved_tasks_is_not_untouched() -> None:
+    shown = made("shown", replace(UNTOUCHED, shots=3), [1, 0])
+    base, trained = made("base", UNTOUCHED, [1, 1]), made("RL", TRAINED, [8, 8])
+    [found] = compare_pass_at_k([report(shown, base, trained)], row="RL")
+    assert found.against == "base"
+
+
 @pytest.mark.parametrize(
     ("rows", "row", "against", "words"),
     [

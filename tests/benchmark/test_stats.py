@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from envkit.benchmark.stats import (
+    clopper_pearson,
     cluster_sd,
     holm,
     mcnemar_exact,
@@ -170,9 +171,34 @@ def test_all_solved_or_none_is_the_exact_interval_over_clusters(clusters: int, l
 
 def test_rates_that_differ_are_resampled() -> None:
     names = _names(np.arange(20) // 2)
-    for rates in (np.arange(20) % 2, np.full(20, 0.25), np.arange(20) // 19, 1 - np.arange(20) // 19):
+    for rates in (np.arange(20) % 2, np.full(20, 0.25)):
         assert rate_interval(rates, names) == mean_interval(rates, names)
         assert not rate_interval(rates, names).exact
+
+
+def test_nearly_alike_rates_have_no_narrower_interval_than_alike_ones() -> None:
+    names = _names(np.arange(64))
+    before = paired_interval(np.ones(64), np.ones(64), names)
+    for lost in range(1, 10):
+        worse = np.ones(64)
+        worse[:lost] = 0
+        found = paired_interval(worse, np.ones(64), names)
+        assert found.low < before.low
+        assert not found.exact
+        rate = rate_interval(1 - worse, names)
+        assert rate.high == pytest.approx(clopper_pearson(lost, 64).high)
+        assert rate.low <= clopper_pearson(lost, 64).low + 1e-9
+        before = found
+    mirrored = paired_interval(np.ones(64), worse, names)
+    assert (mirrored.low, mirrored.high) == (pytest.approx(-before.high), pytest.approx(-before.low))
+
+
+def test_few_clusters_show_no_difference() -> None:
+    for names in map(list, ("ab", "abc", "abcd", "abcde")):
+        won = np.ones(len(names))
+        won[-1] = 0.5
+        assert not paired_interval(won, np.zeros(len(names)), names).excludes_zero
+    assert paired_interval([1, 1, 1, 1, 1, 1, 0.5], [0] * 7, [*"abcdefg"]).excludes_zero
 
 
 def test_equal_rates_of_0_or_1_give_an_exact_interval_around_0() -> None:

@@ -13,6 +13,7 @@ from envkit.models import DEFAULT_MODEL
 from envkit.prices import load_prices
 from envkit.store import RunFolder
 from envkit.studies.agent_factory import AgentFactory
+from envkit.training.config import TrainConfig, to_mapping
 
 HERE = {"cpu": "one", "cores": 2, "threads": 2, "dtype": "float32", "card": ""}
 
@@ -47,6 +48,25 @@ def test_the_newest_checkpoint_has_taken_all_of_training(trained: RunFolder) -> 
 
 def test_an_sft_adapter_took_only_the_time_of_the_warm_start(trained: RunFolder) -> None:
     assert seconds(trained, trained.path / "sft") == 30
+
+
+def test_the_warm_start_of_another_run_counts(trained: RunFolder, tmp_path: Path) -> None:
+    def later(begun: Path) -> RunFolder:
+        plan = {"train": to_mapping(TrainConfig(warm_start=str(begun), sft_examples=0))}
+        run = RunFolder.create(tmp_path / "runs", "before-after", {"machine": HERE, "plan": plan})
+        with run.journal("phases") as journal:
+            journal.append({"phase": "reinforcement learning", "seconds": 7.0, "tokens": 0})
+        for folder in ("sft", "checkpoints/step-000001"):
+            (run.path / folder).mkdir(parents=True)
+        return run
+
+    run = later(trained.path / "sft")
+    assert seconds(run, run.path / "checkpoints" / "step-000001") == 37
+    assert seconds(run, run.path / "sft") == 30
+    again = later(run.path / "checkpoints" / "step-000001")
+    assert seconds(again, again.path / "checkpoints" / "step-000001") == 44
+    unknown = later(tmp_path / "elsewhere")
+    assert math.isnan(seconds(unknown, unknown.path / "checkpoints" / "step-000001"))
 
 
 def test_training_time_of_an_earlier_checkpoint_is_unknown(trained: RunFolder) -> None:

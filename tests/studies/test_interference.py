@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,26 @@ def runs(tmp_path_factory: pytest.TempPathFactory, one_probe: None) -> list[Path
             (None, {"mix": both, "worst_task_weight": 4}),
         )
     ]
+
+
+def test_an_adapter_that_began_with_more_than_a_warm_start_is_refused(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    copied = tmp_path / "later"
+    shutil.copytree(runs[1], copied)
+    manifest = json.loads((copied / "manifest.json").read_text())
+    adapter = copied / "checkpoints" / f"step-{STEPS:06}"
+    for begun, words in (
+        (
+            runs[0] / "checkpoints" / f"step-{STEPS:06}",
+            "had learned more than a warm start of service-desk teaches",
+        ),
+        (tmp_path / "none" / "sft", "what that had learned is not known"),
+    ):
+        manifest["plan"]["train"]["warm_start"] = str(begun)
+        (copied / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(UsageError, match=words):
+            arms_of([adapter])
 
 
 def vars_of(mix: Mix) -> dict[str, object]:

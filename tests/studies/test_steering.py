@@ -88,7 +88,7 @@ def test_the_vector_is_the_mean_difference_within_tasks(model: ModelRef, tmp_pat
     expected = 2 * difference.square().sum().sqrt() / torch.stack(lengths).mean()
     assert found["share"] == pytest.approx(float(expected), rel=1e-3)
     sampled = json.loads((tmp_path / "made" / "manifest.json").read_text())["sampled_tokens"]
-    assert sampled == 1 + 2 + 2 + 1 + 2 + 2
+    assert sampled == 1 + 2 + 2 + 1 + 2 + 2 + 3  # of the task that was never solved, too
 
 
 def test_steering_makes_what_solved_more_likely(model: ModelRef, tmp_path: Path) -> None:
