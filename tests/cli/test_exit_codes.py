@@ -114,7 +114,7 @@ def hold():
     libc.pthread_mutex_lock(mutex)
     locked.set()
     sys.stdin.readline()
-    time.sleep(0.1)  # the thread that counts signals goes first
+    time.sleep(0.5)  # the thread that counts signals goes first
     libc.pthread_mutex_unlock(mutex)
 
 threading.Thread(target=hold, daemon=True).start()
