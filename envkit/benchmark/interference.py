@@ -11,8 +11,8 @@ from typing import Final
 from envkit.benchmark.number_text import NONE, bounds, number, percent, points
 from envkit.benchmark.report import templates
 from envkit.benchmark.report_data import Difference, ReportData, Row
-from envkit.benchmark.stats import LEVEL, RESAMPLES, Interval, paired_interval
-from envkit.benchmark.summary import solve_rates, summarise_difference, summarise_row
+from envkit.benchmark.stats import LEVEL, RESAMPLES, Interval
+from envkit.benchmark.summary import summarise_difference, summarise_row
 from envkit.benchmark.tables import Table
 from envkit.errors import UsageError
 from envkit.store import write_atomic
@@ -140,18 +140,11 @@ def make_cell(row: Row, against: Row | None, comparisons: int = 1) -> Cell:
         raise UsageError(f"{row.name} has no graded episode; all are void: read why in its episodes")
     if against is None or against.name == row.name:
         return Cell(rate)
-    found = summarise_difference(Difference(row.name, against.name, ""), row, against)
+    pair = Difference(row.name, against.name, "")
+    found = summarise_difference(pair, row, against)
     if found.interval is None:
         raise UsageError(f"{row.name} and {against.name} have no graded task in common")
-    ours, theirs = solve_rates(row.results), solve_rates(against.results)
-    common = sorted(ours.keys() & theirs.keys())
-    source = {result.task: result.source for result in row.results}
-    corrected = paired_interval(
-        [ours[task] for task in common],
-        [theirs[task] for task in common],
-        [source[task] for task in common],
-        level=1 - (1 - LEVEL) / comparisons,
-    )
+    corrected = summarise_difference(pair, row, against, level=1 - (1 - LEVEL) / comparisons).interval
     return Cell(rate, found.interval, found.detectable, corrected)
 
 

@@ -281,7 +281,7 @@ def _widened_if_alike(
 def _share_of_mean(
     chosen: NDArray[np.bool_], amounts: Floats, counts: Floats, most: float, level: float
 ) -> tuple[float, float, float]:
-    """What some clusters add to a mean over items, with its bounds.
+    """Return how much some clusters add to a mean over items, and its lower and upper bound.
 
     Args:
         chosen: those clusters.

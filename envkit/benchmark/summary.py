@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from envkit.benchmark.report_data import Difference, ReportData, Row, TaskResult
 from envkit.benchmark.stats import (
+    LEVEL,
     Interval,
     cluster_sd,
     minimum_detectable,
@@ -161,7 +162,7 @@ def _rate(items: Sequence[TaskResult], k: int) -> Rate:
 
 
 def summarise_difference(
-    pair: Difference, row: Row, against: Row, searched: Row | None = None
+    pair: Difference, row: Row, against: Row, searched: Row | None = None, *, level: float = LEVEL
 ) -> DifferenceSummary:
     """Paired difference of two rows' pass@1, over the tasks that both were measured on.
 
@@ -169,6 +170,7 @@ def summarise_difference(
         pair: the comparison.
         row, against: its rows.
         searched: the row of ``pair.unsolved_by``; tasks that it was not measured on do not count.
+        level: of the interval.
     """
     first, second = solve_rates(row.results), solve_rates(against.results)
     if searched is not None:
@@ -181,7 +183,7 @@ def summarise_difference(
     source = {result.task: result.source for result in row.results}
     clusters = [source[task] for task in common]
     a, b = [first[task] for task in common], [second[task] for task in common]
-    interval = paired_interval(a, b, clusters)
+    interval = paired_interval(a, b, clusters, level=level)
     spread = cluster_sd([x - y for x, y in zip(a, b, strict=True)], clusters)
     # Without observed differences their spread is unknown, not 0.
     detectable = minimum_detectable(interval.clusters, spread) if spread > 0 else math.inf

@@ -179,7 +179,7 @@ class Linears:
         return sum(product.stack_bytes for product, _ in self._products) + self.weight_bytes
 
     def place(self, number: int) -> int:
-        """Where an adapter stands among all; -1 for the base.
+        """Return the position of an adapter in the stacks; -1 for the base.
 
         If a batch has its rows in this order, and as many of each adapter, `choose` lets them stay where they
         are. Otherwise each product copies them.

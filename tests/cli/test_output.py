@@ -1,4 +1,4 @@
-"""What commands print."""
+"""Tables that commands print, in a narrow terminal."""
 
 from __future__ import annotations
 
