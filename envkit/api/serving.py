@@ -101,6 +101,7 @@ def serve(config: ServeConfig, display: Display) -> None:
     from envkit.serving.ledger import Ledger
     from envkit.serving.models import Models, require_names
     from envkit.serving.router import AUTO
+    from envkit.serving.worker import in_thread_that_ends
 
     if config.router is not None and config.engine == "vllm":
         raise UsageError("--router needs --engine torch: vLLM does not tell the hidden states of its base")
@@ -131,7 +132,11 @@ def serve(config: ServeConfig, display: Display) -> None:
             f"the router was trained in {router.dtype} and reads in {dtype} here, so it may send some "
             "prompts elsewhere; train it again here, or set --dtype"
         )
-    engine = _vllm(config, ref) if config.engine == "vllm" else _torch(config, ref, router)
+    engine = (
+        _vllm(config, ref)
+        if config.engine == "vllm"
+        else in_thread_that_ends(lambda: _torch(config, ref, router))
+    )
     server = Server(
         engine.decoder,
         engine.adapters,

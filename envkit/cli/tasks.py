@@ -351,6 +351,9 @@ def check(
                 "tasks": len(tasks),
                 "sources": _count_sources(tasks),
                 "broken": [str(fault) for fault in faults[name]],
+                "transcripts": {
+                    fault.task: [*fault.transcript] for fault in faults[name] if fault.transcript
+                },
             }
             for name, tasks in sets.items()
         ]
@@ -361,5 +364,7 @@ def check(
             out.print(f"{name}: {len(tasks)} tasks of {sources} sources, {len(faults[name])} broken")
             for fault in faults[name]:
                 out.print(f"  {fault}", markup=False, soft_wrap=True)
+                for line in fault.transcript:
+                    out.print(f"    {line}", markup=False, soft_wrap=True)
     if any(faults.values()):
         raise typer.Exit(1)

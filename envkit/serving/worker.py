@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar, final
@@ -16,6 +16,18 @@ from envkit.errors import ContractError, EnvkitError
 from envkit.serving.decoder import DecoderStopped, Event
 
 _T = TypeVar("_T")
+
+
+def in_thread_that_ends(work: Callable[[], _T]) -> _T:
+    """Return the result of some work with torch, without keeping its OpenMP threads.
+
+    Every thread that computes gets OpenMP threads of its own, which live as long as it does. When there are
+    more of them than cores, those of all threads sleep between operations instead of waiting busily, and each
+    of the hundreds of operations of a tick has to wake them up. So the decoding thread should be the only one
+    that lives and computes.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
 
 
 @dataclass(frozen=True, slots=True)

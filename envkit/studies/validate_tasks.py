@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 from envkit.agents.scripted import ScriptedAgent, noop, oracle
 from envkit.benchmark.evaluation import episode_keys
@@ -14,7 +16,11 @@ from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop
 from envkit.types import Outcome, Task, Trajectory
 
-_EPISODES_AT_ONCE = 64
+_EPISODES_AT_ONCE: Final = 64
+#: Failed oracle episodes that are played again to show what each action was answered.
+_SHOWN_EPISODES: Final = 3
+#: Longest part of an action and of its answer that is shown, in characters.
+_SHOWN_CHARS: Final = 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +34,8 @@ class TaskFault:
         expected: what it should have done.
         evidence: the grader's evidence, or the error of a void episode.
         void: True if the sandbox broke; the task itself may be sound.
+        transcript: a line for each action of a failed oracle, with what the environment answered; empty if it
+            was not played again.
     """
 
     task: str
@@ -36,6 +44,7 @@ class TaskFault:
     expected: str
     evidence: str
     void: bool = False
+    transcript: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if self.void:
@@ -117,8 +126,40 @@ def validate_tasks(
             agent = control.agent
             display.phase(f"{agent.name}, must solve {'all' if control.solves else 'none'}", len(tasks))
             keys = episode_keys(tasks, 1, seed)
+            found: list[TaskFault] = []
             for start in range(0, len(keys), _EPISODES_AT_ONCE):
                 played = rollouts.play(agent, keys[start : start + _EPISODES_AT_ONCE])
-                faults += control.faults(played)
-                display.advance(min(start + _EPISODES_AT_ONCE, len(keys)), f"{len(faults)} broken")
+                found += control.faults(played)
+                done = min(start + _EPISODES_AT_ONCE, len(keys))
+                display.advance(done, f"{len(faults) + len(found)} broken")
+            if control.solves:
+                found = _with_transcripts(found, kind, tasks, backend, seed)
+            faults += found
     return faults
+
+
+def _with_transcripts(
+    faults: Sequence[TaskFault], kind: type[Env], tasks: Sequence[Task], backend: SandboxBackend, seed: int
+) -> list[TaskFault]:
+    """Play the first failed oracles again, and note what each action was answered."""
+    by_id = {task.id: task for task in tasks}
+    shown: dict[str, tuple[str, ...]] = {}
+    with closing(kind(tasks=tasks, sandbox=backend)) as env:
+        for fault in [fault for fault in faults if not fault.void][:_SHOWN_EPISODES]:
+            env.reset(seed=seed, options={"task": fault.task})
+            shown[fault.task] = (*_transcript(env, kind.oracle(by_id[fault.task])),)
+    return [replace(fault, transcript=shown.get(fault.task, ())) for fault in faults]
+
+
+def _transcript(env: Env, actions: Iterable[str]) -> Iterator[str]:
+    """Play actions until the episode ends; yield each with its answer, as one line."""
+    for action in actions:
+        answer, _, terminated, truncated, _ = env.step(action)
+        yield f"{_shortened(action)} -> {_shortened(answer)}"
+        if terminated or truncated:
+            return
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN_CHARS else f"{line[: _SHOWN_CHARS - 1]}\N{HORIZONTAL ELLIPSIS}"

@@ -1,0 +1,68 @@
+"""The check of tasks by control agents, and what it shows of an oracle that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from envkit import Env, SandboxBackend, Task, check, tool
+from envkit.display import Silent
+from envkit.stop import never
+from envkit.studies.validate_tasks import validate_tasks
+from envkit.tools import format_call
+
+
+class Lamp(Env):
+    """Switch a lamp on. The oracle of one task misspells an argument."""
+
+    id: ClassVar[str] = "lamp"
+
+    @classmethod
+    def make_tasks(cls, split: str, **_: Any) -> Sequence[Task]:
+        return [Task(name, split, "Light!", {}) for name in ("good", "misspelt")]
+
+    @classmethod
+    def oracle(cls, task: Task) -> Sequence[str]:
+        argument = "seconds" if task.id == "good" else "second"
+        return [format_call("switch_on", {argument: 3}), "done()"]
+
+    def setup(self, task: Task) -> str:
+        self.lit = False
+        return task.prompt
+
+    @tool
+    def switch_on(self, seconds: int) -> str:
+        """Switch the lamp on."""
+        self.lit = True
+        return "It shines. " * 40
+
+    @tool(ends=True)
+    def done(self) -> str:
+        """End."""
+        return "Bye."
+
+    @check()
+    def is_lit(self) -> bool:
+        return self.lit
+
+
+def test_a_failed_oracle_is_shown_with_what_each_action_was_answered(backend: SandboxBackend) -> None:
+    tasks = Lamp.make_tasks("train")
+    [fault] = validate_tasks(Lamp, tasks, backend, Silent(), never, seed=0)
+    assert (fault.agent, fault.task) == ("oracle", "misspelt")
+    refused, ended = fault.transcript
+    assert refused.startswith("switch_on(second=3) -> switch_on: seconds: Field required"), refused
+    assert ended == "done() -> Bye."
+
+
+def test_long_answers_are_cut(backend: SandboxBackend) -> None:
+    class Dim(Lamp):
+        @check()
+        def is_bright(self) -> bool:
+            return False
+
+    found = validate_tasks(Dim, Lamp.make_tasks("train")[:1], backend, Silent(), never, seed=0)
+    assert [fault.agent for fault in found] == ["oracle"]
+    answer = found[0].transcript[0].partition(" -> ")[2]
+    assert len(answer) == 160
+    assert answer.endswith("\N{HORIZONTAL ELLIPSIS}")
