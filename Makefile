@@ -5,7 +5,7 @@ SHELL := bash
 .ONESHELL:
 .PHONY: help setup demo test test-slow test-trackers test-vllm docs check bench
 
-USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+USABLE := import ensurepip, os, sys, venv; os.memfd_create, os.pidfd_open; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c '$(USABLE)' 2>/dev/null && echo $$python && break; done)
 PIP := .venv/bin/python -m pip --quiet --disable-pip-version-check
@@ -71,7 +71,7 @@ bench: setup ## time things side by side: SECTION=imports (the default), interru
 .venv/ready: pyproject.toml $(TASK_PACKAGES) $(BUBBLEWRAP)
 	@python=$(or $(PYTHON),false)
 	if ! $$python -c '$(USABLE)' 2>/dev/null; then
-		echo "setup needs Python 3.11-3.13 with venv. On Debian and Ubuntu: sudo apt-get install python3-venv" >&2
+		echo "setup needs Python 3.11-3.13 with venv, os.memfd_create and os.pidfd_open. On Debian and Ubuntu: sudo apt-get install python3-venv" >&2
 		echo "Another interpreter: make setup PYTHON=/path/to/python3" >&2
 		exit 1
 	fi

@@ -13,7 +13,9 @@ def cache_dir() -> Path:
     """Folder of the cache: ``$ENVKIT_CACHE`` or ``$XDG_CACHE_HOME/envkit``."""
     if explicit := os.environ.get("ENVKIT_CACHE"):
         return Path(explicit)
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # as the XDG specification says
+        base = os.path.join(os.path.expanduser("~"), ".cache")
     return Path(base) / "envkit"
 
 
@@ -25,6 +27,8 @@ def cache_folder(name: str) -> Path:
     """
     path = cache_dir() / name
     try:
+        # Sandboxes' files lie in it too, and are not used if other users can write there: see the umask 002.
+        cache_dir().mkdir(mode=0o755, parents=True, exist_ok=True)
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             return path

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import re
+import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -14,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from envkit.errors import SandboxError, UsageError
+from envkit.errors import SandboxError, SandboxUnavailable, UsageError
 from envkit.lease import reap
 from envkit.sandbox import ExecResult, Limits, Peer, Sandbox
 from envkit.sandboxes._linux import cgroup
@@ -187,6 +189,20 @@ class FolderSandbox(ABC):
             with contextlib.suppress(SandboxError):  # the tree is dead already, as intended
                 supervisor.close()
         self._running.clear()
+
+
+def require_system_calls() -> None:
+    """Raise if this Python lacks calls that sandboxes need, as some builds for old systems do.
+
+    Raises:
+        SandboxUnavailable: names the missing one.
+    """
+    missing = [name for name in ("memfd_create", "pidfd_open") if not hasattr(os, name)]
+    if missing:
+        raise SandboxUnavailable(
+            f"{sys.executable} was built without os.{missing[0]}, which sandboxes need; make the environment "
+            "again with the system's Python: make setup PYTHON=/usr/bin/python3"
+        )
 
 
 @contextlib.contextmanager

@@ -137,13 +137,16 @@ class Supervisor:
         self._pump(lambda: self._exited or b"\n" in self._out, time.monotonic() + timeout_s)
         self._drain()
         answer, newline, rest = bytes(self._out).partition(b"\n")
-        if self._stop is None and newline and not rest:
+        if self._stop is None and newline and not rest and not self._unsent:
             self._out.clear()
             return answer
         silent = self._stop is None and not self._exited and not newline
+        unread = self._stop is None and len(self._unsent) > 0
         result = self.close()
         if rest:
             raise PeerGone("the program wrote more than one line as its answer", tampered=True)
+        if newline and unread:
+            raise PeerGone("the program answered before it had read the request", tampered=True)
         if silent:
             raise PeerGone(f"the program did not answer within {timeout_s:g} s")
         ended = f"the program ended ({result.stop}{'' if result.exit is None else f', status {result.exit}'})"

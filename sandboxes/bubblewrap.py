@@ -39,7 +39,7 @@ from envkit.sandboxes._rootfs.rootfs import (
     WORKSPACE,
     root_folder,
 )
-from envkit.sandboxes._sandbox import FolderSandbox, system_errors
+from envkit.sandboxes._sandbox import FolderSandbox, require_system_calls, system_errors
 from envkit.sandboxes._supervisor import Ending, Tree, Usage
 from envkit.sandboxes._workspace.mounted_sandbox import MountedSandbox
 
@@ -102,6 +102,7 @@ class BubblewrapBackend(SandboxBackend):
     def create(self) -> Sandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
         user = os.geteuid() or NOBODY
+        require_system_calls()
         with system_errors("make a sandbox"):
             shared = {"/": root_folder(user), **layers.folders(user, self.contents)}
             return _BubblewrapSandbox(user, shared, self._quota)

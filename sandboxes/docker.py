@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
@@ -27,7 +28,7 @@ from envkit.sandboxes._docker.engine import docker_errors, known_runtime
 from envkit.sandboxes._docker.named_image import named
 from envkit.sandboxes._docker.volumes import Volume, VolumePool
 from envkit.sandboxes._rootfs import layers
-from envkit.sandboxes._sandbox import FolderSandbox, system_errors, temporary
+from envkit.sandboxes._sandbox import FolderSandbox, require_system_calls, system_errors, temporary
 from envkit.sandboxes._supervisor import Tree
 from envkit.sandboxes._workspace.files import Workspace
 
@@ -108,12 +109,14 @@ class DockerBackend(SandboxBackend):
 
     def create(self) -> FolderSandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
+        require_system_calls()
         with system_errors("make a sandbox"):
             client, user = docker_engine.answering(os.getpid()), docker_engine.user()
             _reap_once(os.getpid())
             base = self._base(client)
             added = tuple(layers.folders(user, self.contents).items())
-            pool = _pool(client, base, added, self.runtime, user, self._quota)
+            with _MAKING:  # the cache alone would let two threads make one each
+                pool = _pool(client, base, added, self.runtime, user, self._quota)
             with docker_errors("make a workspace"), known_runtime(self.runtime):
                 pool.shared_files()  # made now, because it takes a moment
                 volume = pool.acquire()
@@ -198,6 +201,9 @@ class _DockerSandbox(FolderSandbox):
         if found["device"] != self._device:  # the engine has mounted the volume again, empty
             raise SandboxError("the container that held the workspace died, and the files are lost")
         return container
+
+
+_MAKING = threading.Lock()
 
 
 @functools.cache

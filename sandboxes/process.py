@@ -22,7 +22,7 @@ from envkit.lease import Lease
 from envkit.sandbox import Limits, Sandbox, SandboxBackend
 from envkit.sandboxes._linux import procfs
 from envkit.sandboxes._linux.child import Child, launch
-from envkit.sandboxes._sandbox import FolderSandbox, system_errors, temporary
+from envkit.sandboxes._sandbox import FolderSandbox, require_system_calls, system_errors, temporary
 from envkit.sandboxes._supervisor import Ending, Tree, Usage
 from envkit.sandboxes._workspace.files import Workspace
 
@@ -39,6 +39,10 @@ class ProcessBackend(SandboxBackend):
 
     def available(self) -> str | None:
         """See `envkit.sandbox.SandboxBackend.available`."""
+        try:
+            require_system_calls()
+        except SandboxUnavailable as error:
+            return str(error)
         return None if shutil.which("prlimit") else "prlimit is not installed; apt install util-linux"
 
     def create(self) -> Sandbox:

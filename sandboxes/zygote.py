@@ -24,7 +24,7 @@ from envkit.sandboxes._linux import procfs
 from envkit.sandboxes._linux.child import pipes
 from envkit.sandboxes._rootfs import layers
 from envkit.sandboxes._rootfs.rootfs import NOBODY, PYTHON
-from envkit.sandboxes._sandbox import FolderSandbox, system_errors
+from envkit.sandboxes._sandbox import FolderSandbox, require_system_calls, system_errors
 from envkit.sandboxes._supervisor import Ending, Tree, Usage
 from envkit.sandboxes._workspace.mounted_sandbox import MountedSandbox
 from envkit.sandboxes._zygote.host import PROGRAM, InitProcess, Zygote, shared_zygote
@@ -73,6 +73,7 @@ class ZygoteBackend(SandboxBackend):
 
     def create(self) -> Sandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
+        require_system_calls()
         with system_errors("make a sandbox"):
             return _ZygoteSandbox(shared_zygote(os.getpid(), self.contents, self.warm), self._quota)
 

@@ -39,7 +39,7 @@ _DOCKER_OPTIONS: Final = " ".join(
     f"--security-opt {name}=unconfined" for name in ("seccomp", "apparmor", "systempaths")
 )
 #: Matches an error that ends in a command, such as one about a missing program, package or folder.
-_HAS_REMEDY: Final = re.compile(r"(.+?); ((?:sudo|apt|pip|export|set|unset) .+)", re.DOTALL)
+_HAS_REMEDY: Final = re.compile(r"(.+?); ((?:sudo|apt|pip|export|make|set|unset) .+)", re.DOTALL)
 _OUT_OF_MEMORY: Final = re.compile(r"MemoryError|Cannot allocate memory|can't start new thread|out of memory")
 
 

@@ -55,7 +55,8 @@ class Container:
         limits: Limits,
         runtime: str | None,
     ) -> None:
-        folder.mkdir(mode=0o711)
+        folder.mkdir()
+        folder.chmod(0o711)  # whatever the umask is: the worker is root without the right to enter any folder
         memory = limits.memory_bytes + _WORKER_BYTES
         worker = resources.files("envkit.sandboxes._docker").joinpath("guest_worker.py").read_text()
         self._socket: socket.socket | None = None

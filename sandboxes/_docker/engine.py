@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Generator
 from typing import Any, Final, cast, final
@@ -23,7 +24,9 @@ def user() -> int:
     return os.geteuid() or NOBODY
 
 
-@functools.cache
+_CONNECTING: Final = threading.Lock()
+
+
 def client(pid: int) -> Any:
     """This process's client. Keyed by pid, because a connection cannot be shared with a fork.
 
@@ -31,6 +34,12 @@ def client(pid: int) -> Any:
         MissingExtraError: Docker's Python library is not installed.
         SandboxUnavailable: Docker cannot be reached.
     """
+    with _CONNECTING:  # the cache alone would let two threads connect
+        return _connected(pid)
+
+
+@functools.cache
+def _connected(pid: int) -> Any:
     try:
         import docker
     except ImportError as error:
@@ -127,13 +136,15 @@ def docker_errors(doing: str) -> Generator[None]:
     Raises:
         SandboxUnavailable: says what could not be done, and why.
     """
-    from docker.errors import DockerException
+    from docker.errors import APIError, DockerException
     from requests.exceptions import RequestException
 
     try:
         _try_socket()
         yield
     except (DockerException, RequestException) as error:
+        if isinstance(error, APIError):  # of the engine itself, so it runs and is reached
+            raise SandboxUnavailable(f"cannot {doing}: {error}") from error
         raise SandboxUnavailable(
             f"cannot {doing}: {error}; is dockerd running, and is this user in the group docker?"
         ) from error

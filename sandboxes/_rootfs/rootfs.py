@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Generator
@@ -109,24 +110,45 @@ def cache(uid: int) -> Path:
     Raises:
         SandboxUnavailable: there is no folder that ``uid`` can reach.
     """
+    problems: list[str] = []
     # The user that sandboxed code runs as cannot enter root's home, so there is a second choice.
     for folder in (*_home_cache(), Path("/var/cache/envkit")):
-        with contextlib.suppress(OSError):
+        try:
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-            found = folder.lstat()
-            if found.st_uid != os.geteuid() or found.st_mode & 0o022:
-                continue  # another user could have put files there
-            folder.chmod(0o755)  # the umask may have cleared bits
-            if reachable(folder, uid):
-                return folder
+            real = folder.resolve() if folder.lstat().st_uid == os.geteuid() else folder
+            problem = _unfit(real, uid)
+        except OSError as error:
+            problem = f"cannot be made ({error.strerror})"
+        else:
+            if not problem:
+                return real
+        problems.append(f"{folder} {problem}")
     raise SandboxUnavailable(
-        f"no cache folder that user {uid} can reach; set XDG_CACHE_HOME to a folder with mode 755"
+        f"no cache folder that user {uid} can reach: {'; '.join(problems)}. Mend one, or set XDG_CACHE_HOME "
+        "to a folder with mode 755"
     )
+
+
+def _unfit(folder: Path, uid: int) -> str:
+    """The reason why a folder cannot be the cache; empty if there is none.
+
+    Raises:
+        OSError: its mode cannot be changed.
+    """
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        return "is no folder"
+    if found.st_uid != os.geteuid():
+        return f"belongs to user {found.st_uid}"
+    if found.st_mode & 0o022:
+        return f"may hold files of other users: its mode is {found.st_mode & 0o777:o}; chmod go-w {folder}"
+    folder.chmod(0o755)  # the umask may have cleared bits
+    return "" if reachable(folder, uid) else "lies in a folder that this user may not enter"
 
 
 def _home_cache() -> list[Path]:
     """The user's own cache folder, if the user has a home."""
-    if named := os.environ.get("XDG_CACHE_HOME"):
+    if os.path.isabs(named := os.environ.get("XDG_CACHE_HOME", "")):
         return [Path(named) / "envkit"]
     try:
         return [Path.home() / ".cache/envkit"]
@@ -139,6 +161,6 @@ def reachable(path: Path, uid: int) -> bool:
     if uid == os.geteuid():
         return True
     return all(
-        stat.st_mode & (0o100 if stat.st_uid == uid else 0o001)
-        for stat in (folder.stat() for folder in (path, *path.parents))
+        found.st_mode & (0o100 if found.st_uid == uid else 0o001)
+        for found in (folder.stat() for folder in (path, *path.parents))
     )

@@ -160,30 +160,39 @@ class Workspace:
 
     def _scan(self) -> Iterator[tuple[str, str, int]]:
         """Yield path, name and folder of each regular file; the descriptor is valid until the next one."""
-        pending: list[tuple[str, ...]] = [()]
-        seen = 0
-        while pending:
-            folders = pending.pop()
-            try:
-                here = self._walk("/".join(folders), folders)
-            except FileNotFoundError:  # removed since it was listed
-                continue
-            try:
-                with os.scandir(here) as entries:
-                    for entry in entries:
-                        seen += 1
-                        if seen > MAX_ENTRIES or len(folders) > MAX_DEPTH:
-                            raise UsageError(
-                                f"the workspace holds more than {MAX_ENTRIES} entries or {MAX_DEPTH} levels"
-                            )
-                        if not _is_text(entry.name):
-                            continue
-                        if entry.is_dir(follow_symlinks=False):
-                            pending.append((*folders, entry.name))
-                        elif entry.is_file(follow_symlinks=False):
-                            yield "/".join((*folders, entry.name)), entry.name, here
-            finally:
-                os.close(here)
+        seen = itertools.count(1)
+
+        def below(here: int, folders: tuple[str, ...]) -> Iterator[tuple[str, str, int]]:
+            inner: list[str] = []
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    if next(seen) > MAX_ENTRIES or len(folders) > MAX_DEPTH:
+                        raise UsageError(
+                            f"the workspace holds more than {MAX_ENTRIES} entries or {MAX_DEPTH} levels"
+                        )
+                    if not _is_text(entry.name):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        inner.append(entry.name)
+                    elif entry.is_file(follow_symlinks=False):
+                        yield "/".join((*folders, entry.name)), entry.name, here
+            # Opened from here and not from the root, which would cost the depth of every folder.
+            for name in inner:
+                path = (*folders, name)
+                try:
+                    folder = _open_folder("/".join(path), name, here)
+                except OSError:  # removed since it was listed
+                    continue
+                try:
+                    yield from below(folder, path)
+                finally:
+                    os.close(folder)
+
+        top = self._walk("", ())
+        try:
+            yield from below(top, ())
+        finally:
+            os.close(top)
 
     def _walk(self, path: str, folders: Sequence[str], *, make: bool = False) -> int:
         """Descriptor of a folder below the root; the caller closes it."""
@@ -193,13 +202,7 @@ class Workspace:
             for name in folders:
                 if make and _kind(name, here) is None:
                     os.mkdir(name, 0o755, dir_fd=here)
-                    below = open_entry(name, here, _FOLDER)
-                elif _kind(name, here) == stat.S_IFLNK:
-                    raise UsageError(
-                        f"{path!r} runs through a symlink, {name!r}; only real folders are allowed"
-                    )
-                else:
-                    below = open_entry(name, here, _FOLDER)
+                below = _open_folder(path, name, here)
                 os.close(here)
                 here = below
         except OSError as error:
@@ -229,6 +232,18 @@ class Workspace:
         }
         kind = UsageError if error.errno is None or error.errno in impossible_names else SandboxError
         return kind(f"cannot write {path!r} into the workspace: {error}")
+
+
+def _open_folder(path: str, name: str, parent: int) -> int:
+    """Descriptor of a folder in another; the caller closes it.
+
+    Raises:
+        UsageError: it is a symlink.
+        OSError: it is no folder.
+    """
+    if _kind(name, parent) == stat.S_IFLNK:
+        raise UsageError(f"{path!r} runs through a symlink, {name!r}; only real folders are allowed")
+    return open_entry(name, parent, _FOLDER)
 
 
 def _read(path: str, name: str, folder: int, limit_bytes: int) -> File:

@@ -43,6 +43,8 @@ from envkit.sandboxes._workspace.mounts import MountHelper, shared_mounts
 PROGRAM: Final = (*PYTHON_OPTIONS, "-c")
 #: Init processes forked ahead: as many as rollouts have threads.
 _PREFORKED: Final = 2
+#: Most dead forks that one request names, so that it stays short.
+_REAPED_AT_ONCE: Final = 64
 #: Numbers of control groups. Shared by all zygotes, because one that replaces another uses the same prefix.
 _NUMBERS: Final = itertools.count()
 _NAMESPACES: Final = (
@@ -396,7 +398,10 @@ class _ZygoteProcess:
                 for descriptor in group.join_descriptors():
                     theirs.callback(os.close, descriptor)
                     passed.append(descriptor)
-            dead = [str(self._unreaped.pop()) for _ in range(min(len(self._unreaped), 64))]
+            dead: list[str] = []
+            with contextlib.suppress(IndexError):  # another thread may take the last ones
+                while len(dead) < _REAPED_AT_ONCE:
+                    dead.append(str(self._unreaped.pop()))
             answer, [pidfd] = self._ask(" ".join(["fork", *dead]), passed)
             ours.pop_all()
             theirs.close()  # so that the socket ends when the init process dies

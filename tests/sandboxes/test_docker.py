@@ -259,7 +259,7 @@ def test_docker_is_chosen_if_bubblewrap_is_missing(
 def test_an_unreachable_engine_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("docker")
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
-    monkeypatch.setattr(docker_engine, "client", functools.cache(docker_engine.client.__wrapped__))
+    monkeypatch.setattr(docker_engine, "_connected", functools.cache(docker_engine._connected.__wrapped__))
     message = str(module.DockerBackend().available())
     assert "cannot reach Docker" in message
     assert "is dockerd running" in message

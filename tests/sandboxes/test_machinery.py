@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from envkit.errors import SandboxError
+from envkit.errors import SandboxError, SandboxUnavailable
+from envkit.plugins import sandbox_backend
 from envkit.sandbox import SandboxBackend
 from envkit.sandboxes import bubblewrap, process, zygote
 from envkit.sandboxes._linux import bwrap, cgroup
@@ -91,3 +92,16 @@ def test_a_command_whose_output_cannot_be_watched_is_killed(
                 sandbox.open([sandbox.python, "-c", wait_then_write])
         sandbox.run([sandbox.python, "-c", "import time; time.sleep(1)"])
         assert "went-on" not in sandbox.export(["*"], 100)
+
+
+@pytest.mark.parametrize("call", ["memfd_create", "pidfd_open"])
+def test_a_python_without_needed_calls_is_named_with_the_cure(
+    monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.delattr(os, call)
+    for kind in (ProcessBackend, BubblewrapBackend, ZygoteBackend):
+        problem = kind().available()
+        assert problem is not None
+        assert f"was built without os.{call}" in problem
+    with pytest.raises(SandboxUnavailable, match=r"make setup PYTHON=/usr/bin/python3"):
+        sandbox_backend()

@@ -224,3 +224,32 @@ def test_the_error_without_a_home_names_the_cache_variable(user: OrdinaryUser) -
     if os.geteuid() == 0:  # this uid has no account
         assert "set XDG_CACHE_HOME" in done.stderr + done.stdout, done
     assert "RuntimeError" not in done.stderr
+
+
+CACHE = """
+import os, sys
+from pathlib import Path
+from envkit.sandboxes._rootfs import rootfs
+os.umask(0o002)
+folder = Path(os.environ["XDG_CACHE_HOME"])
+folder.mkdir(mode=0o755)
+if sys.argv[1] == "link":
+    (folder / "elsewhere").mkdir(mode=0o755)
+    (folder / "envkit").symlink_to(folder / "elsewhere")
+elif sys.argv[1]:
+    (folder / "envkit").mkdir()
+    (folder / "envkit").chmod(int(sys.argv[1], 8))
+print(rootfs.cache(os.geteuid()))
+"""
+
+
+def test_the_cache_of_a_user_whose_files_are_open_to_a_group(user: OrdinaryUser) -> None:
+    homes = iter(str(user.folder / "home" / f"cache-{number}") for number in range(4))
+    for state, found in (("", "envkit"), ("755", "envkit"), ("link", "elsewhere")):
+        home = next(homes)
+        done = user.run(CACHE, state, XDG_CACHE_HOME=home)
+        assert done.stdout == f"{home}/{found}\n", done
+    home = next(homes)
+    done = user.run(CACHE, "775", XDG_CACHE_HOME=home)
+    if os.geteuid() == 0:  # otherwise this user may have another cache, in /var
+        assert f"chmod go-w {home}/envkit" in done.stderr, done

@@ -76,3 +76,10 @@ def test_limits_hold_while_a_peer_works(sandbox: Sandbox) -> None:
     slow = start(sandbox, "import time; input(); time.sleep(60)", Limits(wall_s=0.5))
     with pytest.raises(PeerGone, match="wall limit"):
         slow.ask(b"", 10)
+
+
+def test_an_answer_before_the_request_was_read_is_tampering(sandbox: Sandbox) -> None:
+    peer = start(sandbox, "import os, time; os.read(0, 1); os.write(1, b'early\\n'); time.sleep(60)")
+    with pytest.raises(PeerGone, match="answered before it had read the request") as gone:
+        peer.ask(b"x" * 2_000_000, 10)
+    assert gone.value.tampered

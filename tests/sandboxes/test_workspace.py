@@ -226,3 +226,23 @@ def fill_with_nested_folders(folder: Path, levels: int) -> None:
         os.close(here)
         here = below
     os.close(here)
+
+
+def test_listing_many_deep_folders_opens_each_once(
+    workspace: Workspace, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = folder / "/".join("d" * 40)
+    deep.mkdir(parents=True)
+    for number in range(50):
+        (deep / str(number)).mkdir()
+    (deep / "49/found").write_bytes(b"1")
+    opened: list[str] = []
+    real = workspace_files.open_entry
+
+    def counting(name: str, parent: int, flags: int) -> int:
+        opened.append(name)
+        return real(name, parent, flags)
+
+    monkeypatch.setattr(workspace_files, "open_entry", counting)
+    assert [*workspace.export(["**"], 10)] == [f"{'d/' * 40}49/found"]
+    assert len(opened) < 40 + 50 + 10
