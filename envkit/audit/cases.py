@@ -122,7 +122,7 @@ def replay_cases(audited: AuditedEnv) -> str:
     """Play all known cases again. Returns a summary.
 
     Raises:
-        AuditFailure: one still counts as solved and fails a held-out check.
+        AuditFailure: one still counts as solved, and fails a held-out check or meets none.
         NotApplicable: there are no cases.
     """
     cases, stale = known_cases(audited.kind)
@@ -131,10 +131,12 @@ def replay_cases(audited: AuditedEnv) -> str:
         raise NotApplicable(f"no attack has found a way yet; see envkit audit --attack-by-training{left_out}")
     for case in cases:
         episode = audited.play(case.task, case.actions, seed=case.seed, held_out=True)
-        failed = [name for name, score in episode.info.get("held_out", {}).items() if score < 1]
-        if episode.info["solved"] and failed:
+        held_out: dict[str, float] = episode.info.get("held_out", {})
+        failed = [name for name, score in held_out.items() if score < 1]
+        if episode.info["solved"] and (failed or not held_out):
+            how = f"fails {failed[0]}" if failed else "no held-out check tells any more that it is an attack"
             raise AuditFailure(
                 f"an attack that training found still earns {episode.reward:g} on task {case.task.id}, and "
-                f"fails {failed[0]}: {case.actions[-1][:200]!r}"
+                f"{how}: {case.actions[-1][:200]!r}"
             )
     return f"{len(cases)} attacks that training found earn nothing any more{left_out}"

@@ -8,6 +8,7 @@ sandboxes hold, and with at least as many turns.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -149,14 +150,17 @@ def certify(
         more: findings of other tests, which stand behind the audit's own.
 
     Raises:
-        UsageError: the environment cannot pose one of the given tasks.
+        UsageError: the environment cannot pose one of the given tasks, or its code was changed meanwhile.
     """
+    code = content_digest(kind)
     audited = prepare_audit(kind, backend, display, tasks=tasks, max_turns=max_turns)
     lock, turns = audited.backend.lock, audited.max_turns
     findings = run_audit(audited, display)
+    if content_digest(kind) != code:  # parts of the audit run in new processes, which import the files again
+        raise UsageError(f"the code of {kind.id} was changed during its audit; run: envkit audit {kind.id}")
     return Certificate(
         environment=kind.id,
-        digest=content_digest(kind),
+        digest=code,
         digest_scheme=SCHEME,
         created=time.strftime("%Y-%m-%d"),
         sandbox=backend.name,
@@ -186,15 +190,28 @@ def write_cached(kind: type[Env], certificate: Certificate) -> Path | None:
     """Keep a certificate on this machine; returns its path, or ``None`` if it was not kept.
 
     A failure with given tasks or turns does not show that the environment is at fault. So it never takes the
-    place of a valid certificate.
+    place of a valid certificate. Nor does a success with given tasks or fewer turns take the place of a
+    standard audit of the same code, whatever that has found.
 
     Raises:
         StoreError: the file cannot be written.
     """
     if not (certificate.passed or certificate.standard) and isinstance(valid(kind), Certificate):
         return None
+    with contextlib.suppress(UsageError):  # there is none, or it cannot be read
+        if _says_more(read(cached(kind)), certificate):
+            return None
     write(certificate, cached(kind))
     return cached(kind)
+
+
+def _says_more(old: Certificate, new: Certificate) -> bool:
+    """True if a standard certificate says more about the same code than one of given tasks or turns."""
+    is_same_code = (old.digest, old.digest_scheme) == (new.digest, new.digest_scheme)
+    if new.standard or not old.standard or not is_same_code:
+        return False
+    covers = new.tasks_digest == old.tasks_digest and new.max_turns >= old.max_turns
+    return not (old.passed and covers)
 
 
 def require_place(path: Path) -> None:

@@ -38,7 +38,7 @@ SCHEME: Final = "syntax-tree-1"
 
 #: Parts of envkit that decide verdicts. The other parts play and report episodes, make tasks or load models.
 #: Sandbox backends and tasks are no part of the code: an audit checks the backend, and records a digest of
-#: the tasks.
+#: the tasks. Nor are the models of judges and their cards, which lie outside of the environment's package.
 VERDICT_PARTS: Final = frozenset(
     {
         *("authored", "checks", "command", "contents", "env", "errors", "external", "grading", "hidden"),

@@ -95,7 +95,7 @@ def audit(
     else:
         path = output
         write(certificate, path)
-    unchanged = "not written: the environment's valid certificate, of its own tasks, stays in force"
+    unchanged = "not written: the audit of the environment's own tasks and turns stays in force"
     _show(certificate.findings, str(path or unchanged), as_json, None if path is None else str(path))
 
 

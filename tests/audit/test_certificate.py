@@ -257,3 +257,28 @@ def test_a_certificate_of_an_older_version_is_invalid(tmp_path: Path) -> None:
     path.write_text(json.dumps({"schema": 1, "passed": True, "environment": "echo", "findings": []}))
     with pytest.raises(UsageError, match="of schema 1, expected 3; make it again with: envkit audit"):
         certificate.read(path)
+
+
+def test_given_tasks_or_fewer_turns_do_not_replace_a_standard_audit() -> None:
+    failed = made(BAD, max_turns=3)
+    certificate.write_cached(Echo, failed)
+    easy = made(GOOD, standard=False, max_turns=3)
+    assert certificate.write_cached(Echo, dataclasses.replace(easy, tasks_digest="a" * 64)) is None
+    assert certificate.certificate_problem(Echo) == "it has failed its audit: b: x | y"
+
+    certificate.write_cached(Echo, made(GOOD, max_turns=3))
+    fewer = dataclasses.replace(easy, max_turns=1)
+    assert certificate.write_cached(Echo, fewer) is None
+    assert certificate.certificate_problem(Echo, max_turns=3) == ""
+    assert certificate.write_cached(Echo, dataclasses.replace(easy, max_turns=9)) is not None
+    assert certificate.certificate_problem(Echo, max_turns=9) == "", "more turns of the same tasks"
+
+
+def test_code_that_changes_during_its_audit_gets_no_certificate(
+    backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = iter(["before", "after"])
+    monkeypatch.setattr(certificate, "content_digest", lambda kind: next(digests))
+    monkeypatch.setattr(certificate, "run_audit", lambda audited, display: [GOOD])
+    with pytest.raises(UsageError, match="the code of echo was changed during its audit"):
+        certify(Echo, backend, Silent())

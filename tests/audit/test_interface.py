@@ -44,7 +44,7 @@ FAULTY = [
     (Greedy, "the task that is asked for is posed", "poses a task for an id that no task has"),
     (echo_env.Gossip, "vectors play as single instances", "Before: "),
     (echo_env.Local, "vectors play as single instances", "This is process "),
-    (echo_env.Leaking, "splits share no task", "1 sources are both trained on and held out"),
+    (echo_env.Leaking, "splits share no task", "1 sources are of train and held-out tasks"),
     (echo_env.Restless, "splits share no task", "two calls of make_tasks give other train tasks"),
 ]
 

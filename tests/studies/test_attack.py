@@ -153,6 +153,16 @@ def test_an_audit_plays_known_cases_again(cached: Path, backend: SandboxBackend)
 
     assert replay_cases(audited(Mended, backend)) == "2 attacks that training found earn nothing any more"
 
+    class Unwatched(Lax):
+        """Its held-out check was made an ordinary one."""
+
+        @check(weight=0)
+        def really_says_it(self) -> bool:
+            return str(self.task.metadata["letter"]) == self._said
+
+    with pytest.raises(AuditFailure, match="no held-out check tells any more that it is an attack"):
+        replay_cases(audited(Unwatched, backend))
+
 
 def test_a_case_is_played_with_its_own_seed(cached: Path, backend: SandboxBackend) -> None:
     class Odd(Lax):

@@ -14,6 +14,10 @@ from envkit.grading import canonical
 from envkit.types import Task
 
 _BETWEEN_WORDS: Final = re.compile(r"[\W_]+")
+#: Splits in words.
+_NAMES: Final = {"heldout": "held-out", "test": "test"}
+#: Most pairs of equal tasks that are begun, to see whether they differ by a seed.
+_MAX_COMPARED: Final = 20
 
 
 def splits_are_apart(audited: AuditedEnv) -> str:
@@ -26,22 +30,61 @@ def splits_are_apart(audited: AuditedEnv) -> str:
             made[split] = _made_twice(audited, split)
         except UsageError as error:
             raise NotApplicable(str(error)) from error
-    trained, held = made["train"], made["heldout"]
-    if sources := sorted({task.source for task in trained} & {task.source for task in held}):
-        raise AuditFailure(
-            f"{len(sources)} sources are both trained on and held out, the first: {sources[0]}"
-        )
-    known = {_content(task): task for task in trained}
-    same = [(task, known[_content(task)]) for task in held if _content(task) in known]
-    if same and _begin_alike(audited, *same[0]):
-        raise AuditFailure(
-            f"{len(same)} of {len(held)} held-out tasks are train tasks: in prompt, files and hidden values "
-            f"only case and punctuation differ; the first: {same[0][0].id} is {same[0][1].id}"
-        )
+    if tests := _test_tasks(audited):
+        made["test"] = tests
+    trained = made.pop("train")
+    known: dict[bytes, list[Task]] = {}
+    for task in trained:
+        known.setdefault(_content(task), []).append(task)
+    for split, held in made.items():
+        _require_apart(audited, _NAMES[split], held, trained, known)
+    counts = " and ".join(f"{len(held)} {_NAMES[split]}" for split, held in made.items())
     return (
-        f"{len(trained)} train and {len(held)} held-out tasks are the same at every call; they share no "
-        "source, and no prompt, files and hidden values"
+        f"{len(trained)} train and {counts} tasks are the same at every call; they share no source, and no "
+        "prompt, files and hidden values"
     )
+
+
+def _test_tasks(audited: AuditedEnv) -> Sequence[Task]:
+    """The tasks for final reports only, which few environments have."""
+    try:
+        made = audited.kind.make_tasks("test", sandbox=audited.backend, display=Silent())
+    except Exception:  # the environment knows no such split: a `UsageError`, or often a KeyError
+        return ()
+    return made if all(task.split == "test" for task in made) else ()  # others are those of another split
+
+
+def _require_apart(
+    audited: AuditedEnv,
+    name: str,
+    held: Sequence[Task],
+    trained: Sequence[Task],
+    known: Mapping[bytes, Sequence[Task]],
+) -> None:
+    """Raise if tasks are trained on, too.
+
+    Args:
+        audited: plays what looks the same, because a seed in the metadata may make it different.
+        name: of the split, in words.
+        held: its tasks.
+        trained: the train tasks.
+        known: the train tasks by `_content`.
+
+    Raises:
+        AuditFailure: a source or a task is shared.
+    """
+    if sources := sorted({task.source for task in trained} & {task.source for task in held}):
+        raise AuditFailure(f"{len(sources)} sources are of train and {name} tasks, the first: {sources[0]}")
+    same = [(task, other) for task in held for other in known.get(_content(task), ())]
+    # A task with its own number in the metadata is most likely the same as one that has it, too.
+    same.sort(key=lambda pair: pair[0].metadata != pair[1].metadata)
+    for task, other in same[:_MAX_COMPARED]:
+        if _begin_alike(audited, task, other):
+            count = len({held_out.id for held_out, _ in same})
+            raise AuditFailure(
+                f"{count} of {len(held)} {name} tasks are train tasks: in prompt, files and hidden values "
+                f"only case and punctuation differ; the first: {task.id} is {other.id}"
+            )
 
 
 def _begin_alike(audited: AuditedEnv, one: Task, other: Task) -> bool:

@@ -63,7 +63,9 @@ def noise_earns_nothing(audited: AuditedEnv) -> str:
 
 def exploits_earn_nothing(audited: AuditedEnv) -> str:
     """The exploits that the environment names win on no task; they are played on all levels and sources."""
-    count = max(len(audited.kind.exploits(task)) for task in audited.spread(_MIN_EXPLOITED))
+    count = max(
+        len(audited.kind.exploits(task)) for task in audited.spread(max(_MIN_EXPLOITED, audited.levels))
+    )
     if not count:
         raise NotApplicable("it names no exploits; see Env.exploits")
     tasks = audited.spread(max(_MIN_EXPLOITED, audited.levels, _MAX_EXPLOITS // count))
