@@ -51,10 +51,13 @@ def open_http(
     def require_allowed(request: httpx2.Request) -> None:
         phase, url = env.phase, request.url
         allowed = env.hosts.get(phase, ())
-        host = url.host if url.port is None else f"{url.host}:{url.port}"
+        name = f"[{url.host}]" if ":" in url.host else url.host  # an IPv6 address
+        host = name if url.port is None else f"{name}:{url.port}"
+        kind = UsageError if phase == "turn" else ContractError
+        if url.scheme not in ("http", "https"):
+            raise kind(f"{url} may not be asked; expected http or https")
         if host in allowed:
             return
-        kind = UsageError if phase == "turn" else ContractError
         expected = f"expected {' or '.join(allowed)}" if allowed else "no host is"
         raise kind(f"{host} may not be asked in phase {phase}; {expected}")
 

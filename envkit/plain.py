@@ -111,7 +111,9 @@ def _has_plain_form(kind: object) -> bool:
 def _decode_fields(kind: type[Any], content: Mapping[str, object], where: str) -> object:
     known = {_key(entry): entry for entry in fields(kind)}
     if unknown := content.keys() - known.keys():
-        raise ValueError(f"{where} has the unknown field {min(unknown)!r}")
+        raise ValueError(
+            f"{where} has the unknown field {min(unknown)!r}; expected {', '.join(sorted(known))}"
+        )
     for key, entry in known.items():
         if key not in content and entry.default is MISSING and entry.default_factory is MISSING:
             raise ValueError(f"{where} lacks the field {key!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sysconfig
 import traceback
 from importlib.metadata import EntryPoint, entry_points
@@ -61,7 +62,7 @@ def place_of(error: Exception) -> str:
     """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
-    python, ours = sysconfig.get_path("stdlib"), str(Path(__file__).parent)
+    python, ours = sysconfig.get_path("stdlib") + os.sep, str(Path(__file__).parent) + os.sep
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

@@ -15,7 +15,7 @@ from envkit.errors import ConfigError, SandboxUnavailable
 
 #: A repository among data files, written as for pip: ``git+URL@COMMIT``.
 PREFIX: Final = "git+"
-_COMMIT: Final = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+_COMMIT: Final = re.compile("[0-9a-f]{40}")
 _URL: Final = re.compile(r"(https?|ssh|file)://.+")
 _NAME: Final = re.compile(r"\w[\w.-]*")
 #: The same files on every machine: its own line endings and hooks have no effect, and links become text.

@@ -35,7 +35,10 @@ def blotted_out(text: str, secrets: Mapping[str, str]) -> str:
 
     >>> blotted_out("key=abc123!", {"SHOP_KEY": "abc123"})
     'key=[SHOP_KEY]!'
+    >>> blotted_out("abc123def", {"A": "abc123", "B": "abc123def"})
+    '[B]'
     """
-    for name, value in secrets.items():
+    # The longest first, because one secret may be a part of another.
+    for name, value in sorted(secrets.items(), key=lambda item: -len(item[1])):
         text = text.replace(value, f"[{name}]")
     return text

@@ -43,9 +43,17 @@ def run_tool(
         future.cancel()  # also if this thread was interrupted
 
 
-@functools.cache
+_MAKING = threading.Lock()
+
+
 def _loop(pid: int) -> asyncio.AbstractEventLoop:
     """The event loop of a process. A forked one inherits the loop, and not the thread that runs it."""
+    with _MAKING:  # the cache alone would let two threads make one each
+        return _made_loop(pid)
+
+
+@functools.cache
+def _made_loop(pid: int) -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="async tools", daemon=True).start()
     return loop

@@ -137,6 +137,21 @@ def test_an_application_that_does_not_answer_voids_the_episode(serve: Callable[[
     env.close()
 
 
+def test_an_address_of_version_6_is_written_as_in_a_url(serve: Callable[[], str]) -> None:
+    store = serve()
+    env = begun(store, setup=[store], turn=["[::1]:1"])
+    with pytest.raises(SandboxError, match=r"http://\[::1\]:1/ does not answer: "):
+        env.step(calling("http://[::1]:1/"))
+    env.close()
+
+
+def test_another_scheme_than_http_is_the_agents_mistake(serve: Callable[[], str]) -> None:
+    store = serve()
+    env = begun(store, setup=[store], turn=["127.0.0.1:1"])
+    assert "may not be asked; expected http or https" in env.step(calling("ftp://127.0.0.1:1/x"))[0]
+    env.close()
+
+
 def test_an_unknown_phase_is_refused() -> None:
     with pytest.raises(ContractError, match=r"Made\.hosts has phase 'turns'; expected setup, turn or check"):
         begun("", turns=["shop.example"])

@@ -160,7 +160,13 @@ def test_a_sandbox_holds_the_repository_read_only(greeter: tuple[Path, str], bac
 
 
 @pytest.mark.parametrize(
-    "line", ["git+https://example.org/a.git", "git+https://example.org/a@main", "git+@" + COMMIT]
+    "line",
+    [
+        "git+https://example.org/a.git",
+        "git+https://example.org/a@main",
+        "git+@" + COMMIT,
+        f"git+https://example.org/a@{'0' * 64}",  # a repository of another kind, which git init does not make
+    ],
 )
 def test_a_line_without_a_whole_commit_is_refused(line: str) -> None:
     assert parse_repository(line) is None

@@ -227,5 +227,11 @@ def test_a_service_that_is_not_ready_in_time_says_why(sandbox: Sandbox, program:
 
 def test_limits_hold_for_the_service(sandbox: Sandbox) -> None:
     argv = [sandbox.python, *PYTHON_OPTIONS, "-c", "x = bytearray(2**30)"]
-    with pytest.raises(SandboxError, match="the service failed"):
+    with pytest.raises(SandboxError, match=r"the service failed: (it ended with status|a limit ended it)"):
         Service(sandbox, argv, ready_s=20.0, limits=Limits(memory_bytes=128 * 2**20, wall_s=60.0))
+
+
+def test_a_service_that_a_limit_ended_says_which(sandbox: Sandbox) -> None:
+    argv = [sandbox.python, *PYTHON_OPTIONS, "-c", "while True: pass"]
+    with pytest.raises(SandboxError, match="the service failed: a limit ended it: cpu limit"):
+        Service(sandbox, argv, ready_s=30.0, limits=Limits(cpu_s=0.5, wall_s=60.0))

@@ -9,10 +9,13 @@ import importlib
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from typing import final
+from typing import Final, final
 
 from envkit.inputs.call import Call
 from envkit.syntax import parse
+
+#: Errors of `parse`: words that are no source, or too much of it.
+_NO_SOURCE: Final = (SyntaxError, ValueError, RecursionError, MemoryError)
 
 #: Standard-library modules that arguments may use.
 ARGUMENT_MODULES = (
@@ -104,7 +107,7 @@ def _statements(docstring: str, function: str) -> Iterator[ast.stmt]:
     for example in examples:
         try:
             yield from parse(textwrap.dedent(example.source)).body
-        except SyntaxError:
+        except _NO_SOURCE:
             continue
     if not examples:
         yield from _written_calls(docstring, function)
@@ -119,7 +122,7 @@ def _written_calls(docstring: str, function: str) -> Iterator[ast.stmt]:
             try:
                 yield from parse(docstring[match.start() : end + 1]).body
                 break
-            except SyntaxError:
+            except _NO_SOURCE:
                 continue
 
 

@@ -98,7 +98,7 @@ def shape_of(values: Sequence[Any], *, inside: bool = False) -> Shape:
     <class 'list'>
     """
     kinds: set[type] = {type(value) for value in values}
-    if kinds <= {int, float} and all(map(math.isfinite, values)):
+    if kinds <= {int, float} and all(type(value) is int or math.isfinite(value) for value in values):
         return _number(values)
     if kinds == {bool}:
         return Choice((False, True))

@@ -49,7 +49,10 @@ def _values(hint: ast.expr | None) -> tuple[str, ...]:
         case ast.Constant(value=None):
             return ("None",)
         case ast.Constant(value=str(text)):
-            return _values(parse_expression(text))
+            try:
+                return _values(parse_expression(text))
+            except (SyntaxError, ValueError, RecursionError, MemoryError):  # words, such as "list of ints"
+                return ()
         case ast.Name(id=name) | ast.Attribute(attr=name):
             return _values_of(name, ())
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
@@ -66,7 +69,7 @@ def _values_of(name: str, inner: tuple[ast.expr, ...]) -> tuple[str, ...]:
     if name in _BY_HINT:
         return _BY_HINT[name]
     if name == "Optional":
-        return (*_values(inner[0]), "None")
+        return (*_values(inner[0]), "None") if inner else ()
     if name == "Union":
         return tuple(value for one in inner for value in _values(one))
     element = _values(inner[0]) if inner else _BY_HINT["int"]

@@ -252,6 +252,10 @@ def _rebuild(
         bugs = bugs_by_id(function.slice.text, function.slice.function, [row[2] for row in rows])
         for _, _, name, killers, is_enumerated in rows:
             if name in bugs:
+                if not all(0 <= killer < len(some) for killer in killers):
+                    raise TaskFileError(
+                        f"recipe: {function.source} names the calls {killers!r}, and there are {len(some)}"
+                    )
                 made = build_task(function, split, bugs[name], killers, some, original)
                 tasks.append(replace(made, metadata={**made.metadata, "enumerate": is_enumerated}))
     return tasks

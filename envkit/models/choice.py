@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import resource
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Final, NamedTuple
 
 from envkit.models.known import DEFAULT_MODEL, KNOWN, SMALL_MODEL
 
 #: The default model needs this budget, in minutes, to see enough examples and steps on two cores, and this
 #: much free memory, in bytes, to be trained.
 SHORT_MINUTES, _MIN_BYTES = 10, 8 * 10**9
+_GROUPS: Final = Path("/sys/fs/cgroup")
 
 
 def choose_model(minutes: float | None = None) -> tuple[str, str]:
@@ -36,16 +39,43 @@ def available_bytes() -> int | None:
     known = _numbers(Path("/proc/meminfo"), ":")
     free = [1024 * known[name] for name in ("MemAvailable", "SwapFree") if name in known]
     limits = [sum(free)] if free else []
-    group = Path("/sys/fs/cgroup")
-    if (limit := _read(group / "memory.max").strip()).isdigit():
-        # What files have left in memory is freed where it is needed, and counts as used.
-        used = int(_read(group / "memory.current").strip() or 0)
-        cached = _numbers(group / "memory.stat", " ")
-        limits.append(int(limit) - used + cached.get("inactive_file", 0) + cached.get("active_file", 0))
+    for group, names in _control_groups():
+        if (limit := _read(group / names.limit).strip()).isdigit():
+            # What files have left in memory is freed where it is needed, and counts as used.
+            used = int(_read(group / names.used).strip() or 0)
+            known = _numbers(group / "memory.stat", " ")
+            limits.append(int(limit) - used + sum(known.get(name, 0) for name in names.cached))
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
         limits.append(soft - 1024 * _numbers(Path("/proc/self/status"), ":").get("VmSize", 0))
     return min(limits, default=None)
+
+
+class _Names(NamedTuple):
+    """Names of a control group's files, and of the counters of files' memory in its ``memory.stat``."""
+
+    limit: str
+    used: str
+    cached: tuple[str, ...]
+
+
+_V1: Final = _Names(
+    "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")
+)
+_V2: Final = _Names("memory.max", "memory.current", ("inactive_file", "active_file"))
+
+
+def _control_groups() -> Iterator[tuple[Path, _Names]]:
+    """The control groups whose limits of memory apply to this process, with the names of their files."""
+    found: dict[Path, _Names] = {_GROUPS: _V2, _GROUPS / "memory": _V1}  # what a container sees of its own
+    for line in _read(Path("/proc/self/cgroup")).splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" or "memory" in controllers.split(","):
+            top, names = (_GROUPS, _V2) if number == "0" else (_GROUPS / "memory", _V1)
+            inner = PurePosixPath(path.lstrip("/"))
+            found |= {top / each: names for each in (inner, *inner.parents)}
+    yield from found.items()
 
 
 def _numbers(path: Path, mark: str) -> dict[str, int]:

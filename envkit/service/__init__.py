@@ -11,7 +11,7 @@ from importlib import resources
 from typing import Any, Final, final
 
 from envkit.errors import ContractError, SandboxError
-from envkit.sandbox import PYTHON_OPTIONS, Limits, PeerGone, Sandbox
+from envkit.sandbox import PYTHON_OPTIONS, Limits, PeerGone, Sandbox, StopReason
 from envkit.types import JSON
 
 #: Limits of a service and its launcher together, per episode. Wall time is long, because it runs while the
@@ -128,7 +128,9 @@ class Service:
             answer = json.loads(self._peer.ask(json.dumps(message).encode(), within_s + _LAUNCHER_S))
             failure = answer.get("failure")
         except PeerGone:  # its message may quote half of the token, so it is not passed on
-            failure = "it ended, or did not answer"
+            stop = self._peer.close().stop
+            by_limit = stop not in (StopReason.EXITED, StopReason.SIGNALED)
+            failure = f"a limit ended it: {stop}" if by_limit else "it ended, or did not answer"
         if failure is not None:
             last = self._without_token(self._peer.close().stderr.decode(errors="replace"))[-_SHOWN:]
             problem = f"the service failed: {self._without_token(failure)}; its last output: {last or '-'}"

@@ -236,6 +236,17 @@ def test_properties_that_may_be_coincidence_are_not_kept() -> None:
     assert len({len(one["a"]) for one in found}) > 3
 
 
+@pytest.mark.parametrize("count", [30, 50, 240])
+def test_long_sorted_lists_stay_sorted(count: int) -> None:
+    items = [1] * count + [2] * count + [3] * count
+    assert "ascending: a" in [rule.name for rule in infer_rules([{"a": items}])]
+    assert "ascending: a" not in [rule.name for rule in infer_rules([{"a": [1] * count}])]
+
+
+def test_numbers_too_large_for_a_float_are_numbers() -> None:
+    assert generated_arguments([{"n": 10**310}, {"n": 3}])
+
+
 def test_early_calls_are_closer_to_the_examples_than_later_ones() -> None:
     found = generated_arguments([{"n": 20}, {"n": 7}])
     assert all(one["n"] <= 24 for one in found[:10])

@@ -80,6 +80,16 @@ def test_a_recipe_that_does_not_reproduce_its_tasks_is_refused(
         build_from_recipe({**recipe, **changed}, backend)
 
 
+@pytest.mark.parametrize("calls", [[9999], [-1]])
+def test_calls_that_there_are_none_of_are_named(
+    recipe: dict[str, Any], backend: SandboxBackend, calls: list[int]
+) -> None:
+    first = [*recipe["rows"][0]]
+    first[3] = calls
+    with pytest.raises(TaskFileError, match=r"names the calls \[-?\d+\], and there are \d+"):
+        build_from_recipe({**recipe, "rows": [first]}, backend)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -103,11 +103,11 @@ def orders() -> Iterator[tuple[str, Callable[[Items], Items]]]:
 
 def in_order_by_chance(lists: Sequence[Any], statement: str) -> bool:
     """True if chance alone could explain that all these lists are sorted."""
-    chance = 1.0
+    chance = 0.0  # its logarithm, because factorials of long lists are too large
     for value in lists:
         counts = Counter(map(sort_key, value))
-        chance *= math.prod(map(math.factorial, counts.values())) / math.factorial(min(len(value), 100))
-    return chance >= (MAX_CHANCE_HINTED if _ORDERED.search(statement) else MAX_CHANCE)
+        chance += sum(math.lgamma(count + 1) for count in counts.values()) - math.lgamma(len(value) + 1)
+    return chance >= math.log(MAX_CHANCE_HINTED if _ORDERED.search(statement) else MAX_CHANCE)
 
 
 def _distinct_by_chance(seen: Sequence[Any]) -> bool:

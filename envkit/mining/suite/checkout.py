@@ -156,6 +156,8 @@ def read_checkout(root: Path) -> Checkout:
     code: dict[str, str] = {}
     tests: dict[str, str] = {}
     for path, text in (pair for place in (*places, *_suite(root, settings)) for pair in _texts(place, root)):
+        if _configures_pytest(path.name, text):  # it would stand before the configuration that is made below
+            continue
         owner = next((place for place in places if path.is_relative_to(place)), None)
         inside = path.relative_to(root if owner is None else base)
         # Files in a package are code, even if testpaths names the package; its tests are not.
@@ -194,6 +196,12 @@ def read_checkout(root: Path) -> Checkout:
         tests=dict(sorted(tests.items())),
         origins=origins,
     )
+
+
+def _configures_pytest(name: str, text: str) -> bool:
+    sections = [section for file, section in _CONFIGURATIONS if file == name]
+    # Pytest takes a file that is named after it without any section, too.
+    return bool(sections) and ("pytest" in name or any(f"[{section}" in text for section in sections))
 
 
 def is_test(path: str) -> bool:

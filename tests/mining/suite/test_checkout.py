@@ -62,6 +62,26 @@ def test_settings_are_found_where_pytest_finds_them(tmp_path: Path, name: str, t
     assert "pythonpath =\n    .\n    checks\n" in found.tests[SETTINGS]
 
 
+def test_the_projects_own_configuration_does_not_stand_before_the_kept_settings(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text("def f():\n    return 1\n")
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.pytest.ini_options]\ntestpaths = ["."]\naddopts = "--cov"\n'
+    )
+    for path, text in (
+        ("tests/test_one.py", "import one\n"),
+        ("tests/pytest.ini", "[pytest]\naddopts = --cov\n"),
+        ("tests/setup.cfg", "[metadata]\nname = one\n"),
+        ("tests/pytest_helper.py", ""),
+    ):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(text)
+    found = read_checkout(tmp_path)
+    assert set(found.tests) == {
+        *("tests/test_one.py", "tests/setup.cfg", "tests/pytest_helper.py", SETTINGS),
+    }
+    assert "--cov" not in found.tests[SETTINGS]
+
+
 @pytest.mark.parametrize("settings", ["", "[pytest]\ntestpaths = one\n"])
 def test_tests_inside_a_package_are_not_code(tmp_path: Path, settings: str) -> None:
     (tmp_path / "one" / "tests").mkdir(parents=True)
