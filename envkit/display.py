@@ -1,8 +1,8 @@
-"""Progress of long work: the `Display` protocol, and one that shows nothing."""
+"""Progress of long work: the `Display` protocol, one that shows nothing, and one that names its lines."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, final
 
 
 class Display(Protocol):
@@ -29,3 +29,25 @@ class Silent:
     def advance(self, done: int, facts: str) -> None: ...
 
     def say(self, line: str) -> None: ...
+
+
+@final
+class Named:
+    """A `Display` that puts a name before the facts and lines of work that is shown beside other work.
+
+    Args:
+        name: such as ``"seed 1"``.
+        display: shows them.
+    """
+
+    def __init__(self, name: str, display: Display) -> None:
+        self._name, self._display = name, display
+
+    def phase(self, name: str, total: int) -> None:
+        self._display.phase(name, total)
+
+    def advance(self, done: int, facts: str) -> None:
+        self._display.advance(done, f"{self._name}: {facts}" if facts else self._name)
+
+    def say(self, line: str) -> None:
+        self._display.say(f"{self._name}: {line}")

@@ -136,9 +136,10 @@ class AdapterPool:
         updates = reading.result()
         self._linears.require_fit(updates)
         if (alone := self._linears.bytes_alone(updates)) > self._budget_bytes:
+            needed, budget = -(-alone // 2**20), self._budget_bytes // 2**20
             raise ModelError(
-                f"adapter {name!r} takes {alone:,} bytes and the budget for adapters is "
-                f"{self._budget_bytes:,}; raise the budget"
+                f"adapter {name!r} takes {needed:,} MB of memory, and adapters may take {budget:,} MB; "
+                f"start the server with --adapters-mb {needed} or more"
             )
         count, own = len(self._loaded) + 1, self._linears.weight_bytes_of(updates)
         while (each := self._linears.bytes_each(updates)) * count > (

@@ -106,8 +106,8 @@ class ChatRenderer:
                 the text would be encoded to.
 
         Raises:
-            ModelError: the template refuses the conversation, or leaves out a message; or a special token's
-                text stands outside of contents, as in a tool's description.
+            ModelError: the template refuses the conversation, leaves out a message, or knows no tools; or a
+                special token's text stands outside of contents, as in a tool's description.
         """
         with model_errors("the messages cannot be encoded"):
             others = json.dumps(
@@ -115,6 +115,9 @@ class ChatRenderer:
             )
         if found := [token for token in self._special if token in others]:
             raise ModelError(f"{found[0]!r} may stand in the content of messages only")
+        for field, given in (("tools", tools), ("tool_calls", any(map(_has_calls, messages)))):
+            if given and not self.reads(field):
+                raise ModelError(f"the chat template of this model knows no {field.replace('_', ' ')}")
         marked, contents, known = list[dict[str, Any]](), dict[str, str](), dict[str, tuple[int, ...]]()
         for number, message in enumerate(messages):
             text = message.get("content")
@@ -137,6 +140,10 @@ class ChatRenderer:
                 ids += known.get(piece, encoded)
         return tuple(ids)
 
+    def reads(self, field: str) -> bool:
+        """True if the chat template mentions a field. It silently drops fields that it does not mention."""
+        return field in str(self._tokenizer.get_chat_template())
+
     def plain(self, text: str) -> tuple[int, ...]:
         """Ids of a text without a chat template. Special tokens in it stay text."""
         with model_errors("the text cannot be encoded"):
@@ -145,6 +152,10 @@ class ChatRenderer:
     def text(self, ids: tuple[int, ...]) -> str:
         """The text of sampled ids, without special tokens."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _has_calls(message: Mapping[str, Any]) -> bool:
+    return bool(message.get("tool_calls"))
 
 
 @final

@@ -101,6 +101,8 @@ def read_request(request: HttpRequest, number: int) -> Chat | HttpAnswer:
         body = ChatBody.model_validate_json(request.body)
         if (body.n or 1) > 1 or body.logprobs or body.return_token_ids:
             return _refusal(400, "a harness is answered once a request, without log-probabilities and ids")
+        if body.response_format not in (None, {"type": "text"}):
+            return _refusal(400, "response_format: only text is supported")
         chat = Chat(body, number)
         size = len(chat.observation.encode())  # raises if arguments of earlier tool calls are no JSON
         if size > MAX_CHAT_BYTES:

@@ -5,7 +5,7 @@ A field that would change the answer and is not supported is refused, never igno
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -112,6 +112,12 @@ class _Sampled(_Body):
     frequency_penalty: Literal[0] | None = None
     user: str | None = None
 
+    @model_validator(mode="after")
+    def _only_of_a_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options: only with stream")
+        return self
+
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """All stop strings."""
@@ -132,6 +138,12 @@ class ChatBody(_Sampled):
     parallel_tool_calls: bool | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
+
+    @model_validator(mode="after")
+    def _only_with_logprobs(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs: only with logprobs")
+        return self
 
 
 class CompletionBody(_Sampled):

@@ -161,6 +161,7 @@ async def _chat(
     server: Server, body: ChatBody, request: Request, client: Client, session: str | None = None
 ) -> Response:
     """Answer a chat; with a session, it is recorded there."""
+    started_s = time.monotonic()
     _require_few(client, 1, body.n or 1)
     if len(body.messages) >= server.limits.context:
         raise ApiError(
@@ -203,7 +204,7 @@ async def _chat(
     body = body.model_copy(update={"model": model})
     top = (body.top_logprobs or 0) if body.logprobs else None
     longest = body.max_completion_tokens or body.max_tokens
-    play = Play(server, client, body, [prompt], longest, top, with_tools, session)
+    play = Play(server, client, body, [prompt], longest, top, with_tools, session, started_s)
     return await play.answer(request, ChatReply(body.model, prompt if body.return_token_ids else None))
 
 
@@ -211,6 +212,7 @@ async def _complete(
     server: Server, body: CompletionBody, request: Request, client: Client, session: str | None = None
 ) -> Response:
     """Complete texts; with a session, they are recorded there."""
+    started_s = time.monotonic()
     texts = _prompts(body)
     _require_few(client, len(texts), body.n or 1)
     if _is_routed(server, body) and len(texts) > 1:
@@ -229,7 +231,7 @@ async def _complete(
         return Response(status_code=499)  # nobody reads it
     prompts, model = found
     body = body.model_copy(update={"model": model})
-    play = Play(server, client, body, prompts, body.max_tokens, body.logprobs, False, session)
+    play = Play(server, client, body, prompts, body.max_tokens, body.logprobs, False, session, started_s)
     told = [prompt for prompt in prompts for _ in range(body.n or 1)] if body.return_token_ids else None
     return await play.answer(request, CompletionReply(body.model, told))
 

@@ -50,11 +50,13 @@ class Play:
         top_logprobs: int | None,
         with_tools: bool,
         session: str | None,
+        started_s: float,
     ) -> None:
         self.server, self.client, self.body, self.prompts = server, client, body, prompts
         self.session = session
         self.version = find(client, body.model, server.models.version)
-        self.started_s, self.first_s, self.waited_s = time.monotonic(), 0.0, 0.0
+        #: By `time.monotonic`: when the request had come, and its first token.
+        self.started_s, self.first_s, self.waited_s = started_s, 0.0, 0.0
         count = body.n or 1
         seed = secrets.randbits(62) if body.seed is None else body.seed
         self.rows: list[RowRequest] = []
@@ -176,6 +178,9 @@ class Play:
         except EnvkitError as error:
             outcome = "failed"
             raise failure(error) from error
+        except Exception:  # a fault of the server, which nobody should be billed for
+            outcome = "failed"
+            raise
         finally:
             server.open_rows[self.client.name] -= len(self.rows)
             self._account(outcome, reserved)
@@ -197,7 +202,10 @@ class Play:
         server, usage, now_s = self.server, self.usage, time.monotonic()
         # A prompt that was never read costs nothing. The key's rate counts it: it may have been
         # read in part when the client left.
-        read = usage["prompt_tokens"] if self.first_s else 0
+        count = self.body.n or 1
+        answers = [self.choices[at : at + count] for at in range(0, len(self.choices), count)]
+        was_read = [any(choice.drawn for choice in choices) for choices in answers]
+        read = sum(len(prompt) for prompt, begun in zip(self.prompts, was_read, strict=True) if begun)
         entry = Entry(
             self.client.name,
             self.body.model,

@@ -98,5 +98,5 @@ class Server:
         return None if self._drain_until_s is None else max(self._drain_until_s - time.monotonic(), 0)
 
     def template_reads(self, field: str) -> bool:
-        """True if the chat template mentions a field. It silently drops fields that it does not mention."""
-        return field in str(self.tokenizer.get_chat_template())
+        """See `envkit.engine.chat.ChatRenderer.reads`."""
+        return self.renderer.reads(field)

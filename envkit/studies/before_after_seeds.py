@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, cast, final
 
-from envkit.display import Display
+from envkit.display import Display, Named
 from envkit.env import Env
 from envkit.errors import ConfigError, Stopped, StoreError
 from envkit.rollout import EnvFactory, Rollouts
@@ -105,8 +105,9 @@ class MultiSeedStudy:
         for seed in cast("list[int]", found):
             part = RunFolder.open(run.path / f"seed-{seed}")
             first = self._studies[0] if self._studies else None
+            shown = Named(f"seed {seed}", display)
             self._studies.append(
-                BeforeAfter(part, kinds, backend, display, should_stop, sibling_of=first, trackers=trackers)
+                BeforeAfter(part, kinds, backend, shown, should_stop, sibling_of=first, trackers=trackers)
             )
 
     def run(self) -> list[Path]:

@@ -19,7 +19,7 @@ def library() -> Any:
 
 @contextmanager
 def track(run: TrackedRun) -> Generator[Log]:
-    """Write scalars named ``phase/name``. A resumed run adds a file, whose steps replace the old ones."""
+    """Write scalars named ``phase/name``. A resumed run adds a file; repeated steps are shown twice."""
     with closing(_writer(run.folder / "tensorboard")) as writer:
         writer.add_text("config", f"```json\n{json.dumps(dict(run.config), indent=1)}\n```")
 

@@ -132,6 +132,10 @@ class Trainer(ABC):
             weights = [parameter.detach().clone() for parameter in self._policy.trainable()]
             self._before = weights, copy.deepcopy(self._optimizer.state_dict())
 
+    def begin_update(self) -> None:
+        """Note that the weights are no longer those of the last finished step. Called before they change."""
+        self._has_moved = True
+
     def _undo_updates(self) -> None:
         if self._before is not None:
             weights, optimizer = self._before
@@ -233,7 +237,7 @@ class GRPOTrainer(Trainer):
         if gradient.is_trained:
             grad_norm = float(torch.nn.utils.clip_grad_norm_(self._policy.trainable(), config.max_grad_norm))
             require_finite(grad_norm, step)
-            self._has_moved = True
+            self.begin_update()
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         metrics = gradient.metrics._replace(grad_norm=grad_norm)

@@ -81,7 +81,7 @@ class TRLTrainer(Trainer):
                 self._trl_trainer(folder, on_step).train()
             except TrainingError as error:
                 self.fail(str(error))
-            except EnvkitError:  # also `Stopped`
+            except (EnvkitError, RuntimeError):  # also `Stopped`, and too little memory
                 self.drop_step()
                 raise
             finally:
@@ -157,11 +157,20 @@ class TRLTrainer(Trainer):
         heap = HeapLimit()
 
         class Steps(TrainerCallback):
-            """Refuses a step whose gradient is not finite; reports, logs and saves the others."""
+            """Refuses a step whose gradient is not finite; reports, logs and saves the others.
+
+            A step that nothing is learned from leaves the weights as they are: with a gradient of zeros, the
+            optimizer would move them by its momentum.
+            """
 
             def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 gradients = [p.grad for p in policy.trainable() if p.grad is not None]
                 require_finite(float(torch.nn.utils.get_total_norm(gradients)), owner.step + 1)
+                if not (config.needs_reference or any(group.has_gradient for group in trainer.groups)):
+                    for parameter in policy.trainable():
+                        parameter.grad = None
+                    return
+                owner.begin_update()
 
             def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
                 if "grad_norm" in logs:  # the summary at the end has none

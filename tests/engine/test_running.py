@@ -602,7 +602,10 @@ def test_an_adapter_larger_than_the_budget_fails_at_once_and_evicts_none(ref: Mo
     pool.acquire("0")
     pool.release("0")
     pool.acquire("2")
-    with pytest.raises(ModelError, match="raise the budget"):
+    with pytest.raises(
+        ModelError,
+        match=r"takes 1 MB of memory, and adapters may take 0 MB; start .* --adapters-mb 1 or more",
+    ):
         pool.acquire("large")
     assert pool.loaded == ("0", "2")
 

@@ -31,3 +31,17 @@ def test_many_faults_are_refused_at_the_first(
     with pytest.raises(ValidationError) as caught:
         kind.model_validate_json(json.dumps({"model": "m", **wrong}))
     assert 1 <= caught.value.error_count() <= 5  # one for each form that the field may have
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ({"top_logprobs": 5}, "top_logprobs: only with logprobs"),
+        ({"stream_options": {"include_usage": True}}, "stream_options: only with stream"),
+    ],
+)
+def test_a_field_that_would_have_no_effect_is_refused(field: dict[str, Any], words: str) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], **field}
+    with pytest.raises(ValidationError, match=words):
+        ChatBody.model_validate(body)
+    ChatBody.model_validate({**body, "logprobs": True, "stream": True})

@@ -24,6 +24,7 @@ from envkit.display import Silent
 from envkit.errors import UsageError
 from envkit.models.adapter_folder import BASE
 from envkit.serving.access import Access, Client, digest
+from envkit.serving.choice import Choice
 from envkit.serving.ledger import Ledger
 from envkit.serving.server import Server
 
@@ -407,3 +408,49 @@ def test_the_base_is_by_default_that_of_the_first_adapter(
             serve(ServeConfig(model, adapters={"red": tmp_path / "red"}), Silent())
     with pytest.raises(UsageError, match=r"asked for qwen2\.5-coder-0\.5b-q4"):
         serve(ServeConfig(), Silent())
+
+
+def entries(path: Path) -> list[tuple[str, int, int]]:
+    """Outcome, prompt tokens and completion tokens of each request in a ledger."""
+    with contextlib.closing(sqlite3.connect(path)) as ledger:
+        return ledger.execute("SELECT outcome, prompt_tokens, completion_tokens FROM requests").fetchall()
+
+
+def test_a_client_that_leaves_pays_for_the_prompts_that_were_read(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    server = make(model, ledger=Ledger(path), max_rows=1)
+    prompts = [[number + 3] * 50 for number in range(4)]
+
+    async def run() -> None:
+        async with asking(server) as client:
+            body = {"model": "tiny", "prompt": prompts, "max_tokens": 400, "temperature": 1, "stream": True}
+            asked = asyncio.create_task(client.post("/v1/completions", json=body))
+            await until(lambda: server.worker.running == 1)
+            await asyncio.sleep(0.2)  # for its first tokens
+            asked.cancel()
+            await asyncio.wait({asked})
+            await until(lambda: len(entries(path)) == 1)
+
+    asyncio.run(run())
+    [(outcome, read, _)] = entries(path)
+    assert (outcome, read) == ("cancelled", 50)
+
+
+def test_nobody_is_billed_for_a_fault_of_the_server(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ledger.db"
+    server = make(model, ledger=Ledger(path))
+
+    def broken(choice: Choice, drawn: object) -> None:
+        raise ValueError("an unknown fault")
+
+    monkeypatch.setattr(Choice, "push", broken)
+
+    async def run() -> int:
+        async with asking(server) as client:
+            body = {"model": "tiny", "prompt": "Once"}
+            return int((await client.post("/v1/completions", json=body)).status_code)
+
+    assert asyncio.run(run()) == 500
+    assert [outcome for outcome, *_ in entries(path)] == ["failed"]

@@ -70,17 +70,33 @@ def resume(run: RunFolder, backend: SandboxBackend, should_stop: ShouldStop = ne
     return before_after_seeds.MultiSeedStudy(run, [CodeEditorEnv], backend, Silent(), should_stop).run()
 
 
+class _Shown(Silent):
+    """Keeps the facts of each phase."""
+
+    def __init__(self) -> None:
+        self._phase = ""
+        self.facts: dict[str, list[str]] = {}
+
+    def phase(self, name: str, total: int) -> None:
+        self._phase = name
+
+    def advance(self, done: int, facts: str) -> None:
+        self.facts.setdefault(self._phase, []).append(facts)
+
+
 def adapter(run: RunFolder, seed: int) -> dict[str, Any]:
     folder = run.path / f"seed-{seed}" / "checkpoints" / "step-000002"
     return load_file(folder / "adapter_model.safetensors")
 
 
 def test_each_seed_has_a_report_and_an_adapter(tmp_path: Path, model: Path, backend: SandboxBackend) -> None:
-    run, tracker = start(tmp_path, model), Recorder()
+    run, tracker, shown = start(tmp_path, model), Recorder(), _Shown()
     work = before_after_seeds.MultiSeedStudy(
-        run, [CodeEditorEnv], backend, Silent(), never, trackers=[("mine", tracker.track)]
+        run, [CodeEditorEnv], backend, shown, never, trackers=[("mine", tracker.track)]
     )
     pages = work.run()
+    learned = shown.facts["reinforcement learning, 2 seeds"]
+    assert {facts.partition(": reward")[0] for facts in learned} == {"seed 3", "seed 8"}
     ids = [f"{run.id}-seed-{seed}" for seed in SEEDS]
     assert [(each.id, each.group, each.config["seed"]) for each in tracker.runs] == [
         (name, run.id, seed) for name, seed in zip(ids, SEEDS, strict=True)

@@ -16,6 +16,7 @@ from envkit.errors import SandboxError, TrainingError
 from envkit.models import ModelRef
 from envkit.rollout import Rollouts
 from envkit.store import Journal
+from envkit.training import trl_backend
 from envkit.training.checkpoint import CheckpointStore
 from envkit.training.config import TrainConfig
 from envkit.training.groups import TrainingGroup
@@ -175,3 +176,30 @@ def test_conversations_that_branch_are_refused() -> None:
     row = TrainingRow((5, 6), (True, True), (0.0, 0.0), (1.0, 1.0), {1: 0})
     with pytest.raises(TrainingError, match="cannot train conversations that branch"):
         _padded([TrainingGroup((1,), [row], True, True)], 1, 0)
+
+
+def test_a_step_that_nothing_is_learned_from_leaves_the_weights(
+    make: Make, ref: ModelRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The optimizer's momentum, of the step before, would move them."""
+    seen: list[list[torch.Tensor]] = []
+    policy = tiny.policy(ref, noise=0.1)
+    real = trl_backend.training_groups
+
+    def without_advantages(row: TrainingRow) -> TrainingRow:
+        return dataclasses.replace(row, advantages=(0.0,) * len(row.advantages))
+
+    def groups(rollouts: Any, config: TrainConfig) -> Any:
+        seen.append(tiny.weights(policy))
+        found = real(rollouts, config)
+        if len(seen) == 1:
+            return found
+        return [
+            dataclasses.replace(group, has_gradient=False, rows=[*map(without_advantages, group.rows)])
+            for group in found
+        ]
+
+    monkeypatch.setattr(trl_backend, "training_groups", groups)
+    train(make(TRLTrainer, "trl", policy, dataclasses.replace(CONFIG, max_steps=2)))
+    assert not all(torch.equal(one, other) for one, other in zip(*seen, strict=True)), "the first step learns"
+    assert all(torch.equal(one, other) for one, other in zip(seen[1], tiny.weights(policy), strict=True))
