@@ -27,7 +27,8 @@ def cache_folder(name: str) -> Path:
     """
     path = cache_dir() / name
     try:
-        # Sandboxes' files lie in it too, and are not used if other users can write there: see the umask 002.
+        # Sandboxes keep files in it too, and refuse a folder that a group can write to, as one made with the
+        # umask 002.
         cache_dir().mkdir(mode=0o755, parents=True, exist_ok=True)
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
