@@ -429,7 +429,7 @@ def test_an_image_from_a_base_passes_all_sandbox_checks(base: str) -> None:
 
 def test_reaping_without_dockers_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "docker", None)
-    monkeypatch.setattr(docker_engine, "client", docker_engine.client.__wrapped__)
+    monkeypatch.setattr(docker_engine, "_connected", docker_engine._connected.__wrapped__)
     for reap in (module.reap, module.reap_images):
         with pytest.raises(MissingExtraError, match=r"\.\[docker\]"):
             reap()
