@@ -332,7 +332,7 @@ def check(
     """Check tasks: the oracle must solve every task, and the no-op must earn nothing."""
     from envkit import registry
     from envkit.stop import never
-    from envkit.studies.validate_tasks import validate_tasks
+    from envkit.studies.validate_tasks import validate_tasks, with_transcripts
 
     require_at_least(0, seed=seed)
     kind = registry.environment(env)
@@ -343,6 +343,10 @@ def check(
         faults = {
             name: validate_tasks(kind, tasks, backend, display, never, seed=seed)
             for name, tasks in sets.items()
+        }
+        faults = {
+            name: with_transcripts(found, kind, sets[name], backend, seed=seed)
+            for name, found in faults.items()
         }
     if as_json:
         facts = [

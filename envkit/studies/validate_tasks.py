@@ -126,29 +126,34 @@ def validate_tasks(
             agent = control.agent
             display.phase(f"{agent.name}, must solve {'all' if control.solves else 'none'}", len(tasks))
             keys = episode_keys(tasks, 1, seed)
-            found: list[TaskFault] = []
             for start in range(0, len(keys), _EPISODES_AT_ONCE):
                 played = rollouts.play(agent, keys[start : start + _EPISODES_AT_ONCE])
-                found += control.faults(played)
-                done = min(start + _EPISODES_AT_ONCE, len(keys))
-                display.advance(done, f"{len(faults) + len(found)} broken")
-            if control.solves:
-                found = _with_transcripts(found, kind, tasks, backend, seed)
-            faults += found
+                faults += control.faults(played)
+                display.advance(min(start + _EPISODES_AT_ONCE, len(keys)), f"{len(faults)} broken")
     return faults
 
 
-def _with_transcripts(
-    faults: Sequence[TaskFault], kind: type[Env], tasks: Sequence[Task], backend: SandboxBackend, seed: int
+def with_transcripts(
+    faults: Sequence[TaskFault], kind: type[Env], tasks: Sequence[Task], backend: SandboxBackend, *, seed: int
 ) -> list[TaskFault]:
-    """Play the first failed oracles again, and note what each action was answered."""
-    by_id = {task.id: task for task in tasks}
+    """Play the first failed oracles again, and note what each action was answered.
+
+    Args:
+        faults: of `validate_tasks`, whose other arguments these are.
+    """
+    failed = [fault for fault in faults if fault.agent == "oracle" and not fault.void][:_SHOWN_EPISODES]
+    if not failed:
+        return [*faults]
+    kind, by_id = kind.graded_as(), {task.id: task for task in tasks}
     shown: dict[str, tuple[str, ...]] = {}
     with closing(kind(tasks=tasks, sandbox=backend)) as env:
-        for fault in [fault for fault in faults if not fault.void][:_SHOWN_EPISODES]:
+        for fault in failed:
             env.reset(seed=seed, options={"task": fault.task})
             shown[fault.task] = (*_transcript(env, kind.oracle(by_id[fault.task])),)
-    return [replace(fault, transcript=shown.get(fault.task, ())) for fault in faults]
+    return [
+        replace(fault, transcript=shown.get(fault.task, ())) if fault.agent == "oracle" else fault
+        for fault in faults
+    ]
 
 
 def _transcript(env: Env, actions: Iterable[str]) -> Iterator[str]:
