@@ -40,7 +40,7 @@ def own_engine(runtimes: Mapping[str, str] = {}) -> Iterator[Path]:
             (folder / runtime).write_text(program)
             (folder / runtime).chmod(0o755)
         patch.setenv("DOCKER_HOST", f"unix://{folder}/sock")
-        for where, cached in ((docker_engine, "client"), (module, "_reap_once")):
+        for where, cached in ((docker_engine, "_connected"), (module, "_reap_once")):
             patch.setattr(where, cached, functools.cache(getattr(where, cached).__wrapped__))
         command = ["unshare", "--net", "dockerd", "--host", f"unix://{folder}/sock", "--bridge", "none"]
         command += [

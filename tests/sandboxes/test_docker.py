@@ -296,7 +296,7 @@ def test_after_a_restart_of_a_killed_engine_sandboxes_are_made_again(
     with tempfile.TemporaryDirectory(prefix="engine", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         monkeypatch.setenv("DOCKER_HOST", f"unix://{folder}/sock")
-        for where, cached in ((docker_engine, "client"), (module, "_reap_once")):
+        for where, cached in ((docker_engine, "_connected"), (module, "_reap_once")):
             monkeypatch.setattr(where, cached, functools.cache(getattr(where, cached).__wrapped__))
         backend = module.DockerBackend()
         with engine(folder, signal.SIGKILL):
