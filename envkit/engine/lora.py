@@ -5,23 +5,20 @@ in their dtype, and never merged, as in the learner. So the weights are shared w
 adapters is cheap, and rows with different adapters form one batch. An adapter of full fine-tuning brings
 weights of its own instead.
 
-Shapes: B rows of a batch, W rows of the adapter with the most, S tokens, I inputs, O outputs; M adapters that
-the stacks have room for, N of them in the batch, R the largest rank.
+Shapes: B rows of a batch, S tokens, I inputs, O outputs.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
-from typing import Any, NamedTuple, cast, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
+from envkit.engine.adapter_stacks import AdapterStacks
 from envkit.engine.prepacked import PrepackedLinear
 from envkit.engine.rectangle import Rectangle
 from envkit.engine.updates import Update
@@ -122,14 +119,10 @@ class Linears:
         parts = self._by_product(adapter)
         is_full = len(self._positions) == self._room
         is_too_large = most is not None and self._room > most
-        if (
-            is_full
-            or is_too_large
-            or any(not product.size.holds(_Size.of(updates)) for product, updates in parts)
-        ):
+        if is_full or is_too_large or any(not product.stacks.holds(updates) for product, updates in parts):
             self._room = max(room, len(self._positions) + 1)
             for product, updates in parts:
-                product.resize(self._room, _Size.of(updates))
+                product.stacks.resize(self._room, updates)
         for product, updates in parts:
             product.append(updates)
         self._positions[number] = len(self._positions)
@@ -145,12 +138,12 @@ class Linears:
         self._room = self._room if self._positions else 0
         for product, _ in self._products:
             product.drop(position)
-            product.resize(self._room)
+            product.stacks.resize(self._room)
 
     def bytes_alone(self, adapter: Mapping[str, Update]) -> int:
         """Memory of an adapter if there is no other."""
         parts = self._by_product(adapter)
-        stacked = sum(product.bytes_of(_Size.of(updates)) for product, updates in parts)
+        stacked = sum(product.stacks.bytes_alone(updates) for product, updates in parts)
         return stacked + self.weight_bytes_of(adapter)
 
     def bytes_each(self, adapter: Mapping[str, Update]) -> int:
@@ -158,10 +151,7 @@ class Linears:
 
         Weights of its own are not counted.
         """
-        return sum(
-            product.bytes_of(product.size.joined(_Size.of(updates)))
-            for product, updates in self._by_product(adapter)
-        )
+        return sum(product.stacks.bytes_each(updates) for product, updates in self._by_product(adapter))
 
     def weight_bytes_of(self, adapter: Mapping[str, Update]) -> int:
         """Memory of the weights that an adapter brings in place of the base's."""
@@ -176,7 +166,7 @@ class Linears:
     @property
     def adapter_bytes(self) -> int:
         """Memory of all adapters, and of the room for more."""
-        return sum(product.stack_bytes for product, _ in self._products) + self.weight_bytes
+        return sum(product.stacks.bytes for product, _ in self._products) + self.weight_bytes
 
     def place(self, number: int) -> int:
         """Return the position of an adapter in the stacks; -1 for the base.
@@ -271,34 +261,6 @@ def _input(layer: Any) -> tuple[int, bool]:
     return layer.in_features, layer.bias is None
 
 
-class _Size(NamedTuple):
-    """Rank and shift of an adapter in one product.
-
-    Args:
-        rank: its matrices' rank: the sum of those of fused layers.
-        has_shift: it shifts an output.
-    """
-
-    rank: int = 0
-    has_shift: bool = False
-
-    @classmethod
-    def of(cls, adapter: Sequence[Update | None]) -> _Size:
-        """The size of one update for each layer of a product."""
-        updates = [update for update in adapter if update]
-        return cls(
-            sum(len(update.down) for update in updates), any(update.shift is not None for update in updates)
-        )
-
-    def joined(self, other: _Size) -> _Size:
-        """The smallest size that holds both."""
-        return _Size(max(self.rank, other.rank), self.has_shift or other.has_shift)
-
-    def holds(self, other: _Size) -> bool:
-        """True if an adapter of another size fits."""
-        return self.joined(other) == self
-
-
 @final
 class _Product:
     """Linear layers with the same input, fused into one matrix product.
@@ -322,71 +284,23 @@ class _Product:
                 layer_bias.data = part
         self._bias = bias
         self._base = PrepackedLinear(self._weight, bias, [layer.weight for layer in layers])
-        self._downs_MRI: Tensor | None = None
-        self._ups_MOR: Tensor | None = None
-        self._shifts_MO: Tensor | None = None
-        #: Size of each adapter, by position; the stacks have room for the largest.
-        self._sizes: list[_Size] = []
+        self.stacks = AdapterStacks(self._weight, self.width, self.sizes)
         #: The weights that an adapter brings in place of the base's, by position.
         self._own: list[PrepackedLinear | None] = []
         self._last_input: Tensor | None = None
         self._last_outputs: Sequence[Tensor] = ()
 
-    @property
-    def size(self) -> _Size:
-        """The smallest size that holds every adapter."""
-        return functools.reduce(_Size.joined, self._sizes, _Size())
-
     def load(self, adapters: Sequence[Sequence[Update | None]]) -> None:
-        """Stack the updates: one per adapter and layer, or ``None``."""
-        self._sizes, self._own = [], []
-        self.resize(len(adapters), functools.reduce(_Size.joined, map(_Size.of, adapters), _Size()))
+        """Take the updates of all adapters: one per adapter and layer, or ``None``."""
+        self._own = []
+        self.stacks.clear(len(adapters), adapters)
         for adapter in adapters:
             self.append(adapter)
 
-    def resize(self, room: int, size: _Size | None = None) -> None:
-        """Make stacks with room for so many adapters, of this size and of all that are there."""
-        rank, has_shift = self.size.joined(size or _Size())
-        self._resize_shifts(room if has_shift else 0)
-        downs, ups = self._downs_MRI, self._ups_MOR
-        if downs is not None and downs.shape[:2] == (room, rank):
-            return
-        self._downs_MRI = self._ups_MOR = None
-        if not rank:
-            return
-        self._downs_MRI = self._weight.new_zeros(room, rank, self.width)
-        self._ups_MOR = self._new_ups(room, rank)
-        if downs is not None and ups is not None:
-            count, both = len(self._sizes), min(rank, downs.shape[1])
-            self._downs_MRI[:count, :both] = downs[:count, :both]
-            self._ups_MOR[:count, :, :both] = ups[:count, :, :both]
-
-    def _resize_shifts(self, room: int) -> None:
-        old = self._shifts_MO
-        if room == (0 if old is None else len(old)):
-            return
-        self._shifts_MO = self._weight.new_zeros(room, sum(self.sizes)) if room else None
-        if old is not None and self._shifts_MO is not None:
-            self._shifts_MO[: len(self._sizes)] = old[: len(self._sizes)]
-
     def append(self, adapter: Sequence[Update | None]) -> None:
-        """Write the updates of an adapter behind those of the others, where there is room."""
-        position, used = len(self._sizes), 0
-        self._sizes.append(_Size.of(adapter))
+        """Take the updates of an adapter, behind those of the others, where there is room."""
+        self.stacks.append(adapter)
         self._own.append(self._replaced(adapter) if _brings_weights(adapter) else None)
-        downs, ups, shifts = self._downs_MRI, self._ups_MOR, self._shifts_MO
-        for stack in (downs, ups, shifts):
-            if stack is not None:
-                stack[position] = 0
-        for update, (start, stop) in zip(adapter, pairwise([0, *accumulate(self.sizes)]), strict=True):
-            if update is None:
-                continue
-            if downs is not None and ups is not None:
-                ranks = slice(used, used := used + len(update.down))
-                downs[position, ranks] = update.down
-                ups[position, start:stop, ranks] = update.up
-            if shifts is not None and update.shift is not None:
-                shifts[position, start:stop] = update.shift
 
     def _replaced(self, adapter: Sequence[Update | None]) -> PrepackedLinear:
         """This product with an adapter's weights and biases, and the base's for layers without."""
@@ -403,24 +317,14 @@ class _Product:
 
     def drop(self, position: int) -> None:
         """Drop an adapter; the last one takes its place."""
-        self.swap(position, len(self._sizes) - 1)
-        self._sizes.pop()
+        self.swap(position, len(self._own) - 1)
+        self.stacks.pop()
         self._own.pop()
 
     def swap(self, one: int, other: int) -> None:
         """Let two adapters change places."""
-        places, swapped = [one, other], [other, one]
-        self._sizes[one], self._sizes[other] = self._sizes[other], self._sizes[one]
+        self.stacks.swap(one, other)
         self._own[one], self._own[other] = self._own[other], self._own[one]
-        for stack in (self._downs_MRI, self._ups_MOR, self._shifts_MO):
-            if stack is not None and one != other:
-                stack[places] = stack[swapped]
-
-    def bytes_of(self, size: _Size) -> int:
-        """Memory of an adapter of some size."""
-        outputs = sum(self.sizes)
-        numbers = size.rank * (self.width + outputs) + size.has_shift * outputs
-        return numbers * self._weight.element_size()
 
     @property
     def weight_bytes(self) -> int:
@@ -432,23 +336,6 @@ class _Product:
     def own_weights(self) -> int:
         """Adapters that brought weights."""
         return sum(own is not None for own in self._own)
-
-    @property
-    def stack_bytes(self) -> int:
-        """Memory of the stacks."""
-        stacks = (self._downs_MRI, self._ups_MOR, self._shifts_MO)
-        return sum(stack.numel() * stack.element_size() for stack in stacks if stack is not None)
-
-    def _new_ups(self, count: int, rank: int) -> Tensor:
-        """Zeros (M, O, R).
-
-        In bfloat16, the numbers of a rank stand together: products take less than half the time, to the same
-        bits. In float32 the bits would differ, and less time would be saved.
-        """
-        outputs = sum(self.sizes)
-        if self._weight.dtype == torch.bfloat16:
-            return self._weight.new_zeros(count, rank, outputs).transpose(1, 2)
-        return self._weight.new_zeros(count, outputs, rank)
 
     def part(self, x_BSI: Tensor, number: int) -> Tensor:
         """The output of one layer. All are computed when the first is asked for."""
@@ -468,51 +355,25 @@ class _Product:
         chosen = self._owner.chosen
         if not chosen.positions:
             return self._base(x_BSI)
-        start, stop = chosen.positions.start, chosen.positions.stop
-        if chosen.rectangle is None:
-            out_BSO = (self._own[start] or self._base)(x_BSI)
-            if self._downs_MRI is not None and self._ups_MOR is not None:
-                inner_NR = linear(x_BSI, self._downs_MRI[start]).flatten(0, -2)
-                out_BSO.flatten(0, -2).addmm_(inner_NR, self._ups_MOR[start].T)
-            if self._shifts_MO is not None:
-                out_BSO += self._shifts_MO[start]
+        positions, rows, rectangle = chosen.positions, chosen.rows, chosen.rectangle
+        if rectangle is None:
+            out_BSO = (self._own[positions.start] or self._base)(x_BSI)
+            self.stacks.add_one(out_BSO, x_BSI, positions.start)
             return out_BSO
-        rows, rectangle = chosen.rows, chosen.rectangle
         out_BSO = self._base(x_BSI)
-        for number, own in enumerate(self._own[start:stop]):
+        for number, own in enumerate(self._own[positions.start : positions.stop]):
             if own is not None:
                 mine = torch.tensor(rectangle.rows_of[number], device=x_BSI.device)
                 if rows is not None:
                     mine = mine + rows.start if isinstance(rows, slice) else rows[mine]
                 out_BSO[mine] = own(x_BSI[mine])
-        if self._downs_MRI is not None and self._ups_MOR is not None:
-            downs_NRI, ups_NOR = self._downs_MRI[start:stop], self._ups_MOR[start:stop]
-            by_adapter = rectangle.fold(x_BSI if rows is None else x_BSI[rows])
-            inner = torch.bmm(by_adapter.flatten(1, 2), downs_NRI.transpose(1, 2))
-            if rectangle.is_rectangular and not isinstance(rows, Tensor):
-                mine = out_BSO if rows is None else out_BSO[rows]
-                mine.view(*inner.shape[:2], -1).baddbmm_(inner, ups_NOR.transpose(1, 2))
-            else:
-                update = torch.bmm(inner, ups_NOR.transpose(1, 2))
-                _add(out_BSO, rows, rectangle.unfold(update.view(*by_adapter.shape[:-1], -1)))
-        if self._shifts_MO is not None:
-            shifts_NWO = self._shifts_MO[start:stop, None].expand(-1, rectangle.widest, -1)
-            shifts_RSO = rectangle.unfold(shifts_NWO)[:, None].expand(-1, x_BSI.shape[1], -1)
-            _add(out_BSO, rows, shifts_RSO)
+        self.stacks.add(out_BSO, x_BSI, positions, rows, rectangle)
         return out_BSO
 
 
 def _brings_weights(adapter: Sequence[Update | None]) -> bool:
     """True if an adapter has a weight in place of a base's, of one layer of a product at least."""
     return any(update is not None and update.weight is not None for update in adapter)
-
-
-def _add(out_BSO: Tensor, rows: Tensor | slice | None, updates: Tensor) -> None:
-    """Add the updates of some rows, or of all, in place."""
-    if isinstance(rows, Tensor):
-        out_BSO.index_add_(0, rows, updates)
-    else:
-        out_BSO[slice(None) if rows is None else rows] += updates
 
 
 @final

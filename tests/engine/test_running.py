@@ -596,7 +596,7 @@ def test_an_adapter_that_cannot_be_loaded_fails_its_rows_only(ref: ModelRef, pef
 
 
 def test_an_adapter_larger_than_the_budget_fails_at_once_and_evicts_none(ref: ModelRef, peft: Any) -> None:
-    pool = make(ref, peft, budget_bytes=2 * adapter_bytes(ref, peft, "0"))._pool
+    pool = make(ref, peft, budget_bytes=4 * adapter_bytes(ref, peft, "0"))._pool
     wide = {path: Update(u.down.repeat(9, 1), u.up.repeat(1, 9)) for path, u in updates_of(peft, "0").items()}
     pool.register("large", lambda: wide)
     pool.acquire("0")
