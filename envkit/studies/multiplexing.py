@@ -91,30 +91,37 @@ class ManyAdapters:
         Args:
             together: numbers of adapters in one batch.
             one_by_one: numbers of adapters that are decoded one after another instead, each with its rows.
-            rounds: in each, the ways are timed in a random order.
+            rounds: in each, the ways are timed in turns, token by token and in a random order: a shared
+                machine is faster in one minute than in the next.
 
         Returns:
             By way: ``"base"``, ``"N together"`` and ``"N one by one"``.
         """
-        whole = self.batch(self._rows, 1024)
-        ways: dict[str, tuple[Sequence[RunningBatch], Sequence[Sequence[str | None]]]] = {
-            "base": ([whole], [[None] * self._rows])
-        }
+        ways: dict[str, list[Sequence[str | None]]] = {"base": [[None] * self._rows]}
         for count in together:
-            ways[f"{count} together"] = ([whole], [[f"a{row % count}" for row in range(self._rows)]])
-        # Each adapter has a batch of its own, so that all prompts are read before the time is taken.
-        parts = [self.batch(self._rows, 1024) for _ in range(max(one_by_one, default=0))]
+            ways[f"{count} together"] = [[f"a{row % count}" for row in range(self._rows)]]
         for count in one_by_one:
-            mine = [[f"a{number}"] * (self._rows // count) for number in range(count)]
-            ways[f"{count} one by one"] = (parts[:count], mine)
+            ways[f"{count} one by one"] = [[f"a{number}"] * (self._rows // count) for number in range(count)]
+        batches = {way: [self.batch(self._rows, 1024) for _ in parts] for way, parts in ways.items()}
         found: dict[str, list[float]] = {way: [] for way in ways}
         for number in range(-1, rounds):
-            order = list(ways)
-            random.Random(number).shuffle(order)
-            for way in order:
-                speed = self._tokens_per_s(*ways[way])
+            rows = {
+                way: [self._started(batch, names) for batch, names in zip(batches[way], parts, strict=True)]
+                for way, parts in ways.items()
+            }
+            tokens, seconds, order = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0.0), random.Random(number)
+            for _ in range(self._ticks):
+                for way in order.sample([*ways], len(ways)):
+                    started_s = time.perf_counter()
+                    tokens[way] += sum(len(_drawn(batch)) for batch in batches[way])
+                    seconds[way] += time.perf_counter() - started_s
+            for way in ways:
                 if number >= 0:  # the round before fills caches
-                    found[way].append(speed)
+                    found[way].append(tokens[way] / seconds[way])
+                for batch, mine in zip(batches[way], rows[way], strict=True):
+                    for row in mine:
+                        batch.cancel(row)
+                    batch.tick()
         return found
 
     def largest_difference(self, adapters: int) -> float:
@@ -158,22 +165,12 @@ class ManyAdapters:
             for number, name in enumerate(names)
         ]
 
-    def _tokens_per_s(self, batches: Sequence[RunningBatch], names: Sequence[Sequence[str | None]]) -> float:
-        """Speed of decoding once all prompts are read; one batch after another."""
-        numbers: list[list[int]] = []
-        for batch, mine in zip(batches, names, strict=True):
-            requests = self.requests(mine, more=len(mine) + 8)
-            numbers.append([batch.submit(request) for request in requests])
-            while len(_drawn(batch)) < len(mine):
-                pass
-        started_s = time.perf_counter()
-        drawn = sum(len(_drawn(batch)) for batch in batches for _ in range(self._ticks))
-        seconds = time.perf_counter() - started_s
-        for batch, mine in zip(batches, numbers, strict=True):
-            for number in mine:
-                batch.cancel(number)
-            batch.tick()
-        return drawn / seconds
+    def _started(self, batch: RunningBatch, names: Sequence[str | None]) -> list[int]:
+        """Read the prompts of rows; returns their numbers."""
+        rows = [batch.submit(request) for request in self.requests(names, more=len(names) + 8)]
+        while len(_drawn(batch)) < len(rows):
+            pass
+        return rows
 
     def _decoded(self, batch: RunningBatch, requests: Sequence[RowRequest]) -> list[list[Drawn]]:
         """Decode rows to their ends; returns the tokens of each."""
