@@ -373,11 +373,11 @@ def test_steering(tmp_path: Path, form: float, rate: float, expected: str) -> No
 @pytest.mark.parametrize(
     ("together", "difference", "expected"),
     [
-        ((80.0, 90.0, 85.0), 1e-5, HELD),
-        ((80.0, 70.0, 85.0), 1e-5, UNDECIDED),
-        ((70.0, 60.0, 65.0), 1e-5, FAILED),
-        ((80.0, 90.0, 85.0), 1e-3, FAILED),
-        ((80.0, 90.0), 1e-5, UNDECIDED),  # too few rounds
+        ((80.0, 90.0, 85.0) * 2, 1e-5, HELD),
+        ((80.0, 90.0, 85.0, 80.0, 70.0, 85.0), 1e-5, UNDECIDED),
+        ((70.0, 60.0, 65.0) * 2, 1e-5, FAILED),
+        ((80.0, 90.0, 85.0) * 2, 1e-3, FAILED),
+        ((80.0, 90.0, 85.0, 80.0, 90.0), 1e-5, UNDECIDED),  # too few rounds
     ],
 )
 def test_multiplexing(tmp_path: Path, together: tuple[float, ...], difference: float, expected: str) -> None:

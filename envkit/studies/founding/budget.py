@@ -113,7 +113,7 @@ class Budget:
     passages: int
     rows: int = 64
     ticks: int = 16
-    rounds: int = 3
+    rounds: int = 6
     training: Mapping[str, object] = field(default_factory=dict[str, object])
     arms: Mapping[str, Mapping[str, object]] = field(default_factory=dict[str, Mapping[str, object]])
     several: Several | None = None
