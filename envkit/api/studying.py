@@ -62,7 +62,7 @@ def study(
     """
     from envkit.api.study_cells import measure as measure_cell
     from envkit.api.study_queue import measure_missing
-    from envkit.models import require_training
+    from envkit.models import require_training, resolve
     from envkit.studies.founding.budget import load_budget
     from envkit.studies.founding.catalogue import STUDIES
     from envkit.studies.founding.measurements import FRONTIER, PLAYED
@@ -78,17 +78,19 @@ def study(
     if measure:
         require_training()
         _require_settings(chosen, grid, sizes)
-        folder.mkdir(parents=True, exist_ok=True)
+        missing = [*chosen.missing(grid)]
+        if missing and FRONTIER in chosen.parts and not benchmark:
+            raise UsageError(
+                f"study {name} plays tasks that other models have answered; name their file, for example "
+                "with --benchmark debugbench:PATH"
+            )
+        if any(part in PLAYED for _, part in missing):
+            _require_current(chosen, grid, sizes)
         with open_display(display) as progress:
+            if missing:
+                resolve(sizes.model, progress)  # before its name is kept
+            folder.mkdir(parents=True, exist_ok=True)
             _keep(folder, sizes)
-            missing = [*chosen.missing(grid)]
-            if missing and FRONTIER in chosen.parts and not benchmark:
-                raise UsageError(
-                    f"study {name} plays tasks that other models have answered; name their file, for example "
-                    "with --benchmark debugbench:PATH"
-                )
-            if any(part in PLAYED for _, part in missing):
-                _require_current(chosen, grid, sizes)
 
             def measure_one(cell: CellFolder, part: str) -> signal.Signals | None:
                 return measure_cell(grid, cell, part, sizes, str(benchmark), sandbox, progress)

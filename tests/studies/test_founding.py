@@ -23,7 +23,7 @@ from envkit.benchmark.number_text import NONE
 from envkit.benchmark.report_data import Machine, Origin, Row, TaskResult
 from envkit.benchmark.stats import Interval
 from envkit.cli.main import app
-from envkit.errors import ConfigError, StoreError, UsageError
+from envkit.errors import ConfigError, ModelError, StoreError, UsageError
 from envkit.studies.founding.arms import ARMS, SPECIALISTS
 from envkit.studies.founding.budget import load_budget
 from envkit.studies.founding.catalogue import STUDIES
@@ -37,7 +37,7 @@ from envkit.studies.founding.finding import (
     all_above,
     all_of,
 )
-from envkit.studies.founding.grid import Grid
+from envkit.studies.founding.grid import Grid, differing_settings
 from envkit.studies.founding.measurements import (
     FRONTIER,
     MANY,
@@ -53,6 +53,7 @@ from envkit.studies.founding.measurements import (
     message_digest,
 )
 from envkit.studies.founding.page import judge
+from envkit.training.config import TrainConfig
 
 MACHINE = Machine("a processor", 2, 2, "bfloat16")
 TASKS = 100
@@ -138,9 +139,10 @@ def test_one_of_many_fails_only_at_a_level_for_many() -> None:
 
 
 @pytest.mark.parametrize(
-    ("r1", "expected"), [((0.40, 0.40), HELD), ((0.2, 0.2), FAILED), ((0.45, 0.25), UNDECIDED)]
+    ("r1", "expected"), [((0.40, 0.40), UNDECIDED), ((0.2, 0.2), FAILED), ((0.45, 0.25), UNDECIDED)]
 )
 def test_rank(tmp_path: Path, r1: Sequence[float], expected: str) -> None:
+    """Full fine-tuning's learning rate is not searched for, so nothing is shown to be within its gain."""
     write(tmp_path, "base", [solving(0.2)])
     write(tmp_path, "r1", [solving(rate) for rate in r1])
     for arm in ("r16", "full"):
@@ -164,12 +166,58 @@ def test_cost(tmp_path: Path) -> None:
     write(tmp_path, "sft-6x", [solving(0.4), solving(0.4)])
     found = found_by("cost", tmp_path)
     assert found.verdict == HELD
+    assert "minus a prompt that was searched for" in found.sentences[1]
     lines = {line[0]: line for line in found.tables[1].rows}
     assert lines["r16, seed 0"][1].startswith("$0.0000")
+    assert lines["r16, seed 0"][2].startswith("$0.00")
+    assert lines["base"][2] == NONE, "nothing was trained"
+    assert {"shots", "sft-6x, seed 1"} <= lines.keys()
     assert lines["claude-opus-5"][1].startswith("at least $0.00")
     assert float(lines["claude-opus-5"][4].replace(",", "")) > 1
     write(tmp_path, "shots", [solving(0.5)])
     assert verdict("cost", tmp_path) == FAILED
+
+
+def test_a_search_that_found_no_better_prompt_is_no_rival(tmp_path: Path) -> None:
+    for arm, rate, seeds in (("base", 0.2, 1), ("shots", 0.25, 1), ("prompt", 0.2, 2), ("r16", 0.4, 2)):
+        write(tmp_path, arm, [solving(rate)] * seeds)
+    write(tmp_path, "sft-6x", [solving(0.4), solving(0.4)])
+    found = found_by("cost", tmp_path)
+    assert "searched for" not in found.sentences[1]
+    assert any("found none that is better than the environment's own" in said for said in found.sentences)
+
+
+def test_break_even_counts_the_upper_ends_of_our_dollars(tmp_path: Path) -> None:
+    """A model whose price lies within our interval might be cheaper."""
+    for arm, rate, seeds in (("base", 0.2, 1), ("shots", 0.25, 1), ("prompt", 0.3, 2), ("r16", 0.4, 2)):
+        write(tmp_path, arm, [solving(rate)] * seeds)
+    write(tmp_path, "sft-6x", [solving(0.4), solving(0.4)])
+    lines = found_by("cost", tmp_path).tables[1].rows
+    own = next(line[1] for line in lines if line[0] == "r16, seed 0")
+    high = float(own.split(", $")[1].rstrip("]"))
+    for name, price, _, _, after in lines:
+        if price.startswith("at least"):
+            assert (after == "no bound") == (float(price.split("$")[1]) <= high), name
+
+
+@pytest.mark.parametrize("study", ["layers", "rank", "forgetting", "rare"])
+def test_what_does_not_clear_the_scripts_decides_nothing(tmp_path: Path, study: str) -> None:
+    """The page says so, and by how much."""
+    samples = {"rare": 128}.get(study, 1)
+    part = MANY if study == "rare" else SOLVE
+    for arm in STUDIES[study].arms:
+        rate = {"base": 0.01, "warm": 0.01, "r1": 0.01, "attention": 0.01}.get(arm, 0.08)
+        write(
+            tmp_path,
+            arm,
+            [solving(rate, samples=samples)] * (2 if ARMS[arm].has_seeds else 1),
+            part,
+            [(0.1, 0.0 if arm in ("base", "warm", "r16") else 0.1)] * (2 * ARMS[arm].has_adapter),
+        )
+    found = found_by(study, tmp_path)
+    assert found.verdict == UNDECIDED
+    assert any("minus scripts without a model: enumerate +" in said for said in found.sentences)
+    assert found.tables[-1].head[2:] == tuple(f"{arm} minus it" for arm in STUDIES[study].arms)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +232,7 @@ def test_forgetting_is_compared_where_as_much_is_solved(tmp_path: Path, rise: fl
     found = found_by("forgetting", tmp_path)
     assert found.verdict == expected
     assert "sft-3x solves most nearly as much as r16" in found.sentences[1]
-    assert "Over 14 runs, the rank correlation" in found.sentences[5]
+    assert "Over 14 runs, the rank correlation" in found.sentences[6]
 
 
 def test_nothing_is_decided_where_there_is_nothing_to_forget(tmp_path: Path) -> None:
@@ -226,9 +274,9 @@ def test_arms_of_other_sizes_decide_nothing(tmp_path: Path) -> None:
 
 def test_what_is_missing_or_too_short_decides_nothing(tmp_path: Path) -> None:
     write(tmp_path, "base", [solving(0.2)])
-    for arm in ("r1", "r16", "full"):
-        write(tmp_path, arm, [solving(0.4), solving(0.4)])
-    assert verdict("rank", tmp_path) == HELD
+    for arm, rate in (("r1", 0.25), ("r16", 0.4), ("full", 0.4)):
+        write(tmp_path, arm, [solving(rate), solving(rate)])
+    assert verdict("rank", tmp_path) == FAILED
     for seeds, planned, reason in (
         (1, 1, "Not decided: one seed says nothing of others."),
         (1, 2, "Not decided: there are 1 of 2 seeds, the number that was planned."),
@@ -259,6 +307,13 @@ def test_seeds_that_were_made_with_other_settings_are_not_taken_together(tmp_pat
         match=r"seed 1 was made with learning_rate = 0\.0002, and full, seed 0 with \w+ = 0\.0001",
     ):
         found_by("rank", tmp_path)
+
+
+def test_a_setting_that_came_later_had_its_default_before() -> None:
+    assert differing_settings({"lora_r": 8}, {"lora_r": 8, "temperature": TrainConfig().temperature}) is None
+    found = differing_settings({"lora_r": 8}, {"lora_r": 8, "max_steps": 7})
+    assert found == (f"max_steps = {TrainConfig().max_steps}", "max_steps = 7")
+    assert differing_settings({"lora_r": 8, "gone": 1}, {"lora_r": 8}) is None
 
 
 def test_what_another_message_has_played_is_refused(tmp_path: Path) -> None:
@@ -306,8 +361,8 @@ def test_scripts_stand_beside_what_is_trained(tmp_path: Path) -> None:
 
 
 def test_rare(tmp_path: Path) -> None:
-    samples, tasks = 16, 100
-    # The base solves each of the first 80 tasks once in 16, which the trained model solves always.
+    samples, tasks = 128, 100
+    # The base solves each of the first 80 tasks once in 128, which the trained model solves always.
     seen = [result(task, int(task < 80), samples) for task in range(tasks)]
     write(tmp_path, "base", [seen], MANY)
     trained = [result(task, samples * (task < 80), samples) for task in range(tasks)]
@@ -315,15 +370,19 @@ def test_rare(tmp_path: Path) -> None:
     write(tmp_path, "warm", [seen, seen], MANY)
     found = found_by("rare", tmp_path)
     assert found.verdict == HELD
-    assert found.sentences[2].startswith(
+    assert found.sentences[3].startswith(
         "Learned, by seed: 80 tasks, 80 tasks. "
-        "Of these, tasks that no sample of 16 had solved before RL: 0, 0."
+        "Of these, tasks that no sample of 128 had solved before RL: 0, 0."
     )
     unseen = [result(task, 0, samples) for task in range(tasks)]
     write(tmp_path, "base", [unseen], MANY)
     assert verdict("rare", tmp_path) == HELD, "the base is not what RL began with"
     write(tmp_path, "warm", [unseen, unseen], MANY)
     assert verdict("rare", tmp_path) == FAILED
+    few = [result(task, 0, 32) for task in range(tasks)]
+    write(tmp_path, "warm", [few, few], MANY)
+    assert verdict("rare", tmp_path) == UNDECIDED, "32 samples see too little"
+    write(tmp_path, "warm", [unseen, unseen], MANY)
     write(tmp_path, "r16", [unseen, unseen], MANY)
     assert verdict("rare", tmp_path) == UNDECIDED
     (tmp_path / "base" / "many.json").unlink()
@@ -723,6 +782,11 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
         envkit.study("ranks", display="quiet")
     with pytest.raises(UsageError, match="arm r1 is not measured yet"):
         envkit.study("rank", measure=False, root=tmp_path, display="quiet")
+    with pytest.raises(ModelError, match="no-such-model"):
+        envkit.study("rank", model="no-such-model", root=tmp_path, display="quiet")
+    with pytest.raises(UsageError, match="name their file, for example with --benchmark"):
+        envkit.study("frontier", root=tmp_path, display="quiet")
+    assert not [*tmp_path.iterdir()], "a later command would be compared with these"
     said = CliRunner().invoke(app, ["study", "--seeds", "2"])
     assert said.exit_code != 0
     said = CliRunner().invoke(app, ["study", "--root", str(tmp_path), "--json"])

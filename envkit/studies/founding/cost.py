@@ -23,7 +23,7 @@ from envkit.studies.founding.finding import (
     seeds_sentence,
 )
 from envkit.studies.founding.grid import Grid
-from envkit.studies.founding.measurements import SOLVE, Measured
+from envkit.studies.founding.measurements import SOLVE
 
 ARMS: Final = ("base", "shots", "prompt", "r16", "sft-6x")
 PARTS: Final = (SOLVE,)
@@ -43,14 +43,22 @@ def judge(grid: Grid) -> Finding:
     against: dict[str, Callable[[float], Interval]] = {
         "its base": lambda level: grid.difference("r16", "base", level=level),
         "the prompt with solved tasks": lambda level: grid.difference("r16", "shots", level=level),
-        "a prompt that was searched for": lambda level: grid.difference("r16", "prompt", level=level),
     }
+    searched = grid.difference("prompt", "base")
+    is_found = not _are_same(grid.rows("prompt")[0], grid.rows("base")[0])
+    if is_found:
+        against["a prompt that was searched for"] = lambda level: grid.difference(
+            "r16", "prompt", level=level
+        )
     for name, row in grid.others().items():
         against[name] = lambda level, row=row: grid.difference_from(row, "r16", level=level)
     compared = [f"{name}: {in_points(each(LEVEL))}" for name, each in against.items()]
-    searched = grid.difference("prompt", "base")
-    prices = load_prices()
-    found = [each for cell in grid.cells("r16") if (each := cell.measured(SOLVE)) is not None]
+    found = (
+        f"The prompt that was searched for, minus the base: {in_points(searched)}. "
+        if is_found
+        else "The search for a prompt found none that is better than the environment's own, so that this arm "
+        "is the base. "
+    )
     return Finding(
         all_above([*against.values()], 0.0),
         (
@@ -58,39 +66,60 @@ def judge(grid: Grid) -> Finding:
             f"Trained minus {'; minus '.join(compared)}.",
             f"Minus SFT on six times the known answers of its warm start, which decides nothing: "
             f"{in_points(grid.difference('r16', 'sft-6x'))}.",
-            f"The prompt that was searched for, minus the base: {in_points(searched)}. The search takes far "
-            "fewer episodes than RL; the table has the sampled tokens of both.",
+            f"{found}The search takes far fewer episodes than RL; the table has the sampled tokens of both.",
             "No frontier model has played these tasks, so break-even is a bound: training has paid after so "
             "many solved tasks at the latest, if the other model reads and writes as much as ours, or more, "
-            "whatever share it solves. Where it might be cheaper, there is no bound.",
+            "whatever share it solves, and ours costs as much as the upper ends of its intervals. Where the "
+            "other might be cheaper, there is no bound.",
             seeds_sentence(grid, ARMS),
         ),
-        (rates_table(grid, ARMS), _table(found, prices)),
+        (rates_table(grid, ARMS), _table(grid, load_prices())),
         rate_bars(grid, ARMS),
     )
 
 
-def _table(found: list[Measured], prices: PriceTable) -> Table:
-    """Dollars of the trained seeds, beside models with a price per token."""
+def _are_same(one: Row, other: Row) -> bool:
+    """True if two rows were asked and answered the same: so were their messages."""
+    fields = ("task", "samples", "solved", "prompt_tokens", "completion_tokens")
+    mine, theirs = (
+        [[getattr(result, field) for field in fields] for result in row.results] for row in (one, other)
+    )
+    return mine == theirs
+
+
+def _table(grid: Grid, prices: PriceTable) -> Table:
+    """Dollars of what was measured, beside models with a price per token."""
     lines: list[tuple[str, ...]] = []
-    each_usd: list[float] = []
-    each_training: list[float] = []
-    for each in found:
-        cost = cost_of(each.row, each.machine, prices)
-        each_usd.append(math.nan if cost.per_solved is None else cost.per_solved.estimate)
-        each_training.append(training_cost(each.row, each.machine, prices))
-        lines.append((each.row.name, dollars(each_usd[-1]), dollars(each_training[-1]), cost.basis, ""))
-    ours, training = mean(each_usd), mean(each_training)
-    tokens = _tokens(found[0].row)
+    found: dict[str, list[tuple[Interval, float]]] = {}
+    for arm in ARMS:
+        for cell in grid.cells(arm):
+            if (measured := cell.measured(SOLVE)) is None:
+                continue
+            cost = cost_of(measured.row, measured.machine, prices)
+            usd = cost.per_solved or Interval(math.nan, math.nan, math.nan, 0)
+            training = training_cost(measured.row, measured.machine, prices) if cell.made else math.nan
+            found.setdefault(arm, []).append((usd, training))
+            shown = dollars(training) if math.isfinite(training) else NONE
+            lines.append((cell.name, _interval(usd), shown, cost.basis, ""))
+    ours = mean(usd.high for usd, _ in found["r16"])
+    training = mean(training for _, training in found["r16"])
+    tokens = _tokens(grid.rows("r16")[0])
     for model, price in sorted(prices.models.items(), key=lambda entry: -entry[1].cost_usd(*tokens)):
         usd = price.cost_usd(*tokens)
         after = _after(usd - ours, training)
         lines.append((model, f"at least {dollars(usd)}", "", "our tokens a task", after))
     return Table(
-        f"Dollars per solved task, at the prices of {prices.date}; break-even with the mean of the seeds",
+        f"Dollars per solved task, at the prices of {prices.date}; break-even of r16, mean of its seeds",
         ("Model", "Per solved task", "Training", "Paid for", "Break-even after"),
         tuple(lines),
     )
+
+
+def _interval(usd: Interval) -> str:
+    """Dollars with their interval; a dash if nothing is solved."""
+    if not math.isfinite(usd.estimate):
+        return NONE
+    return f"{dollars(usd.estimate)} [{dollars(usd.low)}, {dollars(usd.high)}]"
 
 
 def _after(saved_usd: float, training_usd: float) -> str:

@@ -123,13 +123,18 @@ def rate_bars(grid: Grid, arms: Sequence[str], part: str = SOLVE) -> tuple[Bar, 
     )
 
 
-def detectable(grid: Grid, arm: str, against: str, part: str = SOLVE) -> str:
-    """Say which difference of two arms the tasks of a part could have shown."""
-    return detectable_between(grid.recipe(arm, part), grid.recipe(against, part))
+def detectable(grid: Grid, arm: str, against: str, part: str = SOLVE, *, margin: float = 0.0) -> str:
+    """Say which difference of two arms the tasks of a part could have shown; see `detectable_between`."""
+    return detectable_between(grid.recipe(arm, part), grid.recipe(against, part), margin)
 
 
-def detectable_between(one: Recipe, other: Recipe) -> str:
-    """Say which difference of two recipes their common tasks could have shown."""
+def detectable_between(one: Recipe, other: Recipe, margin: float = 0.0) -> str:
+    """Say which difference of two recipes their common tasks could have shown.
+
+    Args:
+        one, other: what is compared.
+        margin: that the difference must be above.
+    """
     where = {task: index for index, task in enumerate(other.tasks)}
     common = [index for index, task in enumerate(one.tasks) if task in where]
     mine = np.asarray(one.rates_ST).mean(axis=0)[common]
@@ -139,10 +144,28 @@ def detectable_between(one: Recipe, other: Recipe) -> str:
     if not spread > 0:
         return f"{one.name} and {other.name} do not differ on any task, so what could be seen is not known."
     least = minimum_detectable(len({*sources}), spread)
-    return (
+    said = (
         f"With {len(common)} tasks of {len({*sources})} sources, and seeds aside, a difference of "
         f"{percent(least)} points between {one.name} and {other.name} would be seen in four of five "
-        "repetitions."
+        "repetitions"
+    )
+    if not margin:
+        return f"{said}."
+    return f"{said}; to be shown to be above {points(margin)} as often, it must be {points(margin + least)}."
+
+
+def above_scripts(grid: Grid, arm: str, part: str = SOLVE) -> tuple[bool, str]:
+    """Tell whether an arm solves more than each script, chance and search, in a sentence too."""
+    differences = {
+        name: grid.difference_from(row, arm, part)
+        for name, row in grid.others(part).items()
+        if row.origin.kind == "script"
+    }
+    told = ", ".join(f"{name} {in_points(each)}" for name, each in differences.items())
+    return all(each.low > 0 for each in differences.values()), (
+        f"{arm} minus scripts without a model: {told}; unless all are above zero, nothing is decided."
+        if differences
+        else "No scripts have played these tasks."
     )
 
 

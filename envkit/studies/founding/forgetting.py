@@ -18,6 +18,7 @@ from envkit.studies.founding.finding import (
     HELD,
     UNDECIDED,
     Finding,
+    above_scripts,
     detectable,
     in_points,
     only_if,
@@ -50,6 +51,7 @@ _ALIKE: Final = 0.05
 def judge(grid: Grid) -> Finding:
     """See `CLAIM`."""
     goal = _mean_rate(grid, RL_ARM)
+    is_above_scripts, scripts = above_scripts(grid, RL_ARM)
     matched = min(_SFT, key=lambda arm: abs(_mean_rate(grid, arm) - goal))
     gap, gain = grid.difference(RL_ARM, matched), grid.gain(RL_ARM, "warm")
     ours, theirs = _forgotten(grid, RL_ARM), _forgotten(grid, matched)
@@ -79,14 +81,16 @@ def judge(grid: Grid) -> Finding:
     return Finding(
         only_if(
             gain.low > 0,
+            is_above_scripts,
             abs(gap.estimate) <= _ALIKE,
             verdict=verdict,
         ),
         (
             detectable(grid, RL_ARM, matched),
             f"{matched} solves most nearly as much as {RL_ARM}: {RL_ARM} minus {matched} is "
-            f"{in_points(gap)} points; more than 5 would decide nothing. {RL_ARM} minus its warm start: "
-            f"{in_points(gain)}.",
+            f"{in_points(gap)} points. An estimate of more than 5 would decide nothing; the interval says "
+            f"how unequal the two may be. {RL_ARM} minus its warm start: {in_points(gain)}.",
+            scripts,
             f"Rise of the loss on other text by {matched}, above that by the warm start, by seed: "
             f"{_told(lost)}. Unless SFT forgets, the claim cannot hold. SFT begins with the base and learns "
             "from RL's functions too, so its first answers are not those of the warm start.",

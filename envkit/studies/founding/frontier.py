@@ -39,7 +39,7 @@ ARMS: Final = (BASE, "sft-1x", _TRAINED)
 PARTS: Final = (FRONTIER,)
 CLAIM: Final = (
     "A small model that is trained on its application beats a far larger one, GPT-4 of June 2023, on at "
-    "least one kind of its tasks."
+    "least one kind of its tasks, of those that come from 20 sources or more."
 )
 PUBLISHED: Final = (
     "DebugBench (arXiv:2401.04621): GPT-4 and GPT-3.5 pass fewer of its tasks than people, and the open "
@@ -73,8 +73,8 @@ def judge(grid: Grid) -> Finding:
             f"By kind, {_TRAINED} minus {_LARGE} decides, on kinds with tasks of {_FEWEST} sources or more: "
             f"{len(kinds)} kinds. It holds if the difference on one is above zero, with a p-value of at most "
             f"{_P:g} after Holm's correction for all kinds (swapping whole sources) and for other seeds too, "
-            f"and {_TRAINED} solves more of that kind than its base; it fails if the interval of every kind "
-            "lies below zero.",
+            f"and {_TRAINED} solves more of that kind than its base; it fails if the difference on every "
+            f"kind is below zero, with a p-value of at most {_P:g} each. {_left_out(others[_LARGE], kinds)}",
             "The others' answers were recorded in 2023, to a prompt of DebugBench's own, and are graded here "
             "like any answer.",
             seeds_sentence(grid, ARMS, FRONTIER),
@@ -91,12 +91,13 @@ def _verdict(grid: Grid, row: Row, kinds: Sequence[str]) -> str:
     known = [each for each in differences if each is not None]
     if not known or len(known) < len(kinds):
         return UNDECIDED
-    p_values = holm([_p(ours, theirs) for ours, theirs in compared])
-    for kind, (ours, _), difference, p in zip(kinds, compared, known, p_values, strict=True):
+    p_values = [_p(ours, theirs) for ours, theirs in compared]
+    for kind, (ours, _), difference, p in zip(kinds, compared, known, holm(p_values), strict=True):
         gain = difference_of(ours, _recipes(grid, row, kind, BASE)[0])
         if p <= _P and gain is not None and min(difference.low, gain.low) > 0:
             return HELD
-    return FAILED if all(each.high < 0 for each in known) else UNDECIDED
+    is_below = (each.high < 0 and p <= _P for each, p in zip(known, p_values, strict=True))
+    return FAILED if all(is_below) else UNDECIDED
 
 
 def _p(ours: Recipe, theirs: Recipe) -> float:
@@ -115,6 +116,12 @@ def _kinds(row: Row) -> list[str]:
         sources[result.operator].add(result.source)
     counts = Counter({kind: len(found) for kind, found in sources.items() if kind})
     return [kind for kind, count in counts.most_common() if count >= _FEWEST]
+
+
+def _left_out(row: Row, kinds: Sequence[str]) -> str:
+    """Say which tasks decide nothing."""
+    others = Counter(result.operator for result in row.results if result.operator not in kinds)
+    return f"Of {len(others)} other kinds, {sum(others.values())} of {len(row.results)} tasks decide nothing."
 
 
 def _recipes(grid: Grid, row: Row, kind: str, arm: str = _TRAINED) -> tuple[Recipe, Recipe]:

@@ -15,6 +15,7 @@ from envkit.errors import UsageError
 from envkit.studies.founding.arms import ARMS, BASE, MERGED, RL_ARM, ROUTED, SPECIALISTS, WARM, Arm
 from envkit.studies.founding.cells import CellFolder
 from envkit.studies.founding.measurements import SOLVE, Measured, others_part
+from envkit.training.config import TrainConfig, to_mapping
 
 #: Arms whose cells of the same seed a cell is made of, by its kind.
 _MADE_OF: Final[Mapping[str, tuple[Arm, ...]]] = MappingProxyType(
@@ -237,11 +238,14 @@ class Grid:
 def differing_settings(one: Mapping[str, object], other: Mapping[str, object]) -> tuple[str, str] | None:
     """The first setting that differs, as ``name = value`` of both.
 
-    One that only one of them has came with a later version, whose default is what there was before.
+    One that only one of them has came with a later version, whose default is what there was before. One that
+    training no longer has is not compared.
     """
-    names = (name for name in one.keys() & other.keys() if one[name] != other[name])
+    known = to_mapping(TrainConfig())
+    mine, theirs = ({**known, **settings} for settings in (one, other))
+    names = (name for name in known.keys() | (one.keys() & other.keys()) if mine[name] != theirs[name])
     name = min(names, default=None)
-    return None if name is None else (f"{name} = {one[name]}", f"{name} = {other[name]}")
+    return None if name is None else (f"{name} = {mine[name]}", f"{name} = {theirs[name]}")
 
 
 def _differing(one: Measured, other: Measured) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Final
 from envkit.studies.founding.finding import (
     Finding,
     above,
+    above_scripts,
     detectable,
     in_points,
     only_if,
@@ -37,12 +38,14 @@ def judge(grid: Grid) -> Finding:
     ahead, gain = grid.difference("r8", "attention"), grid.difference("r8", "base")
     sizes = [made.control.size_bytes for arm in ARMS[1:] for cell in grid.cells(arm) if (made := cell.made)]
     is_matched = max(sizes, default=0) <= _EQUAL * min(sizes, default=0)
+    is_above_scripts, scripts = above_scripts(grid, "r8")
     return Finding(
-        only_if(gain.low > 0, is_matched, verdict=above(ahead, _MARGIN)),
+        only_if(gain.low > 0, is_matched, is_above_scripts, verdict=above(ahead, _MARGIN)),
         (
-            detectable(grid, "r8", "attention"),
+            detectable(grid, "r8", "attention", margin=_MARGIN),
             f"All linear layers minus attention: {in_points(ahead)} points. All linear layers minus base: "
             f"{in_points(gain)}.",
+            scripts,
             "Both have the same learning rate, and "
             + ("about as many numbers." if is_matched else "not as many numbers, so they decide nothing."),
             seeds_sentence(grid, ARMS),

@@ -16,9 +16,9 @@ from envkit.store import write_atomic
 from envkit.studies.founding.arms import ARMS, BASE, SPECIALISTS
 from envkit.studies.founding.budget import Budget
 from envkit.studies.founding.catalogue import Study
-from envkit.studies.founding.finding import UNDECIDED, Finding
+from envkit.studies.founding.finding import UNDECIDED, Finding, in_points
 from envkit.studies.founding.grid import Grid
-from envkit.studies.founding.measurements import FRONTIER, ON, PLAYED, environment_of
+from envkit.studies.founding.measurements import DISTANCE, FRONTIER, MULTIPLEX, ON, PLAYED, environment_of
 
 
 def judge(study: Study, grid: Grid, seeds: int) -> Finding:
@@ -39,7 +39,10 @@ def judge(study: Study, grid: Grid, seeds: int) -> Finding:
             grid.require_same_conditions(study.arms, part)
     found = study.judge(grid)
     reasons = [*_reasons(study, grid, seeds)]
-    tables = (*found.tables, *(_scripts_table(grid, part) for part in study.parts if grid.others(part)))
+    tables = (
+        *found.tables,
+        *(_scripts_table(study, grid, part) for part in study.parts if grid.others(part)),
+    )
     verdict = UNDECIDED if reasons else found.verdict
     return replace(found, verdict=verdict, sentences=(*reasons, *found.sentences), tables=tables)
 
@@ -59,14 +62,19 @@ def _reasons(study: Study, grid: Grid, seeds: int) -> Iterator[str]:
             yield f"Not decided: {cell.name} ended after {made.steps} of {made.planned} steps."
 
 
-def _scripts_table(grid: Grid, part: str) -> Table:
-    """Solve rates of scripts, without a model."""
+def _scripts_table(study: Study, grid: Grid, part: str) -> Table:
+    """Solve rates of scripts, without a model, and how much more the arms solve."""
     where = environment_of(part)
+    arms = [arm for arm in study.arms if grid.rows(arm, part)]
     return Table(
         f"Chance and search: scripts on the same tasks{f' of {where}' if where else ''}",
-        ("Script", "Solves"),
+        ("Script", "Solves", *(f"{arm} minus it" for arm in arms)),
         tuple(
-            (name, share(summarise_row(row, (1,)).solve_rate.interval))
+            (
+                name,
+                share(summarise_row(row, (1,)).solve_rate.interval),
+                *(in_points(grid.difference_from(row, arm, part)) for arm in arms),
+            )
             for name, row in grid.others(part).items()
             if row.origin.kind == "script"
         ),
@@ -159,7 +167,9 @@ def _versions(study: Study, grid: Grid) -> str:
     for cell in (cell for arm in study.arms for cell in grid.cells(arm)):
         played = [grid.measured(cell, part) for part in study.parts if part in PLAYED]
         scripts = [cell.others(part) for part in study.parts if part in PLAYED]
-        parts = (cell.made, cell.prompt, *played, *scripts, cell.distance, cell.multiplexed)
+        parts = [cell.made, cell.prompt, *played, *scripts]
+        parts += [cell.distance] if DISTANCE in study.parts else []
+        parts += [cell.multiplexed] if MULTIPLEX in study.parts else []
         for commit in {part.commit for part in parts if part is not None}:
             found.setdefault(commit, []).append(cell.name)
     if len(found) == 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from envkit.benchmark.number_text import percent, share
@@ -12,12 +12,16 @@ from envkit.benchmark.stats import Interval, clopper_pearson
 from envkit.benchmark.tables import Table
 from envkit.studies.founding.arms import RL_ARM
 from envkit.studies.founding.finding import (
+    FAILED,
+    HELD,
     UNDECIDED,
     Finding,
     above,
+    above_scripts,
     all_of,
     detectable,
     in_points,
+    only_if,
     rate_bars,
     rates_table,
     seeds_sentence,
@@ -38,6 +42,8 @@ PUBLISHED: Final = (
 _KNOWN: Final = 0.9
 #: Largest share of the samples before RL that solve a task which is solved rarely.
 _RARE: Final = 1 / 8
+#: Samples before RL without which a task that none solves may well be solved by others.
+_SAMPLES: Final = 128
 
 
 def judge(grid: Grid) -> Finding:
@@ -47,22 +53,26 @@ def judge(grid: Grid) -> Finding:
     [base] = grid.rows("base", MANY)
     pairs = grid.pairs(RL_ARM, "warm", MANY)
     learned = [_learned(after, before) for after, before in pairs.values()]
-    known = _known(learned, {result.task: result.source for result in base.results})
+    sources = {result.task: result.source for result in base.results}
+    known, some = (_known(learned, sources, each) for each in (all, any))
     found = {seed: compare_rows(after, before) for seed, (after, before) in pairs.items()}
     from_base = {seed: compare_rows(after, base) for seed, (after, _) in pairs.items()}
     samples = min(result.samples for _, before in pairs.values() for result in before.results)
+    is_above_scripts, scripts = above_scripts(grid, RL_ARM, MANY)
     none = [sum(not solved for solved in each.values()) for each in learned]
     return Finding(
-        all_of([above(rise, 0.0), UNDECIDED if known is None else above(known, _KNOWN)]),
+        only_if(is_above_scripts, verdict=all_of([above(rise, 0.0), _verdict(known, some, samples)])),
         (
             detectable(grid, RL_ARM, "warm", MANY),
             f"By RL, pass@1 rises by {in_points(rise)} points, paired by seed.",
+            scripts,
             f"Learned, by seed: {', '.join(f'{len(each)} tasks' for each in learned)}. Of these, tasks that "
             f"no sample of {samples} had solved before RL: {', '.join(map(str, none))}.",
             "Share of sources whose learned tasks had all been solved at least once before RL: "
             + ("no task is learned." if known is None else f"{share(known)}, of {known.clusters} sources. ")
             + "With fewer than 36 sources, no share can be shown to be above 90 %. "
-            f"A task that is solved in one of 100 samples is not seen in {samples} with a chance of "
+            f"With fewer than {_SAMPLES} samples before RL, none can be shown to be below it: a task "
+            f"that is solved in one of 100 samples is not seen in {samples} with a chance of "
             f"{percent(0.99**samples)} %.",
             f"The warm start catches up from: {_crossings(found)}; the base from: {_crossings(from_base)}.",
             "Learned: solved rarely before RL, in an eighth of the samples at most, and in half or more "
@@ -95,15 +105,37 @@ def _learned(row: Row, earlier: Row) -> dict[str, bool]:
     }
 
 
-def _known(learned: Sequence[Mapping[str, bool]], sources: Mapping[str, str]) -> Interval | None:
-    """Share of sources of which every learned task had been solved; ``None`` without any.
+def _verdict(known: Interval | None, some: Interval | None, samples: int) -> str:
+    """Verdict on the share of learned tasks that had been solved before.
+
+    Args:
+        known: share of sources of which all of them had been; a bound from below.
+        some: share of sources of which one had been; a bound from above.
+        samples: of each task, before.
+    """
+    if known is not None and above(known, _KNOWN) == HELD:
+        return HELD
+    return FAILED if some is not None and above(some, _KNOWN) == FAILED and samples >= _SAMPLES else UNDECIDED
+
+
+def _known(
+    learned: Sequence[Mapping[str, bool]],
+    sources: Mapping[str, str],
+    counts: Callable[[Iterable[bool]], bool],
+) -> Interval | None:
+    """Share of sources whose learned tasks had been solved; ``None`` without any.
 
     The interval is that of Clopper and Pearson, with sources as trials.
+
+    Args:
+        learned: of each seed; see `_learned`.
+        sources: of the tasks.
+        counts: `all` or `any`: which of a source's tasks must have been.
     """
     by_source: dict[str, list[bool]] = {}
     for task, solved in (entry for each in learned for entry in each.items()):
         by_source.setdefault(sources[task], []).append(solved)
-    return clopper_pearson(sum(map(all, by_source.values())), len(by_source)) if by_source else None
+    return clopper_pearson(sum(map(counts, by_source.values())), len(by_source)) if by_source else None
 
 
 def _table(against: str, found: Mapping[int, PassComparison]) -> Table:
