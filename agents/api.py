@@ -240,6 +240,8 @@ class ApiAgent:
             if isinstance(found, Reply):
                 self._refusals = 0
                 return found
+            if found.context_overflow:  # of this task's first prompt; others may be shorter
+                return AgentError(f"agent {self.name}: {found.reason}")
             if found.single_request and self._refusals < _MAX_REFUSALS:
                 self._refusals += 1
                 return AgentError(f"agent {self.name}: {found.reason}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import final
@@ -43,14 +43,12 @@ class ScriptedAgent:
             raise ContractError(f"agent {self.name} was given a session of another agent")
         self._waiting.append((session, observation))
 
-    def collect(self) -> Iterable[tuple[Session, Turn]]:
+    def collect(self) -> Generator[tuple[Session, Turn]]:
         waiting, self._waiting = self._waiting, []
-        turns: list[tuple[Session, Turn]] = []
         for session, observation in waiting:
             action = self._act(session.key, session.turns, observation)
-            turns.append((session, Turn(action) if isinstance(action, str) else action))
             session.turns += 1
-        return turns
+            yield session, Turn(action) if isinstance(action, str) else action
 
 
 def oracle(solutions: Mapping[str, Sequence[str]]) -> ScriptedAgent:

@@ -15,6 +15,7 @@ from envkit.benchmark import svg_charts, tables
 from envkit.benchmark.leaderboard_data import (
     TWO_CORES,
     Leaderboard,
+    RankedRow,
     Section,
     max_task_count,
     results_by_task,
@@ -25,6 +26,7 @@ from envkit.benchmark.leaderboard_table import (
     KINDS,
     TEXT_COLUMNS,
     as_csv,
+    kind_of,
     line,
     pass_at_k,
     provenance,
@@ -35,7 +37,7 @@ from envkit.benchmark.number_text import NONE, NOT_KNOWN, bounds, dollars, numbe
 from envkit.benchmark.published import load_published
 from envkit.benchmark.report import curves_of, templates
 from envkit.benchmark.report_data import Difference, TaskResult
-from envkit.benchmark.report_text import EXACT, FEW_CLUSTERS, NEAR_EDGE, row_warnings
+from envkit.benchmark.report_text import EXACT, NEAR_EDGE, is_too_narrow, row_warnings
 from envkit.benchmark.stats import LEVEL, POWER, RESAMPLES
 from envkit.benchmark.summary import summarise_difference
 from envkit.benchmark.tables import Table
@@ -71,6 +73,7 @@ def render(board: Leaderboard) -> dict[str, bytes]:
         "method": _method(board),
         "published": load_published(),
         "kinds": KINDS,
+        "kind_of": kind_of,
         "script": Markup(script),  # ours; the page's policy runs no other
         "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
@@ -259,6 +262,12 @@ def _charts(section: Section, index: int) -> dict[str, Markup]:
     return charts
 
 
+def _few_sources(row: RankedRow) -> int:
+    """Number of sources if an interval of a row is too narrow for their number, else 0."""
+    found = (row.summary.solve_rate.interval, row.versus.difference.interval if row.versus else None)
+    return max((each.clusters for each in found if each is not None and is_too_narrow(each)), default=0)
+
+
 def _warnings(board: Leaderboard) -> list[str]:
     warnings: list[str] = []
     for section in board.sections:
@@ -267,15 +276,15 @@ def _warnings(board: Leaderboard) -> list[str]:
             warnings += [
                 f"{environment}: {text}" for text in row_warnings(row.name, row.measured, row.summary)
             ]
-            if short := max_task_count(section.rows) - len(row.measured.results):
+            if short := max_task_count(section.rows) - row.summary.tasks:
                 warnings.append(
                     f"{environment}: {row.name} was not measured on {short} of the tasks, so it is ranked "
                     "behind the agents that were."
                 )
-        clusters = [rate.clusters for row in section.contestants if (rate := row.summary.solve_rate.interval)]
-        if clusters and 1 < (sources := max(clusters)) < FEW_CLUSTERS:
+        if narrow := {row.name: sources for row in section.contestants if (sources := _few_sources(row))}:
             warnings.append(
-                f"{environment}: with {sources} sources, all intervals except exact ones are too narrow."
+                f"{environment}: with {max(narrow.values())} sources, intervals are too narrow to rely on: "
+                f"those of {', '.join(narrow)}."
             )
         reports = {row.report.run: row.report for row in section.rows}
         machines = {row.report.machine for row in section.rows if row.measured.origin.kind == "local"}
@@ -317,8 +326,8 @@ def _method(board: Leaderboard) -> list[str]:
         "the call can have used. Models that ran here are priced by the wall time of their episodes, "
         f"grading included, as hours of {hours}. Training is listed apart, at the same price per hour.",
         "Seconds per episode: a row's wall time divided by its episodes, grading included. Several episodes "
-        "run at once, so it says how soon a row is done, not how long one answer takes. Controls and "
-        "recorded outputs have none, because no model answered here.",
+        "run at once, so it says how soon a row is done, not how long one answer takes. Scripts, controls "
+        "and recorded outputs have none, because no model answered here.",
         "Dollars per solved counts all tries, failures included. Recorded outputs were graded here like all "
         "others, but their publisher chose the prompt and the sampling. If their tokens were not published, "
         "they are estimated: those of the prompt here and of the answer, counted with another model's "

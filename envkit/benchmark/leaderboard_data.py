@@ -142,10 +142,9 @@ class Section:
 
     @property
     def complete(self) -> tuple[RankedRow, ...]:
-        """The contestants that were measured on all tasks, as many as any row was."""
+        """The contestants with graded samples on all tasks, as many as any row has."""
         task_count = max_task_count(self.rows)
-        measured = (row for row in self.contestants if row.summary.solve_rate.interval)
-        return tuple(row for row in measured if len(row.measured.results) == task_count)
+        return tuple(row for row in self.contestants if row.summary.tasks == task_count > 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +241,7 @@ def _only(row: Row, tasks: set[str]) -> Row:
 def _section(
     reports: Sequence[ReportData], prices: PriceTable, machine: str | None, against: str | None
 ) -> Section:
-    conditions = _common(reports)
+    conditions = common_conditions(reports)
     rows: list[RankedRow] = []
     # Seeds of one run share rows, such as the base model; each is listed once.
     reports_by_row = {
@@ -256,7 +255,7 @@ def _section(
                 continue  # it has no results, or was listed before
             if row.name in seen and _is_sound(row):
                 continue  # a control with its expected result is the same in every run
-            if row.origin.kind == "script" and any(_are_equal(row, other.measured) for other in rows):
+            if any(are_equal_scripts(row, other.measured) for other in rows):
                 continue  # so is a baseline
             unique = name_counts[row.name] == 1 or (row.name not in seen and _is_sound(row))
             seen.add(row.name)
@@ -267,9 +266,7 @@ def _section(
     compared = _compared(contestants, reference) if reference else contestants
     # Fewer tasks may be easier ones, so rows with fewer come after the others.
     task_count = max_task_count(rows)
-    ranked = sorted(
-        _pareto(compared), key=lambda row: (len(row.measured.results) < task_count, -_solves(row))
-    )
+    ranked = sorted(_pareto(compared), key=lambda row: (row.summary.tasks < task_count, -_solves(row)))
     controls = [row for row in rows if row.measured.expected is not None]
     section = Section(
         conditions=conditions,
@@ -286,15 +283,17 @@ def _section(
 
 
 def max_task_count(rows: Sequence[RankedRow]) -> int:
-    """Number of tasks of the row with the most."""
-    return max((len(row.measured.results) for row in rows), default=0)
+    """Number of tasks with graded samples, of the row that has the most."""
+    return max((row.summary.tasks for row in rows), default=0)
 
 
-def _are_equal(one: Row, other: Row) -> bool:
-    """True if two rows of a script have the same results, apart from their time."""
-    return one.name == other.name and [(r.task, r.samples, r.solved) for r in one.results] == [
-        (r.task, r.samples, r.solved) for r in other.results
-    ]
+def are_equal_scripts(one: Row, other: Row) -> bool:
+    """True if two rows are of the same script and have the same results, apart from their time."""
+
+    def played(row: Row) -> tuple[str, str, list[tuple[str, int, int]]]:
+        return row.origin.kind, row.name, [(r.task, r.samples, r.solved) for r in row.results]
+
+    return one.origin.kind == "script" and played(one) == played(other)
 
 
 def _is_sound(row: Row) -> bool:
@@ -303,7 +302,7 @@ def _is_sound(row: Row) -> bool:
     return row.expected is not None and rate is not None and rate.estimate == row.expected
 
 
-def _common(reports: Sequence[ReportData]) -> Conditions:
+def common_conditions(reports: Sequence[ReportData]) -> Conditions:
     """Return the conditions that all reports share.
 
     Raises:
@@ -330,7 +329,7 @@ def _common(reports: Sequence[ReportData]) -> Conditions:
         if differing:
             raise UsageError(
                 f"runs {first.run} and {other.run} differ in {', '.join(differing)} of {common.environment}. "
-                "A leaderboard needs equal conditions: leave one run out, or run it again"
+                "A comparison needs equal conditions: leave one run out, or run it again"
             )
     return common
 
@@ -471,8 +470,7 @@ def _pareto(rows: Sequence[RankedRow]) -> list[RankedRow]:
             and _solves(other) >= solves
             and (usd_per_solved(other), _solves(other)) != (cost, solves)
             for other in rows
-            if math.isfinite(usd_per_solved(other))
-            and len(other.measured.results) >= len(row.measured.results)
+            if math.isfinite(usd_per_solved(other)) and other.summary.tasks >= row.summary.tasks
         )
 
     return [replace(row, dominated=dominated(row)) for row in rows]

@@ -16,12 +16,13 @@ from envkit.benchmark.stats import LEVEL, Interval
 from envkit.benchmark.tables import HELD_OUT_FAILED, Table, held_out_failed
 from envkit.benchmark.visible_text import visible
 
-#: Texts of the "Answers" column by `Origin.kind`.
+#: Texts of the "Answers" column by `kind_of` a row.
 KINDS: Final = {
     "local": "ran here",
     "live": "asked live",
     "recorded": "recorded outputs",
-    "script": "control",
+    "script": "script",
+    "control": "control",
 }
 
 
@@ -48,6 +49,11 @@ HEAD: Final = (
 TEXT_COLUMNS: Final = 2
 
 
+def kind_of(row: RankedRow) -> str:
+    """`Origin.kind`, or "control" for a row that does not compete."""
+    return row.measured.origin.kind if row.measured.expected is None else "control"
+
+
 def line(row: RankedRow, reference: str) -> tuple[Cell, ...]:
     """Format a row as cells under `HEAD`; ``reference`` is the name of the reference row."""
     summary, cost = row.summary, row.cost
@@ -58,7 +64,7 @@ def line(row: RankedRow, reference: str) -> tuple[Cell, ...]:
     tries = str(tried[0]) if len(tried) == 1 else f"{tried[0]}{NONE}{tried[-1]}"
     return (
         Cell(row.name),
-        Cell(KINDS[row.measured.origin.kind]),
+        Cell(KINDS[kind_of(row)]),
         _solves(row),
         Cell(
             held_out_failed(summary),
@@ -95,7 +101,7 @@ def _per_solved(row: RankedRow) -> Cell:
     if usd is None:
         return Cell(NONE)
     if math.isinf(usd.estimate):
-        return Cell(dollars(usd.estimate), 1e300)  # after all others
+        return Cell(dollars(usd.estimate))
     high = dollars(usd.high) if math.isfinite(usd.high) else "\N{INFINITY}"
     return Cell(_estimated(row, dollars(usd.estimate)), usd.estimate, f"[{dollars(usd.low)}, {high}]")
 
@@ -108,7 +114,7 @@ def _estimated(row: RankedRow, amount: str) -> str:
 def _training(row: RankedRow) -> Cell:
     if math.isnan(row.training_usd):
         return Cell(NOT_KNOWN)
-    return Cell(dollars(row.training_usd) if row.training_usd else NONE, row.training_usd)
+    return Cell(dollars(row.training_usd), row.training_usd) if row.training_usd else Cell(NONE)
 
 
 def _finite(value: float) -> float | None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from envkit.benchmark.leaderboard_data import are_equal_scripts, common_conditions
 from envkit.benchmark.number_text import bounds, percent, points
 from envkit.benchmark.report_data import ReportData, Row, TaskResult
 from envkit.benchmark.stats import Interval, paired_interval, pass_at_k, rate_interval
@@ -57,7 +58,10 @@ class PassComparison:
 
     @property
     def crossing(self) -> int | None:
-        """The smallest k from which on ``against`` solves as many tasks or more; ``None`` for none."""
+        """The smallest k from which on ``against`` solves as many tasks or more.
+
+        ``None`` if ``row`` is ahead at the largest k, whatever it is at smaller ones.
+        """
         found = None
         for point in reversed(self.points):
             if point.difference.estimate > 0:
@@ -72,22 +76,27 @@ def compare_pass_at_k(
     """Compare rows of the same environment by pass@k.
 
     Args:
-        reports: of one or several runs.
+        reports: of one or several runs; those of one environment must have been measured under equal
+            conditions.
         row: name of the row to look at; by default every row of a trained adapter.
         against: name of the row to compare with; by default the first untouched model.
 
     Raises:
-        UsageError: no such row, no task in common, or a name for two rows of an environment.
+        UsageError: no such row, no task in common, a name for two rows of an environment, or conditions
+            differ.
     """
     found: list[PassComparison] = []
     for environment in dict.fromkeys(report.environment for report in reports):
+        measured = [report for report in reports if report.environment == environment]
+        if len(measured) > 1:
+            common_conditions(measured)
         rows: dict[str, Row] = {}
-        for each in (each for report in reports if report.environment == environment for each in report.rows):
-            if each.name in rows and each != rows[each.name] and each.expected is None:
+        for each in (each for report in measured for each in report.rows):
+            same = rows.setdefault(each.name, each)
+            if each != same and each.expected is None and not are_equal_scripts(each, same):
                 raise UsageError(
                     f"two rows of {environment} are named {each.name!r}; name the runs one at a time"
                 )
-            rows[each.name] = each
         chosen = [row] if row else [name for name, each in rows.items() if each.origin.adapter]
         untouched = (
             name
@@ -183,16 +192,27 @@ def table_of(found: PassComparison) -> Table:
 def sentences(found: PassComparison) -> tuple[str, ...]:
     """Say in sentences what a comparison shows."""
     most = found.points[-1].k
-    crossing = (
-        f"{found.row} is ahead at every k up to {most}."
-        if found.crossing is None
-        else f"From k = {found.crossing} on, {found.against} solves as many tasks or more."
-    )
+    behind = [point.k for point in found.points if point.difference.estimate <= 0]
+    if found.crossing is not None:
+        lead = f"From k = {found.crossing} on, {found.against} solves as many tasks or more."
+    elif behind:
+        lead = f"{found.row} is ahead at every k up to {most} except k = {_listed(behind)}."
+    else:
+        lead = f"{found.row} is ahead at every k up to {most}."
     count, none = len(found.learned), len(found.learned_from_none)
-    if not count:
-        return (crossing, "No task is learned: solved in half of the samples or more, and in fewer before.")
-    return (
-        crossing,
-        f"Learned, that is, solved in half of the samples or more, and in fewer before: {count} tasks. "
-        f"{found.against} solved {count - none} of them at least once, and {none} never.",
-    )
+    learned = "No task is learned: solved in half of the samples or more, and in fewer before."
+    if count:
+        learned = (
+            f"Learned, that is, solved in half of the samples or more, and in fewer before: {count} tasks. "
+            f"{found.against} solved {count - none} of them at least once, and {none} never."
+        )
+    above = [point.k for point in found.points if point.difference.low > 0]
+    below = [point.k for point in found.points if point.difference.high < 0]
+    clear = [f"above zero at k = {_listed(above)}"] if above else []
+    clear += [f"below zero at k = {_listed(below)}"] if below else []
+    shown = f"is clear of zero: {' and '.join(clear)}" if clear else "includes zero at every k"
+    return lead, learned, f"The interval of the difference {shown}."
+
+
+def _listed(ks: Sequence[int]) -> str:
+    return ", ".join(map(str, ks))

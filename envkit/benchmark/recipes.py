@@ -19,6 +19,15 @@ from envkit.errors import UsageError
 
 #: Ending of a row's name that says its training seed.
 _SEED = re.compile(r",? *seed \d+$")
+#: Fields of `Origin` that seeds of one recipe share, and their names for people.
+_SETTINGS = {
+    "temperature": "temperature",
+    "max_completion_length": "token limit of a turn",
+    "stop_strings": "stop strings",
+    "max_context_length": "token limit of the context",
+    "shots": "number of shots",
+    "system": "system message",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +75,16 @@ class RecipeDifference:
 
 
 def recipes_of(rows: Sequence[Row]) -> tuple[Recipe, ...]:
-    """Take rows of equal names together, best recipe first; none if no recipe has several adapters."""
+    """Take rows of equal names together, best recipe first; none if no recipe has several adapters.
+
+    Raises:
+        UsageError: rows of one name differ in base model or in a setting such as the temperature.
+    """
     by_name: dict[str, list[Row]] = {}
     for row in rows:
         by_name.setdefault(_SEED.sub("", row.name) or row.name, []).append(row)
+    for name, same in by_name.items():
+        _require_equal_settings(name, same)
     recipes = [recipe_of(name, same) for name, same in by_name.items()]
     if all(recipe.seeds == 1 for recipe in recipes):
         return ()
@@ -83,6 +98,17 @@ def differences_of(recipes: Sequence[Recipe]) -> tuple[RecipeDifference, ...]:
         for one, other in combinations(recipes, 2)
         if one.seeds > 1 or other.seeds > 1
     )
+
+
+def _require_equal_settings(name: str, rows: Sequence[Row]) -> None:
+    for field, setting in _SETTINGS.items():
+        # As text, because NaN differs from itself.
+        found = sorted({str(getattr(row.origin, field)) for row in rows})
+        if len(found) > 1:
+            raise UsageError(
+                f"rows named {name!r} are no seeds of one recipe: their {setting} is "
+                f"{' and '.join(text[:40] or 'none' for text in found)}; compare them without --seeds"
+            )
 
 
 def recipe_of(name: str, rows: Sequence[Row]) -> Recipe:

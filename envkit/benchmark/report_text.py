@@ -6,7 +6,7 @@ import math
 
 from envkit.benchmark.number_text import bounds, percent, points, share
 from envkit.benchmark.report_data import ReportData, Row
-from envkit.benchmark.stats import LEVEL, POWER, RESAMPLES, minimum_detectable
+from envkit.benchmark.stats import FEW_DIFFERING, LEVEL, POWER, RESAMPLES, Interval, minimum_detectable
 from envkit.benchmark.summary import DifferenceSummary, RowSummary, Summary
 from envkit.benchmark.tables import HELD_OUT_FAILED
 
@@ -21,10 +21,13 @@ EXACT = (
     "on every source, or of 100 points on every source, is treated alike: sources that differ but were "
     "missed by chance are assumed to differ all in one direction."
 )
-#: The caveat for intervals close to 0 % and 100 %.
+#: The interval if resampling finds little variation.
 NEAR_EDGE = (
-    "Close to 0 % and 100 %, almost all sources give the same result. There is then little "
-    "variation to resample, and intervals are too narrow."
+    f"If fewer than {FEW_DIFFERING} sources have a result other than 0 %, or other than 100 %, there is "
+    "little variation to resample. The interval is then widened: the shares of sources above and below that "
+    "result have exact intervals, too, and sources that were missed by chance are assumed to differ from it "
+    "as much as possible. Differences are treated alike, at 0 and at 100 points either way. "
+    f"With fewer than {FEW_DIFFERING} sources in all, it can still be too narrow."
 )
 
 
@@ -54,6 +57,7 @@ def warnings(data: ReportData, summary: Summary) -> tuple[str, ...]:
         sentences.append(f"{fault} (isolation: {data.isolation}).")
     for row, numbers in zip(data.rows, summary.rows, strict=True):
         sentences += row_warnings(row.name, row, numbers)
+        sentences += _few_sources(row.name, numbers.solve_rate.interval)
     for entry in summary.differences:
         name = f"{entry.pair.row} minus {entry.pair.against}"
         if entry.pair.unsolved_by:
@@ -62,11 +66,20 @@ def warnings(data: ReportData, summary: Summary) -> tuple[str, ...]:
             sentences.append(
                 f"{name}: {entry.unpaired} tasks are left out: only one of the two has results on them."
             )
-        interval = entry.interval
-        if interval is not None and not interval.exact and 1 < interval.clusters < FEW_CLUSTERS:
-            sources = interval.clusters
-            sentences.append(f"{name}: with {sources} sources the interval is too narrow to rely on.")
+        sentences += _few_sources(name, entry.interval)
     return tuple(sentences)
+
+
+def is_too_narrow(interval: Interval) -> bool:
+    """True if an interval was resampled from few sources, and not widened, or too few for that to help."""
+    is_widened = interval.widened and interval.clusters >= FEW_DIFFERING
+    return 1 < interval.clusters < FEW_CLUSTERS and not (interval.exact or is_widened)
+
+
+def _few_sources(name: str, interval: Interval | None) -> list[str]:
+    if interval is None or not is_too_narrow(interval):
+        return []
+    return [f"{name}: with {interval.clusters} sources the interval is too narrow to rely on."]
 
 
 def row_warnings(name: str, row: Row, numbers: RowSummary) -> list[str]:
@@ -120,6 +133,7 @@ def method(summary: Summary) -> tuple[str, ...]:
         "of what tasks were made from, such as functions, because tasks of one source are not independent. "
         "Differences are paired: same tasks and same draws for both agents.",
         EXACT,
+        NEAR_EDGE,
         "Smallest detectable: a true difference of this size would be found "
         f"{100 * POWER:g} % of the time, given the observed spread. A smaller one can exist and go unseen.",
         "Tokens per solve: all tokens that the model wrote, failures included, divided by solved samples.",
@@ -145,7 +159,6 @@ def limits(data: ReportData, summary: Summary) -> tuple[str, ...]:
     general = [
         "Each row is one model. Intervals say how results would vary with other sources, not with "
         "other training seeds.",
-        NEAR_EDGE,
     ]
     if (count := len(summary.differences)) > 1:
         general.append(

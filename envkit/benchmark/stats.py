@@ -1,8 +1,9 @@
 """Statistics of solve rates: pass@k, cluster bootstrap intervals, tests and detectable differences.
 
 Tasks made from one source succeed and fail together. The independent unit is therefore the source
-(the cluster), not the task. Every interval resamples clusters; if all clusters are equal, it is computed
-exactly from their number. SciPy's ``bootstrap`` cannot resample clusters.
+(the cluster), not the task. Every interval resamples clusters. If all clusters have a rate of 0, or all of 1,
+it is computed exactly from their number; so is that of a difference of 0, 1 or -1. SciPy's ``bootstrap``
+cannot resample clusters.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Numbers: TypeAlias = Sequence[float] | Sequence[Sequence[float]] | Floats | NDAr
 
 RESAMPLES = 10_000
 #: If fewer clusters than this differ from all others, draws of clusters vary too little.
-_FEW = 10
+FEW_DIFFERING = 10
 LEVEL = 0.95
 POWER = 0.80
 
@@ -36,7 +37,9 @@ class Interval:
         low: lower end; minus infinity if it cannot be estimated (one cluster, and not ``exact``).
         high: upper end; plus infinity likewise.
         clusters: number of independent clusters.
-        exact: True if it was computed, not resampled, because all clusters are equal; see `rate_interval`.
+        exact: True if it was computed, not resampled, because all clusters have 0, or all 1, or all -1; see
+            `rate_interval`.
+        widened: True if it was resampled, and its ends then moved apart because few clusters differ.
     """
 
     estimate: float
@@ -44,6 +47,7 @@ class Interval:
     high: float
     clusters: int
     exact: bool = False
+    widened: bool = False
 
     @property
     def excludes_zero(self) -> bool:
@@ -209,7 +213,8 @@ def seeds_interval(
     nothing of other seeds.
 
     A seed's mean also varies because its episodes are few. Draws of clusters already contain that, so the
-    interval is a little too wide.
+    interval is a little too wide. It is at least as wide as that of the seeds' mean for other sources alone,
+    and ends where values do: at 0 or -1, and at 1.
 
     Args:
         a: shape ``(seeds, items)``, in [0, 1].
@@ -240,7 +245,13 @@ def seeds_interval(
         spread += error
     interval = _percentiles(estimate, draws, count, level)
     lowest = 0.0 if b is None else -1.0
-    return interval if spread else _widened_if_alike(interval, differences, clusters, lowest, level)
+    of_sources = _widened_if_alike(interval, differences, clusters, lowest, level)
+    if not spread:
+        return of_sources
+    if count == 1:
+        return interval
+    low, high = min(interval.low, of_sources.low), max(interval.high, of_sources.high)
+    return replace(of_sources, low=max(low, lowest), high=min(high, 1.0), exact=False)
 
 
 def _shares(values: Numbers) -> Floats:
@@ -258,13 +269,13 @@ def _widened_if_alike(
     Draws show no cluster that was not observed. So the shares of clusters above and below the shared value
     have exact intervals (Clopper & Pearson), and the mean has what follows from both (MOVER: Zou & Donner
     2008, doi:10.1002/sim.3095; for pairs, Newcombe's hybrid). A cluster that was not observed may differ as
-    much as values can: from ``lowest`` to 1. If all are alike, the interval is exact. The coverage holds for
-    each of the three values, fixed in advance.
+    much as values can: from ``lowest`` to 1. If all have the shared value, the interval is exact. The
+    coverage holds for each of the three values, fixed in advance.
     """
     sums, counts = _cluster_totals(values, clusters)
     differing = {value: int(np.sum(sums != value * counts)) for value in (lowest, 0.0, 1.0)}
     value = min(differing, key=lambda each: differing[each])
-    if differing[value] >= _FEW or (differing[value] and interval.clusters == 1):
+    if differing[value] >= FEW_DIFFERING or (differing[value] and interval.clusters == 1):
         return interval
     estimate, above, below = interval.estimate, sums > value * counts, sums < value * counts
     mean_above, low_above, high_above = _share_of_mean(above, sums - value * counts, counts, 1 - value, level)
@@ -275,7 +286,8 @@ def _widened_if_alike(
     high = estimate + math.hypot(high_above - mean_above, mean_below - low_below)
     if not differing[value]:
         return Interval(estimate, low, high, interval.clusters, exact=True)
-    return replace(interval, low=max(min(interval.low, low), lowest), high=min(max(interval.high, high), 1.0))
+    low, high = max(min(interval.low, low), lowest), min(max(interval.high, high), 1.0)
+    return replace(interval, low=low, high=high, widened=True)
 
 
 def _share_of_mean(
@@ -353,6 +365,8 @@ def permutation_p(
 ) -> float:
     """Two-sided p-value of a mean paired difference, from swapping ``a`` and ``b`` in whole clusters.
 
+    It is 1 for one cluster: its swap is as extreme.
+
     Args:
         a: shape ``(items,)``.
         b: shape ``(items,)``, in the order of ``a``.
@@ -362,7 +376,7 @@ def permutation_p(
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     sums, _ = _cluster_totals(first - second, clusters)
-    if not sums.any():
+    if len(sums) == 1 or not sums.any():
         return 1.0
 
     def total(x: Floats, y: Floats, axis: int) -> Floats:

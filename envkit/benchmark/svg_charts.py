@@ -86,14 +86,17 @@ def dots(
         rows: (category, one value in [0, 100] per series; NaN if there is none).
     """
     left, right, pitch, top = 150.0, 20.0, 30.0, 30.0
-    span, bottom = WIDTH - left - right, top + pitch * len(rows)
-    ticks = nice_ticks(0.0, 100.0)
-    parts = [x_axis([(left + span * tick / 100, tick_label(tick)) for tick in ticks], top, bottom)]
-    legend_x = left
+    span, legend_x, legend = WIDTH - left - right, left, list[Markup]()
     for i, name in enumerate(series):
         text = short(name, 20)
-        parts += [marker(i, legend_x + 5, 12.0), label(legend_x + 15, 16, text)]
-        legend_x += 40 + 7.2 * len(text)
+        width = 15 + 7.2 * len(text)
+        if legend_x > left and legend_x + width > WIDTH - right:
+            legend_x, top = left, top + 18
+        legend += [marker(i, legend_x + 5, top - 18), label(legend_x + 15, top - 14, text)]
+        legend_x += width + 25
+    bottom = top + pitch * len(rows)
+    ticks = nice_ticks(0.0, 100.0)
+    parts = [x_axis([(left + span * tick / 100, tick_label(tick)) for tick in ticks], top, bottom), *legend]
     for row, (category, values) in enumerate(rows):
         middle = top + pitch * (row + 0.5)
         parts.append(label(left - 10, middle + 4, short(category, 20), "end"))
@@ -226,7 +229,8 @@ def curves(key: str, title: str, description: str, rows: Sequence[Curve]) -> Mar
         description: content of the chart in a sentence.
         rows: at least one curve, each with at least one point.
     """
-    left, right, top, bottom, height = 46.0, 180.0, 12.0, 230.0, 260.0
+    left, right, top, pitch = 46.0, 180.0, 12.0, 15.0
+    bottom = max(230.0, top + pitch * len(rows))
     last_x = max(row.points[-1][0] for row in rows)
     doublings = max(1, math.ceil(math.log2(last_x) - 1e-9))
 
@@ -243,14 +247,15 @@ def curves(key: str, title: str, description: str, rows: Sequence[Curve]) -> Mar
     ends = [place(*row.points[-1]) for row in rows]
     # Only names at the right edge can overlap.
     at_edge = [i for i, row in enumerate(rows) if row.points[-1][0] == last_x]
-    name_heights = dict(zip(at_edge, spread([ends[i][1] for i in at_edge], 15.0), strict=True))
+    heights = spread([ends[i][1] for i in at_edge], pitch, bottom)
+    name_heights = dict(zip(at_edge, heights, strict=True))
     for i, row in enumerate(rows):
         spots = [place(x, y) for x, y in row.points]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in spots)
         parts.append(tag("path", d=f"M{path}", class_=f"series s{row.series % SERIES}"))
         parts += [marker(row.series, x, y) for x, y in spots]
         parts.append(label(ends[i][0] + 12, name_heights.get(i, ends[i][1]) + 4, short(row.name, 24)))
-    return figure(key, title, description, WIDTH, height, parts)
+    return figure(key, title, description, WIDTH, bottom + 30, parts)
 
 
 def svg_file(chart: Markup) -> str:
@@ -264,11 +269,15 @@ def svg_file(chart: Markup) -> str:
     return f"{head}{opened}><style>\n{style}</style>{closed}\n"
 
 
-def spread(heights: Sequence[float], apart: float) -> list[float]:
-    """Move heights down so that each is at least ``apart`` below the one before."""
-    placed, last = [0.0] * len(heights), -math.inf
-    for index in sorted(range(len(heights)), key=lambda i: heights[i]):
-        last = placed[index] = max(heights[index], last + apart)
+def spread(heights: Sequence[float], apart: float, lowest: float) -> list[float]:
+    """Move heights so that they are at least ``apart``, none of them below ``lowest``, the largest."""
+    placed, order = [*heights], sorted(range(len(heights)), key=lambda i: heights[i])
+    last = -math.inf
+    for index in order:
+        last = placed[index] = max(placed[index], last + apart)
+    last = lowest + apart
+    for index in reversed(order):
+        last = placed[index] = min(placed[index], last - apart)
     return placed
 
 

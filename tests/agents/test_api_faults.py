@@ -116,7 +116,6 @@ def test_unreachable_server_is_void_and_costs_nothing(playing: Playing) -> None:
         (lambda: refusal(404, "gone"), "there is no model 'm' (404: gone); check model and base_url"),
         (lambda: refusal(400, f"Bearer {KEY} is\nodd " + "x" * 900), "refused (400: Bearer [key] is odd xxx"),
         (lambda: JSONResponse({"detail": [KEY]}, 422), "refused (422: {'detail': ['[key]']})"),
-        (lambda: refusal(400, "too long", "context_length_exceeded"), "refused (400: too long)"),
         (lambda: refusal(429, "no credit", "insufficient_quota"), "refused (429: no credit)"),
     ],
 )
@@ -154,6 +153,17 @@ def test_refusal_of_one_conversation_voids_only_that_episode(
             answers |= {sessions.index(session): turn for session, turn in agent.collect()}
     assert [type(answers[row]).__name__ for row in range(3)] == ["Turn", "AgentError", "Turn"]
     assert f"refused ({status}: too long)" in str(answers[1])
+
+
+def test_tasks_that_do_not_fit_the_context_are_void_and_end_no_run(
+    serve: Callable[[Say], Api], playing: Playing
+) -> None:
+    refused = refusal(400, "too long", "context_length_exceeded")
+    api = serve(lambda body, n: completion("x") if "short" in body["messages"][-1]["content"] else refused)
+    with playing(api.url, concurrency=1) as agent:
+        for row in range(20):
+            assert "refused (400: too long)" in str(heard(agent, "long", begin(agent, row)))
+        assert turn(agent, "short", begin(agent, 20)).text == "x"
 
 
 TOO_LONG = [

@@ -35,7 +35,23 @@ def test_many_sessions_at_once() -> None:
     agent.submit(first, "a")
     agent.submit(second, "b")
     assert [(session, turn.text) for session, turn in agent.collect()] == [(first, "a"), (second, "b")]
-    assert agent.collect() == []
+    assert [*agent.collect()] == []
+
+
+def test_each_answer_is_given_before_the_next_is_made() -> None:
+    acted: list[str] = []
+
+    def act(key: EpisodeKey, turn: int, observation: str) -> str:
+        acted.append(observation)
+        return observation
+
+    agent = ScriptedAgent("echo", act)
+    for seen in ("a", "b"):
+        agent.submit(agent.start(KEY, "Answer."), seen)
+    answers = iter(agent.collect())
+    assert acted == []
+    next(answers)
+    assert acted == ["a"]
 
 
 def test_session_of_another_agent_is_refused() -> None:

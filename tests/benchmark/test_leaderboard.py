@@ -56,6 +56,27 @@ def test_unknown_training_cost_says_not_known() -> None:
     assert re.search(r"\n\| SFT\+RL \| big .* \| 3\d\.\d \| 9\d\.\d \| \$\S+ \| not known \|\n", page)
 
 
+def test_scripts_that_compete_are_no_controls() -> None:
+    found = report()
+    rows = (*found.rows[:3], sample_row("enumerate", Origin(), 0.5))
+    made = make_leaderboard([replace(found, rows=rows)], load_prices())
+    shown = {row.name: line(row, "")[HEAD.index("Answers")].text for row in made.sections[0].rows}
+    assert shown == {"enumerate": "script", "base": "ran here", "oracle": "control", "no-op": "control"}
+    page = render(made)["leaderboard.html"].decode()
+    kinds = re.findall(r'<tr data-kind="(\w+)"', page)
+    assert sorted(kinds) == ["control", "control", "local", "script"]
+
+
+def test_rows_without_an_amount_of_dollars_are_not_sorted_by_one() -> None:
+    found = report()
+    rows = (found.rows[3], replace(found.rows[2], name="none solved", results=found.rows[1].results))
+    made = make_leaderboard([replace(found, rows=rows)], load_prices())
+    cells = {row.name: line(row, "") for row in made.sections[0].rows}
+    for column in ("$ per solved", "Training $"):
+        assert cells["none solved"][HEAD.index(column)].value is None
+        assert cells["SFT+RL"][HEAD.index(column)].value is not None
+
+
 def test_seconds_are_empty_for_controls_and_recorded_outputs() -> None:
     rows = make_leaderboard([report()], load_prices()).sections[0].rows
     shown = {row.name: line(row, "")[HEAD.index("s per episode")].text for row in rows}
@@ -148,19 +169,25 @@ def test_warnings_come_before_the_tables() -> None:
     assert "code-editor: The control oracle solved 0.0 % instead of 100.0 %" in head
     assert "code-editor: SFT+RL: 5 of 245 samples were lost to broken machinery" in head
     assert "code-editor: base was not measured on 10 of the tasks, so it is ranked behind" in head
+    void = tuple(replace(item, samples=0, solved=0, voids=4) for item in broken.rows[2].results[50:])
+    rows = (replace(short, results=(*short.results, *void)), broken.rows[3])
+    head = head_of(replace(broken, rows=rows, warnings=early, isolation="external"))
+    assert "code-editor: base was not measured on 10 of the tasks, so it is ranked behind" in head
     assert "code-editor, run bench-1: The run ended early (why)." in head
     assert "code-editor, run bench-1: isolation is external." in head
     assert "different machines" not in head
 
 
 def test_board_warns_of_few_functions_and_of_different_machines_at_one_price() -> None:
-    first, second = (replace(report(run, tasks=20), rows=report(tasks=20).rows[:3]) for run in ("one", "two"))
+    first, second = (replace(report(run, tasks=40), rows=report(tasks=40).rows[:4]) for run in ("one", "two"))
     elsewhere = replace(second, machine=replace(second.machine, cpu="B CPU"))
     assert "different machines" not in head_of(first, second, machine="cpu-2-cores")
     assert "different machines" not in head_of(first, elsewhere)
+    widened = replace(first, rows=first.rows[:3])  # of the 20 sources, few are solved
+    assert "too narrow" not in head_of(widened)
     head = head_of(first, elsewhere, machine="cpu-2-cores")
     assert "rows ran on different machines, but all are priced as cpu-2-cores" in head
-    assert "with 10 sources, all intervals except exact ones are too narrow" in head
+    assert "with 20 sources, intervals are too narrow to rely on: those of SFT+RL · " in head
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from sample_reports import CONDITIONS, report, sample_row
@@ -202,6 +203,23 @@ def test_row_with_fewer_tasks_ranks_behind_complete_rows() -> None:
     assert math.isnan(section.lead_p)
 
 
+def test_a_row_with_void_tasks_ranks_behind_complete_rows() -> None:
+    local = Origin("local", "m")
+    best, lost = sample_row("best", local, 0.5), sample_row("lost", local, 0.9)
+    void = tuple(replace(item, samples=0, solved=0, voids=4) for item in lost.results[20:])
+    lost = replace(lost, results=(*lost.results[:20], *void))
+    [section] = board(replace(report(), rows=(lost, best))).sections
+    assert [row.name for row in section.rows] == ["best", "lost"]
+    assert [row.name for row in section.complete] == ["best"]
+    assert not section.rows[0].dominated
+
+
+def test_a_board_of_one_source_shows_no_difference() -> None:
+    rows = [sample_row(name, Origin("local", "m"), rate, tasks=2) for name, rate in (("a", 1.0), ("b", 0.0))]
+    [section] = board(replace(report(), rows=tuple(rows))).sections
+    assert section.lead_p == 1.0
+
+
 def test_reference_can_be_named_with_its_run_id() -> None:
     [section] = board(report("one"), report("two"), against="base · two").sections
     assert section.reference == "base · two"
@@ -348,6 +366,26 @@ def test_rows_of_different_models_are_no_seeds() -> None:
     moved = replace(last, origin=replace(last.origin, adapter="x", model="larger", digest="other"))
     with pytest.raises(UsageError, match="rows named 'trained' are no seeds of one recipe"):
         make_leaderboard([one, replace(two, rows=(*others, moved))], TABLE, "box", seeds=True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"temperature": 0.0}, "temperature is 0.0 and 0.7"),
+        ({"temperature": math.nan}, "temperature is 0.7 and nan"),
+        ({"max_completion_length": 64}, "token limit of a turn is 128 and 64"),
+        ({"stop_strings": ("\n",)}, "stop strings is"),
+        ({"max_context_length": 512}, "token limit of the context is 0 and 512"),
+        ({"shots": 3}, "number of shots is 0 and 3"),
+        ({"system": "5e7"}, "system message is none and 5e7"),
+    ],
+)
+def test_rows_of_different_settings_are_no_seeds(setting: dict[str, Any], said: str) -> None:
+    found = seeds("trained, seed 0", "trained, seed 1")
+    *others, last = found.rows
+    moved = replace(last, origin=replace(last.origin, **setting))
+    with pytest.raises(UsageError, match=f"'trained' are no seeds of one recipe: their {said}"):
+        make_leaderboard([replace(found, rows=(*others, moved))], TABLE, "box", seeds=True)
 
 
 def test_seeds_that_are_not_there_are_not_taken_together() -> None:

@@ -41,6 +41,14 @@ def names(page: Page) -> list[str]:
     return page.locator("table.sortable").first.locator("tbody th:visible").all_inner_texts()
 
 
+def test_filters_that_do_nothing_without_javascript_are_hidden(chromium: Browser, page_url: str) -> None:
+    page = chromium.new_page(java_script_enabled=False)
+    page.goto(page_url)
+    expect(page.locator("table.sortable").first).to_be_visible()
+    expect(page.locator("#filters")).to_be_hidden()
+    page.close()
+
+
 def test_columns_sort_both_ways_and_unknown_values_stay_last(seen: Watched) -> None:
     page = seen.page
     ranked = names(page)

@@ -28,8 +28,8 @@ def made(name: str, origin: Origin, solved: list[int], samples: int = 8) -> Row:
     return Row(name, "", tuple(results), origin=origin)
 
 
-def report(*rows: Row) -> ReportData:
-    return replace(sample_reports.report(environment="env"), rows=rows, differences=())
+def report(*rows: Row, run: str = "bench-1") -> ReportData:
+    return replace(sample_reports.report(run, environment="env"), rows=rows, differences=())
 
 
 def test_rare_solutions_made_frequent_are_caught_up_with() -> None:
@@ -64,6 +64,44 @@ def test_a_short_lead_in_the_middle_is_no_crossing_before_it() -> None:
     signs = [point.difference.estimate > 0 for point in found.points]
     assert signs == [False] * 4
     assert found.crossing == 1
+
+
+def test_a_late_lead_is_no_lead_at_every_k_and_chance_is_told() -> None:
+    base, trained = made("base", UNTOUCHED, [8, 0, 0, 0]), made("RL", TRAINED, [1, 1, 1, 1])
+    [found] = compare_pass_at_k([report(base, trained)])
+    assert found.crossing is None
+    lead, _, shown = sentences(found)
+    assert lead == "RL is ahead at every k up to 8 except k = 1, 2."
+    assert shown == "The interval of the difference includes zero at every k."
+
+
+def test_what_is_clear_of_zero_is_told() -> None:
+    base, trained = made("base", UNTOUCHED, [1] * 40), made("RL", TRAINED, [8] * 20 + [0] * 20)
+    [found] = compare_pass_at_k([report(base, trained)])
+    assert sentences(found)[2] == (
+        "The interval of the difference is clear of zero: above zero at k = 1, 2 and below zero at k = 8."
+    )
+
+
+def test_runs_of_different_conditions_are_refused() -> None:
+    base, trained = (
+        report(made("base", UNTOUCHED, [1])),
+        report(made("RL", TRAINED, [1]), run="bench-2"),
+    )
+    conditions = replace(sample_reports.CONDITIONS, environment="env", max_turns=3)
+    with pytest.raises(UsageError, match="bench-1 and bench-2 differ in max_turns"):
+        compare_pass_at_k([base, replace(trained, conditions=conditions)])
+
+
+def test_a_script_of_two_runs_may_take_another_time() -> None:
+    base, trained = made("base", UNTOUCHED, [1, 1]), made("RL", TRAINED, [8, 8])
+    search = made("enumerate", Origin(), [8, 0])
+    later = replace(search, results=tuple(replace(result, seconds=9.0) for result in search.results))
+    [found] = compare_pass_at_k([report(base, search), report(trained, later, run="bench-2")])
+    assert found.row == "RL"
+    other = made("enumerate", Origin(), [8, 8])
+    with pytest.raises(UsageError, match="two rows of env are named 'enumerate'"):
+        compare_pass_at_k([report(base, search), report(trained, other, run="bench-2")])
 
 
 def test_a_model_that_was_shown_solved_tasks_is_not_untouched() -> None:

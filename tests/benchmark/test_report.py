@@ -143,6 +143,17 @@ def test_warnings_from_the_numbers_of_rows(run: ReportData) -> None:
     assert "SFT+RL minus SFT: with" not in found, "which is exact, however few there are"
 
 
+def test_few_sources_are_warned_of_once_a_row_unless_the_interval_was_widened(run: ReportData) -> None:
+    for tasks, sources in ((10, 5), (40, 20)):
+        few = replace(run.rows[1], results=run.rows[1].results[:tasks])
+        alone = replace(run, rows=(few,), differences=())
+        said = f"SFT: with {sources} sources the interval is too narrow to rely on."
+        assert warnings(alone, summarise(alone)) == (*run.warnings, said)
+    nearly_alike = replace(run.rows[0], results=run.rows[0].results[:38])  # 8 of 19 sources are above 0
+    widened = replace(run, rows=(nearly_alike,), differences=())
+    assert warnings(widened, summarise(widened)) == run.warnings
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [

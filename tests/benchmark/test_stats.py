@@ -317,6 +317,10 @@ def test_no_difference_at_all_is_no_evidence() -> None:
     assert holm([]) == []
 
 
+def test_one_cluster_is_no_evidence() -> None:
+    assert permutation_p([1, 1], [0, 1], ["a", "a"]) == 1.0
+
+
 def test_permutations_exchange_whole_clusters() -> None:
     """Eight clusters that all say the same: only 2 of their 256 exchanges are as extreme."""
     clusters = [f"c{i // 5}" for i in range(40)]
@@ -387,6 +391,25 @@ def test_equal_seeds_add_nothing() -> None:
     a, b = (np.random.default_rng(i).random(60) < 0.5 for i in range(2))
     names = _names(np.arange(60) // 3)
     assert seeds_interval([a, a], [b, b, b], names) == paired_interval(a, b, names)
+
+
+@pytest.mark.parametrize("solved", [2, 98])
+def test_seeds_that_differ_are_as_uncertain_as_sources_alone_and_stay_in_range(solved: int) -> None:
+    a = np.array([np.arange(100) < count for count in (solved, solved + 2)], dtype=np.float64)
+    names = _names(np.arange(100))
+    found, alone = seeds_interval(a, None, names), rate_interval(a.mean(axis=0), names)
+    assert 0 <= found.low <= alone.low <= found.estimate <= alone.high <= found.high <= 1
+    against = seeds_interval(a, np.eye(2, 100), names)
+    assert against.low >= -1
+    assert against.high <= 1
+
+
+def test_seeds_that_cancel_out_are_not_alike() -> None:
+    a, b = np.array([[0.0] * 8, [1.0] * 8]), np.full((1, 8), 0.5)
+    found = seeds_interval(a, b, [*"abcdefgh"])
+    assert (found.low, found.estimate, found.high) == (-1, 0, 1)
+    assert not found.exact
+    assert seeds_interval(a, b, ["a"] * 8).low == -math.inf
 
 
 def test_seeds_are_measured_on_the_same_items() -> None:

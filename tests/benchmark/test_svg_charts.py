@@ -88,6 +88,29 @@ def test_a_scatter_joins_what_nothing_beats_and_names_every_point() -> None:
     assert "frontier" not in lone
 
 
+def test_a_long_legend_is_wrapped() -> None:
+    names = [f"agent number {i} of 7" for i in range(7)]
+    chart = ET.fromstring(dots("k", "t", "d", names, [("row", [50.0] * 7)]))
+    width, height = (float(end) for end in chart.attrib["viewBox"].split()[2:])
+    places = [(element.attrib["x"], element.attrib["y"]) for element in chart.findall("text")]
+    assert len(set(places)) == len(places)
+    labels = [element for element in chart.findall("text") if element.text in names]
+    assert len(labels) == 7
+    assert all(float(each.attrib["x"]) + 7 * len(each.text or "") <= width for each in labels)
+    [row] = [element for element in chart.findall("text") if element.text == "row"]
+    assert max(_floats(labels, "y")) < float(row.attrib["y"]) < height
+
+
+@pytest.mark.parametrize("count", [3, 8, 30])
+def test_names_of_equal_curves_stay_in_the_picture(count: int) -> None:
+    rows = [Curve(i, f"row {i}", ((1, 0.0), (4, 0.0))) for i in range(count)]
+    chart = ET.fromstring(curves("c", "Title", "Said.", rows))
+    heights = sorted(float(each.attrib["y"]) for each in chart.findall("text") if "row" in (each.text or ""))
+    assert all(b - a >= 14.9 for a, b in itertools.pairwise(heights))
+    assert heights[0] >= 10
+    assert heights[-1] <= float(chart.attrib["viewBox"].split()[3])
+
+
 def test_curves_double_from_tick_to_tick_and_their_names_do_not_overlap() -> None:
     rows = [Curve(i, f"row {i}", ((1, 10.0), (2, 20.0), (4, 30.0))) for i in range(3)]
     drawn = str(curves("c", "Title", "Said.", rows))
