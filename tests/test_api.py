@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -380,6 +381,53 @@ def test_bad_input_is_refused_before_any_work(
         envkit.spec_of()
 
 
+class Named(Exception):
+    """Raised with the name of the environment that is asked for."""
+
+
+def test_a_call_for_one_environment_takes_the_one_of_the_mix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def environment(name: str) -> None:
+        raise Named(name)
+
+    monkeypatch.setattr("envkit.registry.environment", environment)
+    for call in (envkit.support, envkit.search_prompt, partial(envkit.sft, tmp_path / "adapter")):
+        for mix, named in (([], "code-editor"), (["sql-desk"], "sql-desk")):
+            with pytest.raises(Named, match=named):
+                call(config={"mix": [{"env": name} for name in mix]}, display="quiet")
+        several: dict[str, Any] = {"mix": [{"env": "code-editor"}, {"env": "sql-desk"}]}
+        with pytest.raises(UsageError, match=r"mix names code-editor, sql-desk.*; name one with --env"):
+            call(config=several, display="quiet")
+        with pytest.raises(Named, match="sql-desk"):
+            call(environment="sql-desk", config=several, display="quiet")
+
+
+def test_a_model_that_cannot_be_trained_is_refused_before_tasks_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("work began")
+
+    monkeypatch.setattr("envkit.api.training.load_tasks", load)
+    monkeypatch.setattr("envkit.api.common.load_tasks", load)  # of the calls that only play
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    train = partial(envkit.train, allow_unaudited=True, root=tmp_path / "runs", display="quiet")
+    with pytest.raises(ModelError, match="model 'mistyped': found nothing"):
+        train(model="mistyped")
+    with pytest.raises(ModelError, match="model 'mistyped': found nothing"):
+        envkit.sft(tmp_path / "adapter", model="mistyped", display="quiet")
+    for play in (envkit.support, envkit.search_prompt):
+        with pytest.raises(ModelError, match="model 'mistyped': found nothing"):
+            play(model="mistyped", root=tmp_path / "runs", display="quiet")
+    model = str(tiny.make(tmp_path / "model").path)
+    with pytest.raises(ModelError, match="finds no NVIDIA GPU"):
+        train(config={"device": "cuda", "model": model})
+    tiny.policy(tiny.make(tmp_path / "other", "qwen2")).save_adapter(tmp_path / "start")
+    with pytest.raises(ModelError, match="start was trained on tiny-qwen2 with weights"):
+        train(model=model, warm_start=tmp_path / "start")
+
+
 def test_an_adapter_is_measured_as_it_was_trained_unless_told_otherwise(
     trained: envkit.TrainResult,
 ) -> None:
@@ -409,9 +457,14 @@ def test_an_adapter_is_measured_on_the_environment_that_it_was_trained_on(tmp_pa
     )
     assert environment_for("", [editor]) == environment_for("", [tmp_path]) == ("code-editor", "")
     assert environment_for("service-desk", [desk]) == ("service-desk", "")
-    for several in ([desk, editor], [adapter_of("sql-desk", "code-editor")]):
+    both = adapter_of("sql-desk", "code-editor")
+    for several in ([desk, editor], [both]):
         with pytest.raises(UsageError, match=r"trained on sql-desk, code-editor; name the environment"):
             environment_for("", several)
+    both.mkdir()
+    (both / "adapter_config.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"trained on sql-desk, code-editor; name the environment"):
+        envkit.compare_controls([both], display="quiet")
 
 
 def test_unknown_recorded_outputs_are_refused_before_the_controls_are_played(

@@ -132,15 +132,18 @@ def environment_for(name: str, adapters: Sequence[Path]) -> tuple[str, str]:
         UsageError: nothing is named, and the adapters were trained on several.
     """
     from envkit.store import RunFolder
-    from envkit.studies.before_after_setup import environments_of
 
     if name:
         return name, ""
     runs = [run for folder in adapters if (run := RunFolder.holding(folder)) is not None]
+    if not runs:
+        return DEFAULT_ENVIRONMENT, ""
+    from envkit.studies.before_after_setup import environments_of  # imports PyTorch
+
     trained = list(dict.fromkeys(name for run in runs for name in environments_of(run)))
     if len(trained) > 1:
         raise UsageError(f"trained on {', '.join(trained)}; name the environment to measure on (--env)")
-    if trained in ([], [DEFAULT_ENVIRONMENT]):
+    if trained == [DEFAULT_ENVIRONMENT]:
         return DEFAULT_ENVIRONMENT, ""
     return trained[0], f"environment: {escape(trained[0])}, because the adapter was trained on it"
 

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from envkit.api.adapter import training_of
 from envkit.api.bench_runs import (
     adapter_folders,
     distinct_names,
+    environment_for,
     play_bench,
     recorded_model,
     start_bench,
     trained_base,
     trained_limits,
 )
-from envkit.api.common import DEFAULT_ENVIRONMENT, RUNS, command_of, isolated_backend
+from envkit.api.common import RUNS, command_of, isolated_backend
 from envkit.api.results import ControlResult
 from envkit.api.rich_display import DisplayChoice, open_display
 from envkit.benchmark.spec import DEFAULT_SAMPLES
@@ -56,7 +56,7 @@ def compare_controls(
     Args:
         adapters: training runs of one base, steering vectors, or adapter folders.
         prompts: run folders of `search_prompt`: each is a row, the base with that system message.
-        environment: its registered name; by default the one that the first run trained on.
+        environment: its registered name; by default the one that the adapters were trained on.
         model: the base; by default the one that the adapters name.
         limit: play only the first ``limit`` tasks.
         split, max_task_chars, samples, temperature: as for `envkit.evaluate`.
@@ -86,8 +86,7 @@ def compare_controls(
     names = distinct_names([*folders, *(Path(prompt).resolve() for prompt in prompts)])
     if twice := [name for name in names if names.count(name) > 1 or name == "base"]:
         raise UsageError(f"{twice[0]} is no name of one adapter alone; rename its folder")
-    kind = training_of(folders[0])[1]
-    name = environment or (kind.id if kind is not None else DEFAULT_ENVIRONMENT)
+    name, why = environment_for(environment or "", folders)
     base = str(model or trained_base(folders) or recorded_model(folders) or DEFAULT_MODEL)
     limits: dict[str, Any] = trained_limits(folders)
     if max_turns is not None:
@@ -110,6 +109,8 @@ def compare_controls(
                 f"{path} was searched on {prompt.environment}, and {name} is played; leave it out"
             )
     with open_display(display) as progress:
+        if why:
+            progress.say(why)
         digest = resolve(base, progress).digest
         for path, prompt in zip(prompts, found, strict=True):
             if prompt.model_digest != digest:

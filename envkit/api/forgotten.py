@@ -54,7 +54,8 @@ def forgetting(
         display: ``"rich"``, ``"quiet"`` or a display of your own.
 
     Raises:
-        UsageError: the folder holds no adapter, or there is no text.
+        UsageError: the folder holds no adapter, there is no text, or tasks are named and it is not known of
+            what environment.
         EnvkitError: it could not be measured; see `envkit.errors`.
     """
     from envkit import registry
@@ -85,6 +86,10 @@ def forgetting(
     if environment is None and run is not None and len(names := environments_of(run)) > 1:
         raise UsageError(f"trained on {', '.join(names)}; name the environment to play (--env)")
     kind: type[Env] | None = known if environment is None else registry.environment(environment)
+    if kind is None and (tasks is not None or max_task_chars is not None):
+        raise UsageError(
+            f"{folder} is in no training run, so it is not known what it plays; name the environment (--env)"
+        )
     base = str(model or (trained.model if trained else recorded_base(folder) or DEFAULT_MODEL))
     rank, alpha = lora_settings(folder)
     settings = trained or TrainConfig() if config is None else train_config(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,21 +90,20 @@ def interference(
     limits: dict[str, Any] = trained_limits([*joint, *folders])
     if max_turns is not None:
         limits["max_turns"] = max_turns
+    spec = BenchSpec(
+        tuple(EnvironmentSpec(name, "", limit, split, max_task_chars) for name in names),
+        (AgentSpec(BASE, model=model),),
+        samples,
+        temperature,
+        title="One adapter for several tasks",
+        **limits,
+    )
     with open_display(display) as progress:
+        backend = isolated_backend(sandbox, progress)
         merged = merge_all(model, specialists, merge, Path(root), progress)
         rows = {**arms, **merged}
-        spec = BenchSpec(
-            tuple(EnvironmentSpec(name, "", limit, split, max_task_chars) for name in names),
-            (
-                AgentSpec(BASE, model=model),
-                *(AgentSpec(arm.row, model=model, adapter=str(folder)) for folder, arm in rows.items()),
-            ),
-            samples,
-            temperature,
-            title="One adapter for several tasks",
-            **limits,
-        )
-        backend = isolated_backend(sandbox, progress)
+        adapters = [AgentSpec(arm.row, model=model, adapter=str(folder)) for folder, arm in rows.items()]
+        spec = replace(spec, agents=(*spec.agents, *adapters))
         typed = command or command_of("interference", repr([*map(str, runs)]))
         run = start_bench(spec, root, backend, progress, typed)
         write_arms(run, [Arm(BASE, BASE), *rows.values()])

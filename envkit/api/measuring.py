@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from envkit.sandbox import SandboxBackend
     from envkit.store import RunFolder
 
+#: Sampling temperature of `evaluate`.
+DEFAULT_TEMPERATURE = 0.7
+
 
 def evaluate(
     environment: str = "",
@@ -47,7 +50,7 @@ def evaluate(
     split: str = "heldout",
     max_task_chars: int | None = None,
     samples: int = DEFAULT_SAMPLES,
-    temperature: float = 0.7,
+    temperature: float = DEFAULT_TEMPERATURE,
     max_turns: int | None = None,
     max_completion_length: int | None = None,
     stop_strings: Sequence[str] | None = None,
@@ -94,9 +97,11 @@ def evaluate(
         EnvkitError: the evaluation failed; see `envkit.errors`.
     """
     from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
+    from envkit.models import require_training
 
     paths: list[Path] = []
     if agent == "model":
+        require_training()
         paths = [] if adapter is None else adapter_folders([adapter])
         base, reason = _base(model, paths)
         path = "".join(map(str, paths))
@@ -109,6 +114,9 @@ def evaluate(
             "max_context_length": max_context_length,
             "shots": shots,
             "system": system,
+            "temperature": temperature != DEFAULT_TEMPERATURE,
+            "max_completion_length": max_completion_length,
+            "device": device != "cpu",
         }
         if unused := [name for name, value in given.items() if value]:
             raise UsageError(f"agent {agent!r} is scripted and takes no model; leave out {', '.join(unused)}")
@@ -252,20 +260,23 @@ def spec_of(
 
     Raises:
         UsageError: no agent is named, a card does not exist, or a setting needs adapters and there are none.
+        MissingExtraError: an adapter is named, and the extra ``train`` is not installed.
     """
     from envkit.agents.cards import load_card
     from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
-    from envkit.models import DEFAULT_MODEL
+    from envkit.models import DEFAULT_MODEL, require_training
 
     if not (adapters or cards or recorded):
         raise UsageError("no agent to compare; name an adapter, a card or recorded outputs")
     if not adapters:
         for_models = {"model": model, "shots": shots, **settings}
-        names = ("model", "shots", "stop_strings", "max_context_length")
+        names = ("model", "shots", "stop_strings", "max_context_length", "device")
         if unused := [name for name in names if for_models.get(name)]:
             raise UsageError(
                 f"{unused[0]} is for adapters and their base model, and no adapter is named; leave it out"
             )
+    else:
+        require_training()
     paths = adapter_folders(adapters)
     limits = {name: value for name, value in trained_limits(paths).items() if name not in settings}
     if "max_turns" in limits:

@@ -19,7 +19,7 @@ from envkit.api.common import (
 from envkit.api.interrupts import stopping_on_signal
 from envkit.api.results import PromptResult
 from envkit.api.rich_display import DisplayChoice, open_display
-from envkit.api.training import train_config
+from envkit.api.training import one_environment, train_config, with_model
 from envkit.errors import Stopped
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def search_prompt(
-    environment: str = DEFAULT_ENVIRONMENT,
+    environment: str | None = None,
     *,
     config: TrainConfig | Mapping[str, Any] | Path | str | None = None,
     rounds: int = 4,
@@ -54,7 +54,7 @@ def search_prompt(
     `envkit.evaluate` takes it as ``system``.
 
     Args:
-        environment: its registered name.
+        environment: its registered name; by default the one of ``mix`` in ``config``, or the code editor.
         config: as for `train`; its model, temperature, lengths and turns are those of episodes.
         rounds: rounds of rewriting.
         rewritings: new messages in each round.
@@ -82,9 +82,11 @@ def search_prompt(
 
     sizes = PromptSizes(rounds, rewritings, tasks_per_round, checked)
     settings = train_config(config, seed=seed, model=model)
-    kind = registry.environment(environment)
+    name = one_environment(environment, settings)
+    kind = registry.environment(name)
     with open_display(display) as progress:
         backend = isolated_backend(sandbox, progress)
+        settings = with_model(settings, None, progress)
         found = load_train_tasks(kind, tasks, max_task_chars, backend, progress)
         run = start(
             Path(root),
@@ -94,7 +96,7 @@ def search_prompt(
             found,
             backend=backend,
             display=progress,
-            command=command or command_of("search_prompt", repr(environment)),
+            command=command or command_of("search_prompt", repr(name)),
         )
         return _play(run, backend, progress)
 

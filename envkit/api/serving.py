@@ -81,6 +81,8 @@ def serve(config: ServeConfig, display: Display) -> None:
 
     Raises:
         UsageError: a setting, adapter or file cannot be used, or the address is taken.
+        ModelError: torch finds no GPU.
+        StoreError: the ledger cannot be opened, or is none.
         MissingExtraError: the extra ``serve`` or ``train`` is not installed.
     """
     from envkit.models import DEFAULT_MODEL, require_training, resolve
@@ -102,12 +104,16 @@ def serve(config: ServeConfig, display: Display) -> None:
     from envkit.serving.models import Models, require_names
     from envkit.serving.router import AUTO
     from envkit.serving.worker import in_thread_that_ends
+    from envkit.training.policy import find_device
 
     if config.router is not None and config.engine == "vllm":
         raise UsageError("--router needs --engine torch: vLLM does not tell the hidden states of its base")
     if config.host not in _LOOPBACK and config.keys is None:
         raise UsageError(f"--host {config.host} is reachable from other machines; that needs --keys FILE")
     access = Access() if config.keys is None else read_access(config.keys)
+    find_device(config.device)
+    _listen(config.host, config.port).close()  # taken ports are told before the model is loaded
+    ledger = None if config.ledger is None else Ledger(config.ledger)
     named = {name: adapter_folder(path) for name, path in config.adapters.items()}
     ref = resolve(config.model or recorded_model([*named.values()]) or DEFAULT_MODEL, display)
     base_name = config.name or ref.id
@@ -150,7 +156,7 @@ def serve(config: ServeConfig, display: Display) -> None:
             len(engine.tokenizer),
         ),
         access,
-        None if config.ledger is None else Ledger(config.ledger),
+        ledger,
         config.log_prompts,
         _LOOPBACK if config.keys is None else None,
         engine.routing,
@@ -275,14 +281,19 @@ def _vllm(config: ServeConfig, ref: ModelRef) -> _Engine:
 
 
 def _dtype(config: ServeConfig) -> str:
+    import torch
+
     from envkit.studies.machine import resolve_dtype
     from envkit.training.config import TrainConfig
 
-    return resolve_dtype(replace(TrainConfig(), dtype=config.dtype, device=config.device)).dtype
+    device = config.device
+    if config.engine == "vllm":  # runs on the GPU if there is one, whatever the device of envkit's own engine
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return resolve_dtype(replace(TrainConfig(), dtype=config.dtype, device=device)).dtype
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Open the port before anything is promised.
+    """Open the port.
 
     Raises:
         UsageError: it is taken, or the host has no such address.

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from envkit.api.common import (
-    DEFAULT_ENVIRONMENT,
     RUNS,
     Tasks,
     command_of,
@@ -19,7 +18,7 @@ from envkit.api.common import (
 from envkit.api.interrupts import stopping_on_signal
 from envkit.api.results import SupportResult
 from envkit.api.rich_display import DisplayChoice, open_display
-from envkit.api.training import train_config
+from envkit.api.training import one_environment, train_config, with_model
 
 if TYPE_CHECKING:
     from envkit.sandbox import SandboxBackend
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def support(
-    environment: str = DEFAULT_ENVIRONMENT,
+    environment: str | None = None,
     *,
     config: TrainConfig | Mapping[str, Any] | Path | str | None = None,
     seed: int | None = None,
@@ -47,7 +46,7 @@ def support(
     128 until it is decided whether a step has at least one such group on average.
 
     Args:
-        environment: its registered name.
+        environment: its registered name; by default the one of ``mix`` in ``config``, or the code editor.
         config: settings of the training that is thought of, as for `train`. Its model, temperature, lengths,
             turns and sizes of groups and steps count.
         seed: which train tasks are drawn; by default the one of ``config``.
@@ -71,9 +70,11 @@ def support(
     from envkit.studies.support import play, start
 
     settings = train_config(config, seed=seed, model=model, warm_start=warm_start)
-    kind = registry.environment(environment)
+    name = one_environment(environment, settings)
+    kind = registry.environment(name)
     with open_display(display) as progress:
         backend = isolated_backend(sandbox, progress)
+        settings = with_model(settings, None, progress)
         found = load_train_tasks(kind, tasks, max_task_chars, backend, progress)
         run, settings, chosen = start(
             Path(root),
@@ -82,7 +83,7 @@ def support(
             found,
             backend=backend,
             display=progress,
-            command=command or command_of("support", repr(environment)),
+            command=command or command_of("support", repr(name)),
         )
         progress.say(f"run folder: {escape(str(run.path))}")
         message = "stopping: what is decided so far is printed; Ctrl-C again ends at once"

@@ -158,6 +158,7 @@ def train(
                 f"no warm start: {named} has no known answers to imitate; --warm-start takes an adapter"
             )
         sandbox_backend = isolated_backend(sandbox, progress, allow_unsafe=allow_unsafe)
+        settings = with_model(settings, minutes, progress)
         for kind in kinds:
             lock = kind.equip(sandbox_backend).lock
             if not allow_unaudited:
@@ -238,7 +239,7 @@ def resume_train(
 def sft(
     output: Path | str,
     *,
-    environment: str = DEFAULT_ENVIRONMENT,
+    environment: str | None = None,
     config: TrainConfig | Mapping[str, Any] | Path | str | None = None,
     examples: int | None = None,
     tasks: Tasks | None = None,
@@ -250,7 +251,7 @@ def sft(
 
     Args:
         output: the adapter folder to write; it must not exist.
-        environment: its registered name.
+        environment: its registered name; by default the one of ``mix`` in ``config``, or the code editor.
         config: as for `train`.
         examples: oracle answers to imitate, at least one batch; by default as in ``config``.
         tasks: tasks of the split ``train``, or their file; by default the environment's own.
@@ -272,13 +273,15 @@ def sft(
     if folder.exists() or folder.is_symlink():
         raise UsageError(f"{folder} exists; choose another folder, nothing is overwritten")
     settings = train_config(config, model=model, sft_examples=examples)
-    kind = registry.environment(environment)
+    name = one_environment(environment, settings)
+    kind = registry.environment(name)
     if kind.harness is not None:
-        raise UsageError(f"{environment} has no known answers to imitate: nobody knows what its program asks")
+        raise UsageError(f"{name} has no known answers to imitate: nobody knows what its program asks")
     if not settings.sft_examples:
         raise ConfigError(f"sft_examples is 0; it must be at least {settings.sft_batch_size} here")
     with open_display(display) as progress:
         sandbox_backend = isolated_backend(sandbox, progress)
+        settings = with_model(settings, None, progress)
         found = load_tasks(kind, tasks, "train", sandbox_backend, progress)
         require_train_split(found, tasks)
         message = "stopping: no adapter is written before the last step; Ctrl-C again ends at once"
@@ -349,6 +352,38 @@ def _names(environments: Sequence[str] | str | None, config: TrainConfig) -> lis
             f"mix names {', '.join(mixed)}, and {', '.join(given)} is asked for; name the environments once"
         )
     return given
+
+
+def one_environment(environment: str | None, config: TrainConfig) -> str:
+    """Return the environment of a call that plays one: the given one, else the one of ``mix``.
+
+    Raises:
+        UsageError: none is given, and ``mix`` names several.
+    """
+    mixed = [each.env for each in config.mix]
+    if environment is None and len(mixed) > 1:
+        raise UsageError(f"mix names {', '.join(mixed)}, and one environment is played; name one with --env")
+    return environment or next(iter(mixed), DEFAULT_ENVIRONMENT)
+
+
+def with_model(config: TrainConfig, minutes: float | None, display: Display) -> TrainConfig:
+    """Choose the model and check it, before tasks are made, which may take minutes.
+
+    Raises:
+        ModelError: there is no such model or device, or ``warm_start`` does not belong to the model.
+    """
+    from envkit.models import resolve
+    from envkit.models.adapter_folder import require_fit, require_scale
+    from envkit.studies.machine import resolve_model
+    from envkit.training.policy import find_device
+
+    find_device(config.device)
+    config = resolve_model(config, minutes, display.say)
+    ref = resolve(config.model, display)
+    if config.warm_start:
+        require_fit(Path(config.warm_start), ref)
+        require_scale(Path(config.warm_start), config.control, *config.lora_shape)
+    return config
 
 
 def _require_distinct(names: Sequence[str], seeds: Sequence[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from envkit.audit.runner import Finding
+
+#: Time of an attack by training.
+_ATTACK_MINUTES = 5.0
 
 
 def audit(
@@ -47,7 +51,9 @@ def audit(
             help="First train a throwaway adapter to earn the reward and fail the held-out checks.",
         ),
     ] = False,
-    minutes: Annotated[float, typer.Option(metavar="M", help="Time of that training.")] = 5.0,
+    minutes: Annotated[
+        float | None, typer.Option(metavar="M", help="Time of that training. Default: 5.")
+    ] = None,
     only: Annotated[
         str,
         typer.Option(metavar="TEXT", help="Run only the checks whose name contains this; write nothing."),
@@ -62,14 +68,20 @@ def audit(
 
     if only and (output or attack_by_training):
         raise UsageError("--only runs some checks of an audit; leave out --output and --attack-by-training")
+    if minutes is not None and not attack_by_training:
+        raise UsageError("--minutes is the time of an attack; add --attack-by-training, or leave it out")
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise UsageError(f"--minutes is {minutes}; it must be positive and finite")
     if max_turns is not None:
         require_at_least(1, max_turns=max_turns)
-    if output is not None:
-        require_place(output)
 
     kind = registry.environment(env)
     if (graded := kind.graded_as()) is not kind:
         raise UsageError(f"{env} is graded by the checks of {graded.id}; audit {graded.id} instead")
+    if output is not None:
+        require_place(output)
+        if tasks is not None or max_turns not in (None, kind.max_turns):
+            _require_no_standard(output)
     chosen = registry.read_tasks_for(kind, tasks) if tasks else None
     with open_display("rich") as display:
         backend = isolated_backend(sandbox, display)
@@ -84,7 +96,7 @@ def audit(
 
             trained = load_tasks(kind, tasks, "train", backend, display)
             require_train_split(trained, tasks)
-            found = attack(kind, trained, backend, minutes, display, never)
+            found = attack(kind, trained, backend, minutes or _ATTACK_MINUTES, display, never)
             more.append(found.finding())
             if found.cases:
                 kept = keep_cases(found.cases, kind)
@@ -97,6 +109,25 @@ def audit(
         write(certificate, path)
     unchanged = "not written: the audit of the environment's own tasks and turns stays in force"
     _show(certificate.findings, str(path or unchanged), as_json, None if path is None else str(path))
+
+
+def _require_no_standard(path: Path) -> None:
+    """Refuse to replace an audit of the environment's own tasks and turns by one of other tasks or turns.
+
+    Raises:
+        UsageError: the file is the certificate of such an audit.
+    """
+    from envkit.audit.certificate import read
+
+    try:
+        earlier = read(path)
+    except UsageError:  # there is none, or it is of an older version and says nothing any more
+        return
+    if earlier.standard:
+        raise UsageError(
+            f"{path} is the certificate of an audit of {earlier.environment}'s own tasks and turns; choose "
+            "another name for one of other tasks or turns"
+        )
 
 
 def _show(findings: Sequence[Finding], place: str, as_json: bool, path: str | None = None) -> None:

@@ -10,6 +10,7 @@ import typer
 from envkit import api
 from envkit.api.common import RUNS
 from envkit.api.controlling import DEFAULT_KL_TASKS
+from envkit.api.measuring import DEFAULT_TEMPERATURE
 from envkit.benchmark.spec import DEFAULT_SAMPLES
 from envkit.cli.options import (
     Json,
@@ -27,6 +28,8 @@ from envkit.cli.options import (
     complete_runs,
     exit_if_stopped,
     require_at_least,
+    require_no_settings,
+    unless,
 )
 from envkit.cli.output import emit, out, print_table
 from envkit.errors import UsageError
@@ -56,7 +59,7 @@ def control(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Environment. Default: the one that the first run trained on.",
+            help="Environment. Default: the one that the adapters were trained on.",
             autocompletion=complete_environments,
         ),
     ] = None,
@@ -72,7 +75,7 @@ def control(
     split: Split = "heldout",
     max_task_chars: MaxTaskChars = None,
     samples: Samples = DEFAULT_SAMPLES,
-    temperature: Temperature = 0.7,
+    temperature: Temperature = DEFAULT_TEMPERATURE,
     max_turns: Annotated[
         int | None,
         typer.Option(metavar="N", help="Actions per episode. Default: as the first adapter was trained."),
@@ -90,9 +93,20 @@ def control(
     """
     if (resume is not None) == bool(adapters):
         raise UsageError("give adapters, or --resume RUN")
-    if resume is not None and prompts:
-        raise UsageError("--resume continues a run with its own settings; leave out --prompt")
     if resume is not None:
+        require_no_settings(
+            root,
+            prompt=prompts,
+            env=env,
+            model=model,
+            limit=limit,
+            split=unless(split, "heldout"),
+            max_task_chars=max_task_chars,
+            samples=unless(samples, DEFAULT_SAMPLES),
+            temperature=unless(temperature, DEFAULT_TEMPERATURE),
+            max_turns=max_turns,
+            kl_tasks=unless(kl_tasks, DEFAULT_KL_TASKS),
+        )
         result = api.resume_controls(resume, sandbox=sandbox)
     else:
         require_at_least(1, samples=samples, kl_tasks=kl_tasks)

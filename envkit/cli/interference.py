@@ -10,6 +10,7 @@ import typer
 from envkit import api
 from envkit.api.common import RUNS
 from envkit.api.interfering import DEFAULT_MERGES
+from envkit.api.measuring import DEFAULT_TEMPERATURE
 from envkit.benchmark.spec import DEFAULT_SAMPLES
 from envkit.cli.options import (
     Json,
@@ -25,6 +26,8 @@ from envkit.cli.options import (
     complete_runs,
     exit_if_stopped,
     require_at_least,
+    require_no_settings,
+    unless,
 )
 from envkit.cli.output import emit, out, print_table
 from envkit.errors import UsageError
@@ -53,7 +56,7 @@ def interference(
     split: Split = "heldout",
     max_task_chars: MaxTaskChars = None,
     samples: Samples = DEFAULT_SAMPLES,
-    temperature: Temperature = 0.7,
+    temperature: Temperature = DEFAULT_TEMPERATURE,
     max_turns: Annotated[
         int | None,
         typer.Option(metavar="N", help="Actions per episode. Default: as the joint adapter was trained."),
@@ -70,6 +73,16 @@ def interference(
     if (resume is not None) == bool(runs):
         raise UsageError("give training runs, or --resume RUN")
     if resume is not None:
+        require_no_settings(
+            root,
+            merge=merge,
+            limit=limit,
+            split=unless(split, "heldout"),
+            max_task_chars=max_task_chars,
+            samples=unless(samples, DEFAULT_SAMPLES),
+            temperature=unless(temperature, DEFAULT_TEMPERATURE),
+            max_turns=max_turns,
+        )
         result = api.resume_interference(resume, sandbox=sandbox)
     else:
         require_at_least(1, samples=samples)

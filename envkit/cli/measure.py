@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from envkit import api
 from envkit.api.common import RUNS
+from envkit.api.measuring import DEFAULT_TEMPERATURE
 from envkit.benchmark.spec import DEFAULT_SAMPLES
 from envkit.cli.options import (
     Json,
@@ -30,6 +31,9 @@ from envkit.cli.options import (
     exit_if_stopped,
     print_reports,
     reports_as_data,
+    require_no_settings,
+    require_none,
+    unless,
 )
 from envkit.cli.output import emit, out, print_table
 from envkit.errors import UsageError
@@ -107,7 +111,7 @@ def evaluate(
     split: Split = "heldout",
     max_task_chars: MaxTaskChars = None,
     samples: Samples = DEFAULT_SAMPLES,
-    temperature: Temperature = 0.7,
+    temperature: Temperature = DEFAULT_TEMPERATURE,
     max_turns: Annotated[
         int | None,
         typer.Option(metavar="N", help=_TURNS_HELP),
@@ -255,7 +259,7 @@ def bench(
         "tasks": tasks,
         "model": model,
         "limit": limit,
-        "split": None if split == "heldout" else split,
+        "split": unless(split, "heldout"),
         "max_task_chars": max_task_chars,
         "samples": samples,
         "temperature": temperature,
@@ -268,11 +272,9 @@ def bench(
     }
     given = {name: value for name, value in options.items() if value is not None}
     if spec is not None:
-        _require_none("the spec holds these settings", given)
+        require_none("the spec holds these settings", given)
     if resume is not None:
-        fixed = {"prices": prices, "root": None if root == RUNS else root}
-        given |= {name: value for name, value in fixed.items() if value is not None}
-        _require_none("--resume continues a run with its own settings", given)
+        require_no_settings(root, **given, prices=prices)
         result = api.resume_bench(resume, budget_usd=budget_usd, machine=machine, sandbox=sandbox)
     else:
         if "env" in given:
@@ -287,17 +289,6 @@ def bench(
             command=command_line(),
         )
     _print_run(result, result.reports, as_json, result.leaderboard, result.refused)
-
-
-def _require_none(reason: str, given: dict[str, Any]) -> None:
-    """Raise if options are given that another option makes useless.
-
-    Raises:
-        UsageError: there are any.
-    """
-    if given:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise UsageError(f"{reason}; leave out {options}")
 
 
 def _print_run(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from envkit.api.common import RUNS
 from envkit.api.results import Report
 from envkit.cli.output import out
 from envkit.errors import UsageError
@@ -86,6 +87,16 @@ EnvName = Annotated[
         autocompletion=complete_environments,
     ),
 ]
+TrainedEnv = Annotated[
+    str | None,
+    typer.Option(
+        "--env",
+        metavar="NAME",
+        help="Environment: a name from `envkit list`; NAME@HARNESS lets an agent program play. Default: the "
+        "one of the config's mix, or code-editor.",
+        autocompletion=complete_environments,
+    ),
+]
 EnvArgument = Annotated[
     str,
     typer.Argument(
@@ -149,6 +160,36 @@ def require_at_least(minimum: int, **options: int) -> None:
     for name, value in options.items():
         if value < minimum:
             raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least {minimum}")
+
+
+def require_none(reason: str, options: Mapping[str, object]) -> None:
+    """Raise if options are given that another option makes useless.
+
+    Args:
+        reason: why they are useless.
+        options: values by name, with underscores; ``None`` or an empty list for one that is not given.
+
+    Raises:
+        UsageError: there are any.
+    """
+    if given := [name for name, value in options.items() if value not in (None, [])]:
+        listed = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(f"{reason}; leave out {listed}")
+
+
+def require_no_settings(root: Path, **options: object) -> None:
+    """Raise if ``--resume`` stands beside settings of a new run.
+
+    Raises:
+        UsageError: see above.
+    """
+    made_in = None if root == RUNS else root
+    require_none("--resume continues a run with its own settings", {**options, "root": made_in})
+
+
+def unless(value: Any, default: Any) -> Any:
+    """Return a value; ``None`` if it is the default, as if it was not given."""
+    return None if value == default else value
 
 
 def require_port(port: int) -> None:

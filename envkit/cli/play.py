@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from envkit.api.common import DEFAULT_ENVIRONMENT, load_tasks
-from envkit.cli.options import EnvArgument, require_at_least
+from envkit.cli.options import EnvArgument, SandboxName, require_at_least
 from envkit.cli.output import out
 from envkit.cli.play_input import COMMANDS, input_reader, read_action
 from envkit.errors import ContractError, EnvkitError
@@ -40,6 +40,7 @@ def play(
         int | None,
         typer.Option(metavar="N", help="Actions per episode, at most. Default: the environment's own."),
     ] = None,
+    sandbox: SandboxName = "auto",
 ) -> None:
     """Play one episode yourself.
 
@@ -63,7 +64,9 @@ def play(
 
     require_at_least(0, seed=seed or 0)
     kind = registry.environment(env)
-    backend = CapturingBackend(kind.equip(registry.sandbox_backend("docker" if kind.image else "auto")))
+    if sandbox == "auto" and kind.image:
+        sandbox = "docker"
+    backend = CapturingBackend(kind.equip(registry.sandbox_backend(sandbox)))
     playable = load_tasks(kind, tasks, "starter", backend, Silent())
     game = kind(tasks=playable, sandbox=backend, max_turns=max_turns)
     backend.capturing = True

@@ -7,21 +7,22 @@ from typing import Annotated
 import typer
 
 from envkit import api
-from envkit.api.common import DEFAULT_ENVIRONMENT, RUNS
+from envkit.api.common import RUNS
 from envkit.benchmark.visible_text import visible
 from envkit.cli.options import (
-    EnvName,
     Json,
     MaxTaskChars,
     Resume,
     Root,
     SandboxName,
+    TrainedEnv,
     command_line,
     exit_if_stopped,
+    require_no_settings,
+    unless,
 )
 from envkit.cli.output import emit, out
 from envkit.cli.train import Config, Model, Tasks
-from envkit.errors import UsageError
 from envkit.plain import encode
 from envkit.studies.prompt_sizes import PromptSizes
 
@@ -31,7 +32,7 @@ _SIZES = PromptSizes()
 def prompt(
     config: Config = None,
     resume: Resume = None,
-    env: EnvName = DEFAULT_ENVIRONMENT,
+    env: TrainedEnv = None,
     rounds: Annotated[int, typer.Option(metavar="N", help="Rounds of rewriting.")] = _SIZES.rounds,
     rewritings: Annotated[
         int, typer.Option(metavar="N", help="New messages in each round.")
@@ -58,21 +59,19 @@ def prompt(
     Measure what it is worth on held-out tasks: envkit eval --system RUN/prompt.txt.
     """
     if resume is not None:
-        fixed: dict[str, object] = {
-            "CONFIG": config,
-            "--env": None if env == DEFAULT_ENVIRONMENT else env,
-            "--rounds": None if rounds == _SIZES.rounds else rounds,
-            "--rewritings": None if rewritings == _SIZES.rewritings else rewritings,
-            "--tasks-per-round": None if tasks_per_round == _SIZES.tasks_per_round else tasks_per_round,
-            "--checked": None if checked == _SIZES.checked else checked,
-            "--seed": seed,
-            "--tasks": tasks,
-            "--max-task-chars": max_task_chars,
-            "--model": model,
-            "--root": None if root == RUNS else root,
-        }
-        if given := [name for name, value in fixed.items() if value is not None]:
-            raise UsageError(f"--resume continues a run with its own settings; leave out {', '.join(given)}")
+        require_no_settings(
+            root,
+            config=config,
+            env=env,
+            rounds=unless(rounds, _SIZES.rounds),
+            rewritings=unless(rewritings, _SIZES.rewritings),
+            tasks_per_round=unless(tasks_per_round, _SIZES.tasks_per_round),
+            checked=unless(checked, _SIZES.checked),
+            seed=seed,
+            tasks=tasks,
+            max_task_chars=max_task_chars,
+            model=model,
+        )
         result = api.resume_prompt_search(resume, sandbox=sandbox)
     else:
         result = api.search_prompt(

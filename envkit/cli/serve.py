@@ -154,7 +154,7 @@ def bill(
         first = date.fromisoformat(since) if since else None
     except ValueError as error:
         raise UsageError(f"--since {since}: expected a date, such as 2026-11-29") from error
-    book = Ledger(ledger)
+    book = Ledger(ledger, read_only=True)
     lines = book.bill(load_prices(prices), first)
     book.close()
     if as_json:

@@ -8,15 +8,15 @@ from typing import Annotated
 import typer
 
 from envkit import api
-from envkit.api.common import DEFAULT_ENVIRONMENT, RUNS
-from envkit.cli.options import EnvName, Json, Root, SandboxName, command_line, exit_if_stopped
+from envkit.api.common import RUNS
+from envkit.cli.options import Json, Root, SandboxName, TrainedEnv, command_line, exit_if_stopped
 from envkit.cli.output import emit, out
 from envkit.cli.train import Config, Model, Tasks
 
 
 def support(
     config: Config = None,
-    env: EnvName = DEFAULT_ENVIRONMENT,
+    env: TrainedEnv = None,
     seed: Annotated[
         int | None,
         typer.Option(metavar="SEED", help="Which train tasks are drawn. Default: the config's, or 0."),

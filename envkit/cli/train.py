@@ -9,14 +9,14 @@ from typing import Annotated, Final
 import typer
 
 from envkit import api
-from envkit.api.common import DEFAULT_ENVIRONMENT, RUNS
+from envkit.api.common import RUNS
 from envkit.cli.options import (
-    EnvName,
     Json,
     Resume,
     Root,
     SandboxName,
     Split,
+    TrainedEnv,
     command_line,
     complete_controls,
     complete_environments,
@@ -24,9 +24,10 @@ from envkit.cli.options import (
     exit_if_stopped,
     print_reports,
     reports_as_data,
+    require_no_settings,
+    unless,
 )
 from envkit.cli.output import emit, out
-from envkit.errors import UsageError
 from envkit.models import SHORT_MINUTES
 from envkit.trackers import DEFAULT as DEFAULT_TRACKERS
 
@@ -165,26 +166,24 @@ def train(
 ) -> None:
     """Fine-tune a small model with LoRA RL, and report it before and after on held-out tasks."""
     if resume is not None:
-        fixed: dict[str, object] = {
-            "env": env,
-            "config": config,
-            "minutes": minutes,
-            "seed": seed,
-            "tasks": tasks,
-            "heldout": heldout,
-            "split": None if split == "heldout" else split,
-            "max-task-chars": max_task_chars,
-            "model": model,
-            "warm-start": warm_start,
-            "control": control,
-            "backend": backend,
-            "engine": engine,
-            "no-evaluation": no_evaluation or None,
-            "unaudited": unaudited or None,
-            "root": None if root == RUNS else root,
-        }
-        if given := [f"--{name}" for name, value in fixed.items() if value not in (None, [])]:
-            raise UsageError(f"--resume continues a run with its own settings; leave out {', '.join(given)}")
+        require_no_settings(
+            root,
+            env=env,
+            config=config,
+            minutes=minutes,
+            seed=seed,
+            tasks=tasks,
+            heldout=heldout,
+            split=unless(split, "heldout"),
+            max_task_chars=max_task_chars,
+            model=model,
+            warm_start=warm_start,
+            control=control,
+            backend=backend,
+            engine=engine,
+            no_evaluation=no_evaluation or None,
+            unaudited=unaudited or None,
+        )
         result = api.resume_train(resume, sandbox=sandbox, allow_unsafe=unsafe, trackers=tracker or None)
         _print(result, as_json)
         return
@@ -235,7 +234,7 @@ def sft(
         int | None,
         typer.Option(metavar="N", help="Oracle answers to imitate; at least one batch (12 by default)."),
     ] = None,
-    env: EnvName = DEFAULT_ENVIRONMENT,
+    env: TrainedEnv = None,
     tasks: Tasks = None,
     model: Model = None,
     sandbox: SandboxName = "auto",

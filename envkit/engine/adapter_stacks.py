@@ -68,7 +68,7 @@ class AdapterStacks:
         """Drop all adapters, and make room for these, and for so many."""
         #: Size of each adapter, by position; the stacks have room for the largest.
         self._sizes: list[_Size] = []
-        #: Whether the numbers of each one are finite.
+        #: Whether the numbers of each one are finite, where that matters.
         self._is_finite: list[bool] = []
         self._allocate(room, functools.reduce(_Size.joined, map(_Size.of, adapters), self._size))
 
@@ -145,7 +145,8 @@ class AdapterStacks:
             rank = len(update.down)
             down[:rank] = update.down
             ups[position, :rank] = update.up.T
-            is_finite &= bool(update.up.isfinite().all())
+            if self._may_group:
+                is_finite &= bool(update.up.isfinite().all())
             if update.shift is not None:
                 self._shifts_MO[position, start:stop] = update.shift
         self._sizes.append(_Size.of(adapter))

@@ -18,6 +18,7 @@ CREATE TABLE IF NOT EXISTS requests (
     completion_tokens INTEGER NOT NULL, seconds REAL NOT NULL, outcome TEXT NOT NULL
 )
 """
+_COLUMNS = ["at", "client", "model", "prompt_tokens", "completion_tokens", "seconds", "outcome"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +64,44 @@ class Ledger:
 
     Args:
         path: the file; made if it does not exist.
+        read_only: write nothing to the file, which must exist.
 
     Raises:
         StoreError: it cannot be opened, or is no ledger.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path, self._lock = path, threading.Lock()
+        mode = "ro" if read_only else "rwc"
         try:
-            self._connection = sqlite3.connect(path, check_same_thread=False)
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            # Rows survive a crash of the server. Waiting for the disk would hold up all other requests.
-            self._connection.execute("PRAGMA synchronous=NORMAL")
-            with self._connection:
-                self._connection.execute(_TABLE)
+            self._connection = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode={mode}", uri=True, check_same_thread=False
+            )
+            if not read_only:
+                with self._connection:
+                    self._connection.execute(_TABLE)
+            self._require_columns()
+            if not read_only:
+                self._connection.execute("PRAGMA journal_mode=WAL")
+                # Rows survive a crash of the server. Waiting for the disk would hold up all other requests.
+                self._connection.execute("PRAGMA synchronous=NORMAL")
         except sqlite3.Error as error:
             raise StoreError(f"{path}: cannot be used as a ledger ({error})") from error
+
+    def _require_columns(self) -> None:
+        """Refuse an SQLite file of another program.
+
+        Raises:
+            StoreError: the table of requests is missing, or has other columns.
+        """
+        found = [row[1] for row in self._connection.execute("PRAGMA table_info(requests)")]
+        if found != _COLUMNS:
+            self._connection.close()
+            said = f"a table 'requests' of {', '.join(found)}" if found else "no table 'requests'"
+            raise StoreError(
+                f"{self._path}: found {said}; expected the ledger of `envkit serve --ledger`, "
+                f"with {', '.join(_COLUMNS)}"
+            )
 
     def add(self, entry: Entry) -> None:
         """Append a request.
@@ -102,14 +125,21 @@ class Ledger:
         Args:
             prices: of the models.
             since: the first day, in UTC; ``None`` for all.
+
+        Raises:
+            StoreError: the file cannot be read.
         """
         first = "" if since is None else since.isoformat()
-        with self._lock:
-            rows: list[tuple[str, str, int, int, int]] = self._connection.execute(
-                "SELECT client, model, count(*), sum(prompt_tokens), sum(completion_tokens) FROM requests "
-                "WHERE outcome != 'failed' AND at >= ? GROUP BY client, model ORDER BY client, model",
-                (first,),
-            ).fetchall()
+        try:
+            with self._lock:
+                rows: list[tuple[str, str, int, int, int]] = self._connection.execute(
+                    "SELECT client, model, count(*), sum(prompt_tokens), sum(completion_tokens) "
+                    "FROM requests WHERE outcome != 'failed' AND at >= ? "
+                    "GROUP BY client, model ORDER BY client, model",
+                    (first,),
+                ).fetchall()
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._path}: cannot be read ({error})") from error
         return [BillLine(*row, _usd(prices, row[1], row[3], row[4])) for row in rows]
 
     def close(self) -> None:

@@ -15,7 +15,16 @@ from envkit.benchmark.report_data import Difference, Row
 from envkit.benchmark.spec import SCRIPTS, AgentSpec, BenchSpec
 from envkit.display import Display
 from envkit.env import Env
-from envkit.errors import ContractError, EnvkitError, SandboxError, Stopped, StoreError, UsageError
+from envkit.errors import (
+    SETUP_ERRORS,
+    ContractError,
+    EnvkitError,
+    SandboxError,
+    Stopped,
+    StoreError,
+    UsageError,
+)
+from envkit.models import require_training
 from envkit.plain import decode, encode
 from envkit.prices import load_prices
 from envkit.rollout import EnvFactory, Rollouts
@@ -52,6 +61,7 @@ class Bench:
 
     Raises:
         StoreError: not a benchmark run, damaged, or its manifest was edited.
+        MissingExtraError: it has local models, and the extra ``train`` is not installed.
     """
 
     def __init__(
@@ -78,6 +88,7 @@ class Bench:
             self._spec = replace(self._spec, budget_usd=budget_usd)
         self._run, self._backend, self._display, self._should_stop = run, backend, display, should_stop
         if fixed["models"]:
+            require_training()
             use_threads(threads)
         self._agents = AgentFactory(self._spec, fixed, load_prices(prices_of(run)), display, should_stop)
 
@@ -106,6 +117,8 @@ class Bench:
                 reports written first; then the first refusal is raised.
             SandboxError, ContractError: an environment or its sandboxes broke; see `EvalRunner.play`. Reports
                 are written.
+            ConfigError, MissingExtraError, ModelError: a row cannot be played with this setup. The run ends
+                with this environment's report, because the calls of other rows may cost money.
         """
         if original := self._run.manifest.get("rescored"):
             raise StoreError(
@@ -123,7 +136,11 @@ class Bench:
         return pages
 
     def _play(self, kind: type[Env], part: RunFolder, failures: list[EnvkitError]) -> Path:
-        """Play and report one environment. Appends errors to ``failures``, so that the others still run."""
+        """Play and report one environment. Appends errors to ``failures``, so that the others still run.
+
+        Raises:
+            ConfigError, MissingExtraError, ModelError: see `run`.
+        """
         require_unchanged(kind, kind.equip(self._backend).lock, part)
         tasks = self.tasks(part)
         runner = EvalRunner(part, tasks, self._display)
@@ -152,6 +169,9 @@ class Bench:
                     failures.append(error)
                     reasons.append(str(error))
                     break
+                except SETUP_ERRORS as error:
+                    self._display.say(escape(f"report: {self.report(kind, part, str(error))}"))
+                    raise
                 except UsageError as error:  # from a provider or the budget: other rows can continue
                     self._display.say(escape(f"{row.name} is refused: {error}"))
                     failures.append(error)

@@ -19,7 +19,8 @@ from envkit.benchmark.spec import EVALUATION_SEED, SCRIPTS, AgentSpec, BenchSpec
 from envkit.display import Display
 from envkit.env import Env
 from envkit.errors import ConfigError, SandboxError, UsageError
-from envkit.models import resolve, tokenizer_at_hand, weights_digest
+from envkit.models import require_training, resolve, tokenizer_at_hand, weights_digest
+from envkit.models.adapter_folder import require_fit
 from envkit.plain import encode
 from envkit.prices import load_prices
 from envkit.sandbox import SandboxBackend
@@ -68,7 +69,8 @@ def start(
     Raises:
         UsageError: an environment, adapter, card, price or set of outputs does not exist, or tasks are not
             held out. No folder is created in that case.
-        ModelError: a model cannot be had, or torch finds no GPU.
+        ModelError: a model cannot be had, an adapter is of another base, or torch finds no GPU.
+        MissingExtraError: a model runs here, and the extra ``train`` is not installed.
     """
     table = load_prices(prices)
     spec = _filled_in(spec)
@@ -79,6 +81,8 @@ def start(
     for environment in spec.environments:
         if registry.environment(environment.name).harness is not None:
             _require_prompts_of_its_own(spec)
+    models = _models(spec, display)
+    _require_shots(spec, backend, display)
     played = [
         (environment.name, kind, load_tasks(kind, environment, backend, display, spec.agents))
         for environment in spec.environments
@@ -89,10 +93,6 @@ def start(
         for name, _, imported in played
         for row in spec.agents
         if row.recorded
-    }
-    models = {
-        model: resolve(model, display).digest
-        for model in dict.fromkeys(model_of(row) for row in spec.agents if runs_here(row))
     }
     shared = {
         "command": command,
@@ -205,14 +205,47 @@ def _compute(spec: BenchSpec, display: Display) -> tuple[int, str]:
 
     Raises:
         ModelError: torch finds no such device.
+        MissingExtraError: PyTorch is not installed.
     """
     if not any(map(runs_here, spec.agents)):
         return len(os.sched_getaffinity(0)), "no model"
+    require_training()
     from envkit.training.policy import find_device
 
     find_device(spec.device)
     threads = use_threads(free_threads(display.say))
     return threads, resolve_dtype(TrainConfig(device=spec.device), display.say).dtype
+
+
+def _models(spec: BenchSpec, display: Display) -> dict[str, str]:
+    """Find or fetch the local models; returns their digests by name.
+
+    Raises:
+        ModelError: there is no such model, or an adapter does not belong to its own.
+    """
+    local = [row for row in spec.agents if runs_here(row)]
+    models = {model: resolve(model, display) for model in dict.fromkeys(map(model_of, local))}
+    for row in local:
+        if row.adapter:
+            require_fit(Path(row.adapter), models[model_of(row)])
+    return {model: ref.digest for model, ref in models.items()}
+
+
+def _require_shots(spec: BenchSpec, backend: SandboxBackend, display: Display) -> None:
+    """Raise if an environment has fewer train tasks than a row is shown.
+
+    Raises:
+        ConfigError: see above.
+    """
+    shown = max(spec.agents, key=lambda row: row.shots)
+    if not shown.shots:
+        return
+    for kind in _kinds(spec):
+        found = len(kind.make_tasks("train", sandbox=kind.equip(backend), display=display))
+        if found < shown.shots:
+            raise ConfigError(
+                f"agent {shown.name}: shots is {shown.shots}; environment {kind.id} has {found} train tasks"
+            )
 
 
 def load_tasks(

@@ -71,6 +71,7 @@ def test_doctor_finds_a_machine_ready_that_runs_no_model(tmp_path: Path) -> None
         (("eval", "--model", "/etc/hostname", "--heldout", "good.jsonl"), ("/etc/hostname", "a file")),
         (("eval", "--agent", "nobody", "--heldout", "good.jsonl"), ("nobody", "oracle")),
         (("eval", "--sandbox", "nowhere", "--heldout", "good.jsonl"), ("nowhere", "bubblewrap")),
+        (("play", "sql-desk", "--sandbox", "nowhere"), ("nowhere", "bubblewrap")),
     ],
 )
 def test_bad_input_is_one_clear_line_and_exit_2(

@@ -253,6 +253,38 @@ def test_no_audit_has_no_turns(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--max-turns is 0; it must be at least 1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--minutes", "3"], "add --attack-by-training"),
+        (["--attack-by-training", "--minutes", "0"], "--minutes is 0.0; it must be positive and finite"),
+        (["--attack-by-training", "--minutes", "nan"], "--minutes is nan; it must be positive and finite"),
+        (["--attack-by-training", "--minutes", "inf"], "--minutes is inf; it must be positive and finite"),
+    ],
+)
+def test_the_minutes_of_an_attack_are_a_time(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("envkit.registry.sandbox_backend", failing(AssertionError("work began")))
+    assert main.run(["audit", "sql-desk", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_an_audit_of_other_turns_does_not_replace_the_certificate_of_a_standard_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("envkit.registry.sandbox_backend", failing(AssertionError("work began")))
+    place = tmp_path / "certificate.json"
+    shutil.copy(
+        Path(certificate.__file__).parents[2] / "environments" / "sql_desk" / "certificate.json", place
+    )
+    before = place.read_bytes()
+    for words in (["--max-turns", "1"], ["--tasks", "some.jsonl"]):
+        assert main.run(["audit", "sql-desk", *words, "-o", str(place)]) == 2
+        assert "an audit of sql-desk's own tasks and turns; choose another name" in capsys.readouterr().err
+    assert place.read_bytes() == before
+
+
 def test_output_that_nobody_reads_ends_as_for_other_programs() -> None:
     code = "import sys; from envkit.cli.main import run; print('x', flush=True); sys.exit(run(['list']))"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as program:

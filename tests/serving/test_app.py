@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import sqlite3
 import threading
 from collections.abc import Callable, Generator
@@ -19,9 +20,9 @@ import pytest
 from app_server import asking, make
 from safetensors.torch import load_file, save_file
 
-from envkit.api.serving import ServeConfig, serve
+from envkit.api.serving import ServeConfig, _dtype, serve
 from envkit.display import Silent
-from envkit.errors import UsageError
+from envkit.errors import ModelError, StoreError, UsageError
 from envkit.models.adapter_folder import BASE
 from envkit.serving.access import Access, Client, digest
 from envkit.serving.choice import Choice
@@ -405,9 +406,35 @@ def test_the_base_is_by_default_that_of_the_first_adapter(
     (tmp_path / "red" / BASE).write_text(json.dumps({"model": "smollm2-135m-q4", "digest": "0" * 64}))
     for model, expected in (("", "smollm2-135m-q4"), ("another", "another")):
         with pytest.raises(UsageError, match=f"asked for {expected}"):
-            serve(ServeConfig(model, adapters={"red": tmp_path / "red"}), Silent())
+            serve(ServeConfig(model, adapters={"red": tmp_path / "red"}, port=0), Silent())
     with pytest.raises(UsageError, match=r"asked for qwen2\.5-coder-0\.5b-q4"):
-        serve(ServeConfig(), Silent())
+        serve(ServeConfig(port=0), Silent())
+
+
+def test_what_cannot_be_served_is_told_before_the_model_is_sought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes.db").write_text("no ledger")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ModelError, match="finds no NVIDIA GPU"):
+        serve(ServeConfig("mistyped", port=0, device="cuda"), Silent())
+    with pytest.raises(StoreError, match="cannot be used as a ledger"):
+        serve(ServeConfig("mistyped", port=0, ledger=tmp_path / "notes.db"), Silent())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"cannot listen on 127.0.0.1:{port}"):
+            serve(ServeConfig("mistyped", port=port), Silent())
+    with pytest.raises(ModelError, match="model 'mistyped': found nothing"):
+        serve(ServeConfig("mistyped", port=0), Silent())
+
+
+def test_vllm_gets_the_dtype_of_the_device_that_it_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("envkit.studies.machine.cpu_dtype", lambda say: "float32")
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
+    for has_gpu, vllm in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda has_gpu=has_gpu: has_gpu)
+        assert _dtype(ServeConfig(engine="vllm")) == vllm
+        assert _dtype(ServeConfig()) == "float32"
 
 
 def entries(path: Path) -> list[tuple[str, int, int]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from envkit.cli.main import run as command
+from envkit.errors import StoreError
 from envkit.serving.ledger import Entry, Ledger
 
 
@@ -57,3 +58,45 @@ def test_a_bill_since_a_day_to_come_is_empty(book: Path, capsys: pytest.CaptureF
 def test_a_day_that_is_none_is_refused(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(["bill", str(book), "--since", "yesterday"]) == 2
     assert "expected a date" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("table", "found"),
+    [
+        ("CREATE TABLE notes (text TEXT)", "found no table 'requests'"),
+        ("CREATE TABLE requests (at TEXT, url TEXT)", "found a table 'requests' of at, url"),
+    ],
+)
+def test_a_file_of_another_program_is_no_ledger_and_stays_as_it_is(
+    tmp_path: Path, table: str, found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.db"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(table)
+    before = path.read_bytes()
+    assert command(["bill", str(path)]) == 2
+    assert f"{found}; expected the ledger of `envkit serve --ledger`" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_server_takes_no_other_programs_table_for_its_ledger(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "x.db")) as connection, connection:
+        connection.execute("CREATE TABLE requests (at TEXT, url TEXT)")
+    with pytest.raises(StoreError, match="found a table 'requests' of at, url"):
+        Ledger(tmp_path / "x.db")
+
+
+def test_a_bill_is_read_while_the_server_writes(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = Ledger(book)
+    ledger.add(Entry("ann", "red", 5, 5, 0.1, "done"))
+    assert command(["bill", str(book), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["requests"] == 4
+    ledger.close()
+
+
+def test_a_damaged_ledger_is_told(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = book.read_bytes()
+    book.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))  # its schema is on the first page
+    assert command(["bill", str(book)]) == 2
+    assert "ledger.db: cannot be read (database disk image is malformed)" in capsys.readouterr().err

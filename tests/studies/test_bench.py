@@ -22,6 +22,7 @@ from notes_env import Notes
 from stops import StopWhenShown
 from transformers import AutoTokenizer
 
+import envkit
 from envkit import registry
 from envkit.agents.api import ApiAgent
 from envkit.agents.endpoint import Backoff
@@ -32,7 +33,14 @@ from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
 from envkit.environments.sql_desk import SqlDeskEnv
-from envkit.errors import ConfigError, ContractError, StoreError, UsageError
+from envkit.errors import (
+    ConfigError,
+    ContractError,
+    MissingExtraError,
+    ModelError,
+    StoreError,
+    UsageError,
+)
 from envkit.models import ModelRef, weights_digest
 from envkit.prices import load_prices
 from envkit.sandbox import Contents, SandboxBackend
@@ -228,22 +236,45 @@ def test_an_adapter_is_measured_against_its_own_base() -> None:
     ]
 
 
+#: The command line on a machine without the extra `train`.
+WITHOUT_PYTORCH = (
+    "import sys\n"
+    "class Absent:\n"
+    "    def find_spec(self, name, path=None, target=None):\n"
+    "        if name.partition('.')[0] in ('torch', 'transformers', 'peft', 'trl'):\n"
+    "            raise ModuleNotFoundError(name)\n"
+    "sys.meta_path.insert(0, Absent())\n"
+    "from envkit.cli.main import main; main()"
+)
+
+
+def test_a_script_is_evaluated_without_pytorch(tmp_path: Path) -> None:
+    words = ["eval", "--agent", "oracle", "--tasks", str(starters(tmp_path)), "--json"]
+    command = [sys.executable, "-c", WITHOUT_PYTORCH, *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_local_model_without_the_extra_train_is_told_so(
+    tmp_path: Path, backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("envkit.models.reference.find_spec", lambda name: None)
+    for measure in (
+        lambda: begin(tmp_path / "runs", spec(AgentSpec("a", model="smollm2-135m-q4")), backend),
+        lambda: envkit.evaluate("sql-desk", root=tmp_path / "runs", display="quiet"),
+        lambda: envkit.spec_of(adapters=[tmp_path]),
+    ):
+        with pytest.raises(MissingExtraError, match=r"pip install 'envkit-rl\[train\]'"):
+            measure()
+
+
 def test_without_local_models_pytorch_is_not_needed(tmp_path: Path, tasks: Sequence[Task]) -> None:
     write_recorded(tmp_path / "old.jsonl", {task.id: list(SqlDeskEnv.oracle(task)) for task in tasks})
     (tmp_path / "spec.toml").write_text(
         '[[environments]]\nname = "sql-desk"\nlimit = 6\n[[agents]]\nname = "oracle"\nscript = "oracle"\n'
         '[[agents]]\nname = "old"\nrecorded = "old.jsonl"\n'
     )
-    program = (
-        "import sys\n"
-        "class Absent:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] in ('torch', 'transformers', 'peft', 'trl'):\n"
-        "            raise ModuleNotFoundError(name)\n"
-        "sys.meta_path.insert(0, Absent())\n"
-        "from envkit.cli.main import main; main()"
-    )
-    command = [sys.executable, "-c", program, "bench", "spec.toml", "--json"]
+    command = [sys.executable, "-c", WITHOUT_PYTORCH, "bench", "spec.toml", "--json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     [folder] = (tmp_path / "runs").iterdir()
@@ -277,6 +308,55 @@ def test_bad_input_is_refused_before_a_run_folder_exists(
         with pytest.raises(UsageError, match=said):
             begin(tmp_path / "runs", spec(row), backend)
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_cannot_be_played_is_found_before_tasks_are_loaded(
+    tmp_path: Path, backend: SandboxBackend, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("work began")
+
+    monkeypatch.setattr("envkit.studies.bench_setup.load_tasks", load)
+    other = tiny.make(tmp_path / "other", "qwen2")
+    tiny.policy(other).save_adapter(tmp_path / "adapter")
+    adapter = AgentSpec("a", model=str(model), adapter=str(tmp_path / "adapter"))
+    with pytest.raises(ModelError, match="adapter was trained on tiny-qwen2 with weights"):
+        begin(tmp_path / "runs", spec(adapter), backend)
+    with pytest.raises(ModelError, match="model 'mistyped': found nothing"):
+        begin(tmp_path / "runs", spec(AgentSpec("a", model="mistyped")), backend)
+    with pytest.raises(ConfigError, match=r"shots is 100000; environment sql-desk has \d+ train tasks"):
+        begin(tmp_path / "runs", spec(AgentSpec("a", model=str(model), shots=100_000)), backend)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_fault_of_the_setup_ends_the_run_before_other_rows_cost_money(
+    tmp_path: Path, backend: SandboxBackend, model: Path, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = (
+        AgentSpec("oracle", script="oracle"),
+        AgentSpec("tiny", model=str(model)),
+        AgentSpec("live", card=card(tmp_path, api)),
+    )
+    api.begin(lambda body, number: refusal(401, "no such key"))
+    both = EnvironmentSpec("sql-desk", limit=6), EnvironmentSpec("code-editor", str(starters(tmp_path)))
+    run = begin(tmp_path / "runs", replace(spec(*rows), environments=both), backend)
+    said: list[str] = []
+
+    class RecordingDisplay(Silent):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    def gone(name: str, display: object) -> None:
+        raise ModelError(f"model {name!r}: found nothing")
+
+    monkeypatch.setattr("envkit.studies.agent_factory.resolve", gone)
+    with pytest.raises(ModelError, match="found nothing"):
+        Bench(run, backend, RecordingDisplay(), never).run()
+    assert api.asked == []
+    [data] = load_reports(run.path)
+    assert [row.name for row in data.rows] == ["oracle"]
+    assert any("ended early (model" in warning for warning in data.warnings)
+    assert f"report: {run.path / 'sql-desk' / 'report.html'}" in said
 
 
 def test_an_example_shows_the_turn_that_was_judged(

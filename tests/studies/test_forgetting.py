@@ -135,6 +135,15 @@ def test_the_command_reads_the_run(policy: Policy, tmp_path: Path) -> None:
     assert "On 3 passages of other text" in shown
 
 
+@pytest.mark.parametrize("option", [{"tasks": heldout()}, {"max_task_chars": 400}])
+def test_tasks_need_an_environment_that_is_known(
+    policy: Policy, tmp_path: Path, option: dict[str, Any]
+) -> None:
+    policy.save_adapter(tmp_path / "adapter")
+    with pytest.raises(UsageError, match=r"adapter is in no training run.*; name the environment \(--env\)"):
+        envkit.forgetting(tmp_path / "adapter", **option, display="quiet")
+
+
 @pytest.mark.slow
 def test_a_run_says_what_it_was_trained_on(tmp_path: Path) -> None:
     settings = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -125,6 +126,16 @@ def test_what_cannot_be_compared_is_refused_before_any_work(runs: list[Path], tm
         envkit.interference([desk, shell], merge=[], display="quiet")
     with pytest.raises(UsageError, match="no way to merge is named 'mean'"):
         envkit.interference([desk, shell], merge=["mean"], root=tmp_path, display="quiet")
+    for option, words in (
+        ({"split": "tset"}, "split is 'tset'"),
+        ({"limit": 0}, "limit is 0"),
+        ({"samples": 0}, "samples is 0"),
+        ({"sandbox": "nope"}, "'nope'"),
+    ):
+        wrong: dict[str, Any] = option
+        with pytest.raises(UsageError, match=words):
+            envkit.interference([desk, shell], **wrong, root=tmp_path / "merged", display="quiet")
+    assert not (tmp_path / "merged").exists()
     run = RunFolder.create(tmp_path, "bench", {})
     with pytest.raises(StoreError, match="expected a run of `envkit interference`"):
         envkit.resume_interference(run.path, display="quiet")
