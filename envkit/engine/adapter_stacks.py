@@ -65,7 +65,7 @@ class AdapterStacks:
         self.clear(0, ())
 
     def clear(self, room: int, adapters: Iterable[Sequence[Update | None]]) -> None:
-        """Drop all adapters, and make room for these, and for so many."""
+        """Drop all adapters; make room for ``room`` others, of the largest size among ``adapters``."""
         #: Size of each adapter, by position; the stacks have room for the largest.
         self._sizes: list[_Size] = []
         #: Whether the numbers of each one are finite, where that matters.

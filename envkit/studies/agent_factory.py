@@ -147,11 +147,7 @@ class AgentFactory:
             return []
         from envkit.studies.warm_start import demonstrations
 
-        tasks = kind.make_tasks("train", sandbox=backend, display=self._display)[: row.shots]
-        if len(tasks) < row.shots:
-            raise ConfigError(
-                f"agent {row.name}: shots is {row.shots}; environment {kind.id} has {len(tasks)} train tasks"
-            )
+        tasks = tasks_to_show(row, kind, backend, self._display)
         turns = turns_of([kind], self._spec.max_turns)  # as played: observations say how many there are
         shown = demonstrations(kind, tasks, backend, turns, self._should_stop)
         return [exchange for one in shown for exchange in one.exchanges]
@@ -338,6 +334,20 @@ def runs_here(row: AgentSpec) -> bool:
 def model_of(row: AgentSpec) -> str:
     """Base model of a row that runs on this machine; by default the one that its adapter was trained on."""
     return row.model or recorded_base(Path(row.adapter)) or DEFAULT_MODEL
+
+
+def tasks_to_show(row: AgentSpec, kind: type[Env], backend: SandboxBackend, display: Display) -> list[Task]:
+    """Return the first train tasks, as many as a row is shown.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    tasks = kind.make_tasks("train", sandbox=backend, display=display)
+    if len(tasks) < row.shots:
+        raise ConfigError(
+            f"agent {row.name}: shots is {row.shots}; environment {kind.id} has {len(tasks)} train tasks"
+        )
+    return list(tasks[: row.shots])
 
 
 def outputs(part: RunFolder, row: AgentSpec) -> Path:

@@ -26,7 +26,7 @@ from envkit.prices import load_prices
 from envkit.sandbox import SandboxBackend
 from envkit.stop import never
 from envkit.store import RunFolder, write_atomic
-from envkit.studies.agent_factory import model_of, outputs, require_usable, runs_here
+from envkit.studies.agent_factory import model_of, outputs, require_usable, runs_here, tasks_to_show
 from envkit.studies.heldout import require_heldout
 from envkit.studies.machine import free_threads, machine, resolve_dtype, use_threads
 from envkit.studies.openings import openings
@@ -237,15 +237,10 @@ def _require_shots(spec: BenchSpec, backend: SandboxBackend, display: Display) -
     Raises:
         ConfigError: see above.
     """
-    shown = max(spec.agents, key=lambda row: row.shots)
-    if not shown.shots:
-        return
-    for kind in _kinds(spec):
-        found = len(kind.make_tasks("train", sandbox=kind.equip(backend), display=display))
-        if found < shown.shots:
-            raise ConfigError(
-                f"agent {shown.name}: shots is {shown.shots}; environment {kind.id} has {found} train tasks"
-            )
+    most = max(spec.agents, key=lambda row: row.shots)
+    if most.shots:
+        for kind in _kinds(spec):
+            tasks_to_show(most, kind, kind.equip(backend), display)
 
 
 def load_tasks(

@@ -50,10 +50,8 @@ def expected(x_SI: Tensor, adapter: Sequence[Update | None]) -> Tensor:
     return torch.cat(parts, -1)
 
 
-def added(
-    stacks: AdapterStacks, x_BSI: Tensor, owners: Sequence[int | None], positions: range
-) -> tuple[Tensor, Tensor]:
-    """The sum with a base's outputs of one; and what was added."""
+def added(stacks: AdapterStacks, x_BSI: Tensor, owners: Sequence[int | None], positions: range) -> Tensor:
+    """What is added to a base's outputs of one."""
     rows = [row for row, owner in enumerate(owners) if owner is not None]
     chosen = [owner - positions.start for owner in owners if owner is not None]
     some: Tensor | slice | None = None
@@ -62,7 +60,7 @@ def added(
         some = slice(rows[0], rows[-1] + 1) if is_slice else torch.tensor(rows)
     out_BSO = torch.ones(*x_BSI.shape[:2], sum(OUTPUTS), dtype=x_BSI.dtype)
     stacks.add(out_BSO, x_BSI, positions, some, Rectangle(chosen, len(positions)))
-    return out_BSO, out_BSO.float() - 1
+    return out_BSO.float() - 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -77,7 +75,7 @@ def test_each_row_gets_its_adapters_update(dtype: torch.dtype, rows: int, count:
     owners.append([*owners[0][1:], positions[0]])  # no rectangle in order
     for mine in owners:
         x_BSI = torch.randn(len(mine), 2, INPUTS, generator=torch.Generator().manual_seed(7)).to(dtype)
-        _, found = added(stacks, x_BSI, mine, positions)
+        found = added(stacks, x_BSI, mine, positions)
         for x_SI, one, owner in zip(x_BSI, found, mine, strict=True):
             theirs = torch.zeros(2, sum(OUTPUTS)) if owner is None else expected(x_SI, given[owner])
             tolerance = 1e-4 if dtype == torch.float32 else 0.03
@@ -100,7 +98,7 @@ def test_a_broken_adapter_spoils_no_row_of_its_neighbours(broken: str, value: fl
     matrix = getattr(given[1][0], broken)
     matrix[0, 0] = value
     stacks = stacks_of(torch.bfloat16, given)
-    _, found = added(stacks, torch.ones(8, 1, INPUTS).bfloat16(), [0, 0, 1, 1, 2, 2, 3, 3], range(4))
+    found = added(stacks, torch.ones(8, 1, INPUTS).bfloat16(), [0, 0, 1, 1, 2, 2, 3, 3], range(4))
     assert [bool(row.isfinite().all()) for row in found] == [True, True, False, False, True, True, True, True]
 
 
@@ -119,9 +117,9 @@ def test_adapters_stay_the_same_when_others_come_and_go() -> None:
     stacks.append(given[3])
     order = [given[2], given[1], wide, given[3]]
     x_BSI = torch.randn(4, 1, INPUTS).bfloat16()
-    _, found = added(stacks, x_BSI, range(4), range(4))
+    found = added(stacks, x_BSI, range(4), range(4))
     fresh = stacks_of(torch.bfloat16, order)
-    _, theirs = added(fresh, x_BSI, range(4), range(4))
+    theirs = added(fresh, x_BSI, range(4), range(4))
     torch.testing.assert_close(found, theirs, rtol=0.03, atol=0.3)
     for x_SI, one, adapter in zip(x_BSI, found, order, strict=True):
         torch.testing.assert_close(one, expected(x_SI, adapter), rtol=0.03, atol=0.3)

@@ -90,7 +90,8 @@ def _are_same(one: Row, other: Row) -> bool:
 def _table(grid: Grid, prices: PriceTable) -> Table:
     """Dollars of what was measured, beside models with a price per token."""
     lines: list[tuple[str, ...]] = []
-    found: dict[str, list[tuple[Interval, float]]] = {}
+    upper_ends: list[float] = []
+    trainings: list[float] = []
     for arm in ARMS:
         for cell in grid.cells(arm):
             if (measured := cell.measured(SOLVE)) is None:
@@ -98,11 +99,12 @@ def _table(grid: Grid, prices: PriceTable) -> Table:
             cost = cost_of(measured.row, measured.machine, prices)
             usd = cost.per_solved or Interval(math.nan, math.nan, math.nan, 0)
             training = training_cost(measured.row, measured.machine, prices) if cell.made else math.nan
-            found.setdefault(arm, []).append((usd, training))
+            if arm == "r16":
+                upper_ends.append(usd.high)
+                trainings.append(training)
             shown = dollars(training) if math.isfinite(training) else NONE
             lines.append((cell.name, _interval(usd), shown, cost.basis, ""))
-    ours = mean(usd.high for usd, _ in found["r16"])
-    training = mean(training for _, training in found["r16"])
+    ours, training = mean(upper_ends), mean(trainings)
     tokens = _tokens(grid.rows("r16")[0])
     for model, price in sorted(prices.models.items(), key=lambda entry: -entry[1].cost_usd(*tokens)):
         usd = price.cost_usd(*tokens)
