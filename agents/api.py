@@ -17,8 +17,8 @@ from envkit.agents.call_journal import CallJournal, RecordedCalls, RequestId
 from envkit.agents.cards import Card
 from envkit.agents.chat_completions import (
     AnswerKey,
+    ChatAnswer,
     Message,
-    Reply,
     RequestFailure,
     answer_key,
     chat_text,
@@ -65,7 +65,7 @@ class _Conversation:
     def observe(self, observation: str) -> None:
         self.messages += observation_messages(self.messages, observation)
 
-    def answer(self, reply: Reply) -> str:
+    def answer(self, reply: ChatAnswer) -> str:
         """Append a reply; returns the action."""
         self.messages.append(reply.message)
         self.turn += 1
@@ -90,7 +90,7 @@ class _Chats:
         self.messages = [with_opaque(request_message(each), self._answers) for each in chat["messages"]]
         self.tools = chat.get("tools", ())
 
-    def answer(self, reply: Reply) -> str:
+    def answer(self, reply: ChatAnswer) -> str:
         """Remember a reply; returns its text, with tool calls as a model writes them."""
         text = chat_text(reply.message, reply.text)
         # An empty answer is repeated empty, but the provider's message has words in its place.
@@ -165,7 +165,7 @@ class ApiAgent:
         self._endpoint = Endpoint(card)
         budget.count(sum(map(price.of, self._recorded.usages)), journal.path)
         self._pool = ThreadPoolExecutor(card.concurrency, thread_name_prefix="api")
-        self._waiting: dict[Future[Reply | AgentError], _Conversation | _Chats] = {}
+        self._waiting: dict[Future[ChatAnswer | AgentError], _Conversation | _Chats] = {}
         self._refused: BudgetError | None = None
         #: Consecutive refusals. Until a first answer, one refusal is enough to end the run.
         self._refusals = 0 if self._recorded.replies else _MAX_REFUSALS
@@ -226,7 +226,7 @@ class ApiAgent:
 
     # The methods below run in the threads of the pool.
 
-    def _answer(self, session: _Conversation | _Chats) -> Reply | AgentError:
+    def _answer(self, session: _Conversation | _Chats) -> ChatAnswer | AgentError:
         """Return the recorded reply, or request one, with retries."""
         limits = (self._temperature, self._max_completion_tokens)
         request = request_body(self._card, session.messages, session.tools, *limits)
@@ -237,7 +237,7 @@ class ApiAgent:
         draws = uniforms((key.seed, key.step, key.group, key.row, session.turn), backoff.attempts)
         while True:
             found = self._send(place, request)
-            if isinstance(found, Reply):
+            if isinstance(found, ChatAnswer):
                 self._refusals = 0
                 return found
             if found.context_overflow:  # of this task's first prompt; others may be shorter
@@ -265,7 +265,7 @@ class ApiAgent:
             f"failed: {failure.reason}. The next follows in {delay_s:.0f} s."
         )
 
-    def _send(self, place: RequestId, request: Mapping[str, Any]) -> Reply | RequestFailure:
+    def _send(self, place: RequestId, request: Mapping[str, Any]) -> ChatAnswer | RequestFailure:
         """Send one request: reserve its cost, journal it, send it, journal the answer, book the cost."""
         most = max_usage(self._card, request)
         with self._budget.hold(self._price.of(most)) as hold:
@@ -281,7 +281,7 @@ class ApiAgent:
             elif found.context_overflow and place.turn > 0:
                 # The conversation outgrew the model. A void here would reward long answers.
                 found = context_overflow_reply(found, seconds)
-            if isinstance(found, Reply):
+            if isinstance(found, ChatAnswer):
                 hold.usd = self._price.of(found.usage)
                 self._calls.answered(call, found)
             else:
@@ -291,7 +291,7 @@ class ApiAgent:
             return found
 
 
-def _to_turn(session: _Conversation | _Chats, found: Reply | AgentError) -> Turn | AgentError:
+def _to_turn(session: _Conversation | _Chats, found: ChatAnswer | AgentError) -> Turn | AgentError:
     """Append a reply to its conversation and return it as a turn."""
     if isinstance(found, AgentError):
         return found

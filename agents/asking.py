@@ -21,7 +21,7 @@ from typing import Any, Final, final
 from envkit.agents.budget import Budget
 from envkit.agents.cards import Card, load_card
 from envkit.agents.chat_completions import (
-    Reply,
+    ChatAnswer,
     RequestFailure,
     max_usage,
     read_reply,
@@ -104,10 +104,10 @@ class CachedModel:
         limit = self._card.max_completion_tokens or _COMPLETION_TOKENS
         return request_body(self._card, [{"role": "user", "content": prompt}], (), temperature, limit)
 
-    def _answer(self, request: Mapping[str, Any], seed: int) -> Reply:
+    def _answer(self, request: Mapping[str, Any], seed: int) -> ChatAnswer:
         """Send a request until it is answered, refused, or has failed too often."""
         attempts, draw, failures = 1 if self._is_down else _BACKOFF.attempts, random.Random(seed), 0
-        while not isinstance(found := self._send(request), Reply):
+        while not isinstance(found := self._send(request), ChatAnswer):
             failures += 1
             if failures >= attempts or not found.retryable:
                 raise self._failure(found)
@@ -122,14 +122,14 @@ class CachedModel:
         could escape a bad grade by words that its judge cannot read.
         """
         probe = self._send(self._request(_PROBE, 0.0))
-        self._is_down = not isinstance(probe, Reply)
-        if isinstance(probe, Reply):
+        self._is_down = not isinstance(probe, ChatAnswer)
+        if isinstance(probe, ChatAnswer):
             return SandboxError(f"{self.name} does not answer one prompt, but others: {failure.reason}")
         if not probe.retryable:
             return ConfigError(f"{self.name}: {probe.reason}")
         return ModelUnavailable(f"{self.name} does not answer: {probe.reason}")
 
-    def _send(self, request: Mapping[str, Any]) -> Reply | RequestFailure:
+    def _send(self, request: Mapping[str, Any]) -> ChatAnswer | RequestFailure:
         """Send one request: reserve its cost, send it, book the cost.
 
         Raises:
@@ -144,7 +144,7 @@ class CachedModel:
                 found = endpoint.ask(request)
                 if not isinstance(found, RequestFailure):
                     found = read_reply(found, most, time.monotonic() - began, tools=False)
-                if isinstance(found, Reply):
+                if isinstance(found, ChatAnswer):
                     hold.usd = self._price.of(found.usage)
                 elif not found.billed:
                     hold.usd = 0.0

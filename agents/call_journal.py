@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, final
 
-from envkit.agents.chat_completions import Reply
+from envkit.agents.chat_completions import ChatAnswer
 from envkit.errors import StoreError
 from envkit.store import Journal
 from envkit.types import EpisodeKey, Usage
@@ -47,7 +47,7 @@ class RecordedCalls:
     """
 
     def __init__(self, records: Iterable[Mapping[str, Any]] = ()) -> None:
-        self.replies: dict[RequestId, Reply] = {}
+        self.replies: dict[RequestId, ChatAnswer] = {}
         #: Number of requests by episode and turn.
         self.attempts: Counter[tuple[EpisodeKey, int]] = Counter()
         #: Calls whose outcome is unknown, with the highest usage that each may have.
@@ -77,7 +77,7 @@ class RecordedCalls:
         self.unanswered.pop(call, None)
         self.ended.append((place.key, usage))
         if event == "answered":
-            self.replies[place] = Reply(
+            self.replies[place] = ChatAnswer(
                 record["text"], record["stop"], usage, record["message"], record["remark"]
             )
 
@@ -105,7 +105,7 @@ class CallJournal:
             self._append("asked", call, {"most": asdict(most)})
         return call
 
-    def answered(self, call: ApiCall, reply: Reply) -> None:
+    def answered(self, call: ApiCall, reply: ChatAnswer) -> None:
         """Record the answer, with everything that a resumed run needs."""
         with self._lock:
             self._append("answered", call, asdict(reply))

@@ -23,7 +23,7 @@ Message = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class ChatAnswer:
     """An answer of the API.
 
     Args:
@@ -158,13 +158,13 @@ def with_opaque(message: Message, answers: Mapping[AnswerKey, Message]) -> Messa
     return {**answer, "tool_calls": calls} if calls else answer
 
 
-def context_overflow_reply(failure: RequestFailure, seconds: float) -> Reply:
+def context_overflow_reply(failure: RequestFailure, seconds: float) -> ChatAnswer:
     """Reply for context overflow: empty text, ``stop="length"``."""
     message: Message = {"role": "assistant", "content": _NO_ANSWER}
-    return Reply("", "length", Usage(seconds=seconds), message, failure.reason)
+    return ChatAnswer("", "length", Usage(seconds=seconds), message, failure.reason)
 
 
-def read_reply(body: Any, most: Usage, seconds: float, *, tools: bool) -> Reply | RequestFailure:
+def read_reply(body: Any, most: Usage, seconds: float, *, tools: bool) -> ChatAnswer | RequestFailure:
     """Parse an answer.
 
     Args:
@@ -194,10 +194,10 @@ def read_reply(body: Any, most: Usage, seconds: float, *, tools: bool) -> Reply 
         remark = (
             f"the highest possible usage is counted, because the reported one is wrong: {reported!r:.200}"
         )
-        return Reply(text, stop, replace(most, seconds=seconds), returned, remark)
+        return ChatAnswer(text, stop, replace(most, seconds=seconds), returned, remark)
     is_more = usage.prompt_tokens > most.prompt_tokens or usage.completion_tokens > most.completion_tokens
     remark = f"the usage is above the request's limit: {reported!r:.200}" if is_more else ""
-    return Reply(text, stop, usage, returned, remark)
+    return ChatAnswer(text, stop, usage, returned, remark)
 
 
 def _without_empty(message: Message) -> Message:

@@ -39,7 +39,7 @@ ANSWERS = ("stopping:", "interrupted by")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class StopTimes:
     """Seconds after SIGINT.
 
     Args:
@@ -57,7 +57,7 @@ class Answer:
     code: int
 
 
-def interrupt(command: list[str], phases: tuple[str, ...], signals: int, folder: Path) -> Answer | None:
+def interrupt(command: list[str], phases: tuple[str, ...], signals: int, folder: Path) -> StopTimes | None:
     """Run a command and interrupt it in the first of these phases that it shows.
 
     A short phase may be over when the signal comes, so a resumed run may not show it again. ``None`` if the
@@ -90,12 +90,12 @@ def interrupt(command: list[str], phases: tuple[str, ...], signals: int, folder:
         last = answered if signals == 2 else sent
         process.stderr.read()
         code = process.wait()
-        return Answer(phase, signals, answered - sent, time.monotonic() - last, code)
+        return StopTimes(phase, signals, answered - sent, time.monotonic() - last, code)
 
 
 def main() -> None:
     envkit = str(Path(sys.executable).with_name("envkit"))
-    answers: list[Answer] = []
+    answers: list[StopTimes] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "cache").mkdir()

@@ -19,7 +19,7 @@ from envkit.serving.access import Access
 from envkit.serving.app import make_app
 from envkit.serving.models import Models
 from envkit.serving.routing import Routing
-from envkit.serving.server import Limits, Server
+from envkit.serving.server import Server, ServerLimits
 from envkit.serving.worker import Worker
 from envkit.training.base_model import linears_of
 
@@ -38,7 +38,7 @@ def make(model: Path, adapters: Path | None = None, **parts: Any) -> Server:
     if (router := parts.pop("router", None)) is not None:
         parts["routing"] = Routing(router, EarlyLayers(engine, router.layers), worker, created=7)
     models = Models("tiny", model, {}, adapters, lambda folder: None, lambda: layers)
-    limits = Limits(2**20, parts.pop("max_waiting", 64), 8, 1024, len(tiny.tokenizer()))
+    limits = ServerLimits(2**20, parts.pop("max_waiting", 64), 8, 1024, len(tiny.tokenizer()))
     return Server(worker, pool, models, tiny.tokenizer(), limits, parts.pop("access", Access()), **parts)
 
 

@@ -378,7 +378,7 @@ def test_bad_input_is_refused_before_any_work(
     with pytest.raises(StoreError, match="not a run's manifest"):
         envkit.resume_train(tmp_path, display="quiet")
     with pytest.raises(UsageError, match="no agent to compare"):
-        envkit.spec_of()
+        envkit.bench_spec()
 
 
 class Named(Exception):
@@ -432,16 +432,18 @@ def test_an_adapter_is_measured_as_it_was_trained_unless_told_otherwise(
     trained: envkit.TrainResult,
 ) -> None:
     config = json.loads((trained.run / "manifest.json").read_text())["plan"]["train"]
-    spec = envkit.spec_of(adapters=[trained.run], model=config["model"])
+    spec = envkit.bench_spec(adapters=[trained.run], model=config["model"])
     base, adapter = spec.agents[-2:]
     assert adapter.adapter == str(trained.adapter)  # the newest checkpoint
     assert [each.name for each in spec.environments] == ["code-editor"]
     assert spec.max_turns == config["max_turns"]
     assert base.max_completion_length == adapter.max_completion_length == config["max_completion_length"]
-    told = envkit.spec_of(adapters=[trained.run], model=config["model"], max_turns=2, max_completion_length=9)
+    told = envkit.bench_spec(
+        adapters=[trained.run], model=config["model"], max_turns=2, max_completion_length=9
+    )
     assert (told.max_turns, told.of(told.agents[-1]).max_completion_length) == (2, 9)
     with pytest.raises(UsageError, match="no adapter there"):
-        envkit.spec_of(adapters=[trained.run / "tasks"])
+        envkit.bench_spec(adapters=[trained.run / "tasks"])
 
 
 def test_an_adapter_is_measured_on_the_environment_that_it_was_trained_on(tmp_path: Path) -> None:
@@ -482,7 +484,7 @@ def test_unknown_recorded_outputs_are_refused_before_the_controls_are_played(
 
     monkeypatch.setattr("envkit.studies.bench_setup.validate_tasks", play)
     monkeypatch.setattr(CodeEditorEnv, "import_tasks", read)
-    spec = envkit.spec_of(recorded=["wrong"], tasks="published:items")
+    spec = envkit.bench_spec(recorded=["wrong"], tasks="published:items")
     with pytest.raises(UsageError, match=r"no recorded outputs 'wrong' came with the tasks \(there is: gpt"):
         envkit.bench(spec, root=tmp_path, display="quiet")
 

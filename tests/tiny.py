@@ -129,11 +129,11 @@ def prompt(length: int, seed: int) -> tuple[int, ...]:
     return tuple(torch.randint(17, len(tokenizer()), (length,), generator=generator).tolist())
 
 
-def example(prompt: tuple[int, ...], answer: tuple[int, ...]) -> sft.Example:
+def example(prompt: tuple[int, ...], answer: tuple[int, ...]) -> sft.SftExample:
     """A demonstration of one turn."""
     zeros = (0.0,) * len(answer)
     row = TrainingRow(answer, (True,) * len(answer), zeros, zeros)
-    return sft.Example(prompt, row, len(prompt) + len(answer))
+    return sft.SftExample(prompt, row, len(prompt) + len(answer))
 
 
 class MemorySandbox:

@@ -7,7 +7,7 @@ from envkit.api.adapter import Adapter, load_adapter
 from envkit.api.controlling import compare_controls, resume_controls
 from envkit.api.forgotten import forgetting
 from envkit.api.interfering import interference, resume_interference
-from envkit.api.measuring import bench, evaluate, leaderboard, pass_at_k, rescore, resume_bench, spec_of
+from envkit.api.measuring import bench, bench_spec, evaluate, leaderboard, pass_at_k, rescore, resume_bench
 from envkit.api.prompting import resume_prompt_search, search_prompt
 from envkit.api.pushing import push_adapter
 from envkit.api.results import (
@@ -54,6 +54,7 @@ __all__ = [
     "TrainResult",
     "VerifyResult",
     "bench",
+    "bench_spec",
     "compare_controls",
     "evaluate",
     "forgetting",
@@ -71,7 +72,6 @@ __all__ = [
     "resume_train",
     "search_prompt",
     "sft",
-    "spec_of",
     "steer",
     "study",
     "support",

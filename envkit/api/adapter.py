@@ -163,7 +163,7 @@ def load_adapter(
     policy.model.set_adapter("trained")
     policy.model.delete_adapter("default")  # Policy starts with an untrained one
     policy.model.set_adapter("trained")  # with whole weights, PEFT has none active after a deletion
-    policy.serve([folder])
+    policy.load_adapters([folder])
     policy.model.set_attn_implementation("sdpa")  # the engine has a copy; this one is the caller's
     message = system if system is not None else environment.system if environment else Env.system
     return Adapter(folder, policy, config, message, temperature)

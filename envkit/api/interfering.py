@@ -69,7 +69,7 @@ def interference(
     from envkit.models import require_training
 
     require_training()
-    from envkit.benchmark.interference import BASE, JOINT, SPECIALIST, Arm
+    from envkit.benchmark.interference import BASE, JOINT, SPECIALIST, MatrixRow
     from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
     from envkit.studies.interference import arms_of, merge_all, write_arms
 
@@ -106,7 +106,7 @@ def interference(
         spec = replace(spec, agents=(*spec.agents, *adapters))
         typed = command or command_of("interference", repr([*map(str, runs)]))
         run = start_bench(spec, root, backend, progress, typed)
-        write_arms(run, [Arm(BASE, BASE), *rows.values()])
+        write_arms(run, [MatrixRow(BASE, BASE), *rows.values()])
         return _finish(run, backend, progress)
 
 

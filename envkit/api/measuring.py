@@ -165,7 +165,7 @@ def bench(
     The environments' baselines, such as chance and search, are added to the agents.
 
     Args:
-        spec: what to measure: a `BenchSpec`, a TOML file of one, or what `spec_of` returns.
+        spec: what to measure: a `BenchSpec`, a TOML file of one, or what `bench_spec` returns.
         budget_usd: what all API calls may cost together; by default the spec's budget.
         prices: a TOML file of prices, on top of envkit's own.
         machine: machine whose hourly price local rows pay; by default ``cpu-2-cores`` if it was one,
@@ -227,7 +227,7 @@ def resume_bench(
     return _bench_result(folder, request, refused, machine)
 
 
-def spec_of(
+def bench_spec(
     *,
     adapters: Sequence[Path | str] = (),
     cards: Sequence[str] = (),

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from envkit.benchmark.interference import Interference
     from envkit.benchmark.stats import Interval
     from envkit.benchmark.summary import Summary
-    from envkit.studies.claim import Replayed
-    from envkit.studies.founding.finding import Finding
+    from envkit.studies.claim import ClaimCheck
+    from envkit.studies.founding.finding import StudyFinding
     from envkit.studies.prompt_search import PromptFound
     from envkit.studies.rescore import Change
     from envkit.studies.routing import RouterStudy
@@ -329,7 +329,7 @@ class StudyResult:
     """
 
     name: str
-    found: Finding | None
+    found: StudyFinding | None
     page: Path | None
     stopped_by: signal.Signals | None
 
@@ -378,7 +378,7 @@ class VerifyResult:
     """
 
     adapter: Path
-    findings: tuple[Replayed, ...]
+    findings: tuple[ClaimCheck, ...]
 
     @property
     def reproduced(self) -> bool:

@@ -93,7 +93,7 @@ def serve(config: ServeConfig, display: Display) -> None:
         import uvicorn
 
         from envkit.serving.app import make_app
-        from envkit.serving.server import Limits, Server
+        from envkit.serving.server import Server, ServerLimits
     except ModuleNotFoundError as error:
         raise MissingExtraError(str(error.name), "serve") from error
     from envkit.api.adapter import adapter_folder
@@ -148,7 +148,7 @@ def serve(config: ServeConfig, display: Display) -> None:
         engine.adapters,
         models,
         engine.tokenizer,
-        Limits(
+        ServerLimits(
             config.max_body_kb * 1024,
             config.max_waiting,
             config.default_max_tokens,

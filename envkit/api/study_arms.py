@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from envkit.display import Display
     from envkit.sandbox import SandboxBackend
     from envkit.studies.founding.arms import Arm
-    from envkit.studies.founding.budget import Budget
+    from envkit.studies.founding.budget import StudyBudget
     from envkit.studies.founding.cells import CellFolder
     from envkit.studies.founding.grid import Grid
 
 
 def make(
-    grid: Grid, cell: CellFolder, sizes: Budget, sandbox: SandboxBackend | str, display: Display
+    grid: Grid, cell: CellFolder, sizes: StudyBudget, sandbox: SandboxBackend | str, display: Display
 ) -> signal.Signals | None:
     """Make a cell's adapter or message, unless it has one or needs none; returns what stopped it.
 
@@ -36,7 +36,7 @@ def make(
 
 
 def _make_adapter(
-    grid: Grid, cell: CellFolder, sizes: Budget, sandbox: SandboxBackend | str, display: Display
+    grid: Grid, cell: CellFolder, sizes: StudyBudget, sandbox: SandboxBackend | str, display: Display
 ) -> signal.Signals | None:
     from envkit.models import weights_digest
     from envkit.studies.controls import control_of
@@ -64,7 +64,7 @@ def _make_adapter(
     return None
 
 
-def settings_of(sizes: Budget, arm: Arm) -> dict[str, object]:
+def settings_of(sizes: StudyBudget, arm: Arm) -> dict[str, object]:
     """Settings that an arm's adapter is made with, whatever its seed and the machine."""
     from envkit import registry
     from envkit.studies.turns import turns_of
@@ -79,7 +79,7 @@ def settings_of(sizes: Budget, arm: Arm) -> dict[str, object]:
 
 
 def _train(
-    grid: Grid, cell: CellFolder, sizes: Budget, sandbox: SandboxBackend | str, display: Display
+    grid: Grid, cell: CellFolder, sizes: StudyBudget, sandbox: SandboxBackend | str, display: Display
 ) -> Path | signal.Signals:
     """Train a cell's adapter.
 
@@ -122,7 +122,7 @@ def _train(
 
 
 def _copy_warm_start(
-    grid: Grid, cell: CellFolder, sizes: Budget, sandbox: SandboxBackend | str, display: Display
+    grid: Grid, cell: CellFolder, sizes: StudyBudget, sandbox: SandboxBackend | str, display: Display
 ) -> Path:
     """Copy what an arm's RL of the same seed began with.
 
@@ -151,7 +151,7 @@ def _copy_warm_start(
 
 
 def _compute(
-    grid: Grid, cell: CellFolder, sizes: Budget, sandbox: SandboxBackend | str, display: Display
+    grid: Grid, cell: CellFolder, sizes: StudyBudget, sandbox: SandboxBackend | str, display: Display
 ) -> Path | signal.Signals:
     """Compute a steering vector from what the base solves and fails."""
     from envkit.api.steering import steer
@@ -176,11 +176,11 @@ def _compute(
 
 
 def _search_message(
-    cell: CellFolder, sizes: Budget, sandbox: SandboxBackend | str, display: Display
+    cell: CellFolder, sizes: StudyBudget, sandbox: SandboxBackend | str, display: Display
 ) -> signal.Signals | None:
     """Search for a cell's system message."""
     from envkit.api.prompting import resume_prompt_search, search_prompt
-    from envkit.studies.founding.measurements import Prompt
+    from envkit.studies.founding.measurements import SystemPrompt
     from envkit.studies.provenance import commit
 
     folder = cell.work / "search"
@@ -202,12 +202,12 @@ def _search_message(
     )
     if result.found is None:
         return result.stopped_by
-    cell.write_prompt(Prompt(result.found.system, result.found.sampled_tokens, commit()))
+    cell.write_prompt(SystemPrompt(result.found.system, result.found.sampled_tokens, commit()))
     return None
 
 
 def _merge(
-    grid: Grid, cell: CellFolder, sizes: Budget, sandbox: SandboxBackend | str, display: Display
+    grid: Grid, cell: CellFolder, sizes: StudyBudget, sandbox: SandboxBackend | str, display: Display
 ) -> Path:
     """Merge the specialists of the same seed."""
     from envkit.models import resolve

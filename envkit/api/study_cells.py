@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from envkit.benchmark.report_data import Conditions, ReportData, Row
     from envkit.display import Display
     from envkit.sandbox import SandboxBackend
-    from envkit.studies.founding.budget import Budget, Play
+    from envkit.studies.founding.budget import EpisodePlan, StudyBudget
     from envkit.studies.founding.cells import CellFolder
     from envkit.studies.founding.grid import Grid
     from envkit.types import Task
@@ -26,7 +26,7 @@ def measure(
     grid: Grid,
     cell: CellFolder,
     part: str,
-    sizes: Budget,
+    sizes: StudyBudget,
     benchmark: str,
     sandbox: SandboxBackend | str,
     display: Display,
@@ -68,7 +68,7 @@ def measure(
 def _play(
     cell: CellFolder,
     part: str,
-    sizes: Budget,
+    sizes: StudyBudget,
     tasks: str,
     sandbox: SandboxBackend | str,
     display: Display,
@@ -103,7 +103,7 @@ def _play(
 def _play_others(
     cell: CellFolder,
     part: str,
-    sizes: Budget,
+    sizes: StudyBudget,
     tasks: str,
     sandbox: SandboxBackend | str,
     display: Display,
@@ -144,7 +144,7 @@ def _play_others(
 
 def _evaluated(
     folder: Path,
-    play: Play,
+    play: EpisodePlan,
     sandbox: SandboxBackend | str,
     display: Display,
     command: str,
@@ -159,7 +159,7 @@ def _evaluated(
     Returns:
         Its report, or what stopped it.
     """
-    from envkit.api.measuring import bench, evaluate, resume_bench, spec_of
+    from envkit.api.measuring import bench, bench_spec, evaluate, resume_bench
     from envkit.benchmark.report import load_reports
 
     common: dict[str, Any] = {
@@ -174,7 +174,7 @@ def _evaluated(
     if began := runs_of(folder):
         result = resume_bench(began[-1], **running)
     elif others:
-        spec = spec_of(recorded=play.recorded, environment=play.environment, samples=1, **common)
+        spec = bench_spec(recorded=play.recorded, environment=play.environment, samples=1, **common)
         result = bench(spec, **starting)
     else:
         if agent == "model":  # the same limits with an adapter and without, whatever it was trained with
@@ -188,7 +188,7 @@ def _evaluated(
 
 
 def _route(
-    grid: Grid, cell: CellFolder, sizes: Budget, sandbox: SandboxBackend | str, display: Display
+    grid: Grid, cell: CellFolder, sizes: StudyBudget, sandbox: SandboxBackend | str, display: Display
 ) -> None:
     """Train a router on the specialists' train tasks, and ask it who answers the held-out ones."""
     from envkit import registry
@@ -197,7 +197,7 @@ def _route(
     from envkit.models import resolve
     from envkit.serving.router import write_router
     from envkit.studies.founding.arms import BASE, SPECIALISTS
-    from envkit.studies.founding.measurements import ON, Chosen
+    from envkit.studies.founding.measurements import ON, RoutedTasks
     from envkit.studies.machine import resolve_dtype, use_threads
     from envkit.studies.provenance import commit
     from envkit.studies.routing import Posed, train_on_tasks
@@ -233,7 +233,7 @@ def _route(
     for part, posed in held_out.items():
         arms = {task.id: arm or BASE for task, arm in zip(posed.tasks, answering[part], strict=True)}
         cell.write_chosen(
-            part, Chosen(arms, facts.learned, facts.read_ms, file.stat().st_size, base_bytes, commit())
+            part, RoutedTasks(arms, facts.learned, facts.read_ms, file.stat().st_size, base_bytes, commit())
         )
 
 
@@ -254,7 +254,7 @@ def _played_tasks(cell: CellFolder, part: str, environment: str) -> list[Task]:
 
 
 def _measure_distance(
-    cell: CellFolder, sizes: Budget, sandbox: SandboxBackend | str, display: Display
+    cell: CellFolder, sizes: StudyBudget, sandbox: SandboxBackend | str, display: Display
 ) -> None:
     """Measure how far a cell's adapter has moved from its base."""
     from envkit.api.forgotten import forgetting
@@ -280,7 +280,7 @@ def _measure_distance(
     cell.write_distance(Distance(made.digest, text.sources, text.rises, found.task.kl, commit()))
 
 
-def _multiplex(cell: CellFolder, sizes: Budget, display: Display) -> None:
+def _multiplex(cell: CellFolder, sizes: StudyBudget, display: Display) -> None:
     """Measure what decoding with many adapters costs."""
     from envkit.models import resolve
     from envkit.studies.founding.measurements import Multiplexed

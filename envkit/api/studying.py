@@ -15,7 +15,7 @@ from envkit.errors import ConfigError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from envkit.sandbox import SandboxBackend
-    from envkit.studies.founding.budget import Budget
+    from envkit.studies.founding.budget import StudyBudget
     from envkit.studies.founding.catalogue import Study
     from envkit.studies.founding.cells import CellFolder
     from envkit.studies.founding.grid import Grid
@@ -116,7 +116,7 @@ def list_studies(budget: str = "cpu", *, root: Path | str = STUDIES_ROOT) -> tup
     )
 
 
-def _grid(budget: str, model: Path | str | None, seeds: int | None, root: Path) -> tuple[Budget, Grid]:
+def _grid(budget: str, model: Path | str | None, seeds: int | None, root: Path) -> tuple[StudyBudget, Grid]:
     """Return the sizes and the cells of a budget.
 
     Raises:
@@ -152,7 +152,7 @@ def _grid(budget: str, model: Path | str | None, seeds: int | None, root: Path) 
     return sizes, Grid(folder / _CELLS, sizes.seeds)
 
 
-def _require_settings(study: Study, grid: Grid, sizes: Budget) -> None:
+def _require_settings(study: Study, grid: Grid, sizes: StudyBudget) -> None:
     """Raise if an arm's settings are wrong, or not those of its cells, before anything is trained."""
     from envkit import registry
     from envkit.api.study_arms import settings_of
@@ -176,7 +176,7 @@ def _require_settings(study: Study, grid: Grid, sizes: Budget) -> None:
             )
 
 
-def _require_current(study: Study, grid: Grid, sizes: Budget) -> None:
+def _require_current(study: Study, grid: Grid, sizes: StudyBudget) -> None:
     """Raise if cells were played under different conditions, or by other code than is here now.
 
     Raises:
@@ -202,7 +202,7 @@ def _require_current(study: Study, grid: Grid, sizes: Budget) -> None:
                 )
 
 
-def _keep(folder: Path, sizes: Budget) -> None:
+def _keep(folder: Path, sizes: StudyBudget) -> None:
     """Write down the sizes of a grid."""
     from envkit.plain import encode
     from envkit.store import write_atomic

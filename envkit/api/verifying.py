@@ -46,8 +46,8 @@ def verify(
     folder = adapter_folder(Path(adapter))
     require_training()
     from envkit.studies.claim import (
+        ClaimCheck,
         ClaimedEnvironment,
-        Replayed,
         check_environment,
         read_claim,
         replay_environment,
@@ -63,11 +63,11 @@ def verify(
         same = found == claim.adapter
         detail = "as claimed" if same else f"digest {found[:12]}, claimed {claim.adapter[:12]}"
         origin = f"seed {claim.seed}, envkit {claim.commit}, Python {claim.python}"
-        findings = [Replayed("adapter", same, f"{detail}; {origin}")]
+        findings = [ClaimCheck("adapter", same, f"{detail}; {origin}")]
         ref = resolve(claim.model if model is None else str(model), progress)
         same = ref.digest == claim.model_digest
         detail = f"{ref.id}, {'as claimed' if same else 'other weights than claimed'}"
-        findings.append(Replayed("base model", same, detail))
+        findings.append(ClaimCheck("base model", same, detail))
         played: list[tuple[ClaimedEnvironment, type[Env], list[Task]]] = []
         for part in claim.environments:
             kind = registry.environment(part.name)

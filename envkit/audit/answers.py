@@ -15,7 +15,7 @@ _JUNK: Final[Mapping[type, Any]] = {str: "zqx", int: 987_654_321, float: 98_765.
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ActionValue:
     """A value in one of the actions of an episode.
 
     Args:
@@ -29,20 +29,20 @@ class Answer:
     value: Any
 
 
-def answers_of(actions: Sequence[str], tools: Sequence[Tool]) -> list[Answer]:
+def answers_of(actions: Sequence[str], tools: Sequence[Tool]) -> list[ActionValue]:
     """The values in actions: every argument of a call, or an action's text."""
-    found: list[Answer] = []
+    found: list[ActionValue] = []
     for index, action in enumerate(actions):
         call = parse_calls(action, tools)[0] if tools else ""
         if isinstance(call, ToolCall):
-            found += [Answer(index, name, value) for name, value in call.arguments.items()]
+            found += [ActionValue(index, name, value) for name, value in call.arguments.items()]
         else:
             block = _FENCE.search(action)
-            found.append(Answer(index, "", block[2] if block else action))
+            found.append(ActionValue(index, "", block[2] if block else action))
     return found
 
 
-def replaced(actions: Sequence[str], answer: Answer, value: Any, tools: Sequence[Tool]) -> list[str]:
+def replaced(actions: Sequence[str], answer: ActionValue, value: Any, tools: Sequence[Tool]) -> list[str]:
     """The actions with another value in an answer's place."""
     action = actions[answer.action]
     if answer.argument:

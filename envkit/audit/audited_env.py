@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar, cast, final
 
-from envkit.audit.answers import Answer, answers_of, junk, near_misses, replaced
+from envkit.audit.answers import ActionValue, answers_of, junk, near_misses, replaced
 from envkit.audit.instrumented import InstrumentedBackend
 from envkit.audit.words import minimal_call
 from envkit.env import Env
@@ -75,7 +75,7 @@ class PlayedEpisode:
         return bool(self.info["solved"])
 
 
-class Outcome(Protocol):
+class EpisodeOutcome(Protocol):
     """What an episode was worth."""
 
     @property
@@ -278,16 +278,16 @@ class AuditedEnv:
         """Minimal calls of the tools that end an episode; the no-op if there are none."""
         return [minimal_call(tool) for tool in self.tools if tool.ends] or [self.kind.noop_action]
 
-    def needed_answers(self, task: Task) -> list[Answer]:
+    def needed_answers(self, task: Task) -> list[ActionValue]:
         """The values in the oracle's actions that matter: with junk in its place, nothing is solved."""
 
-        def needed() -> list[Answer]:
+        def needed() -> list[ActionValue]:
             given = answers_of(self.oracle_actions(task), self.tools)
             return [answer for answer in given if not self.solves(task, answer, junk(answer.value))]
 
         return self._once("needed answers", task, needed)
 
-    def solves(self, task: Task, answer: Answer, value: object) -> bool:
+    def solves(self, task: Task, answer: ActionValue, value: object) -> bool:
         """True if the oracle's actions solve a task with another value in an answer's place."""
         changed = replaced(self.oracle_actions(task), answer, value, self.tools)
         episode = self.attempt(task, changed, seed=37)
@@ -307,7 +307,7 @@ class AuditedEnv:
         """The episode of `wrong_actions`. It is played once."""
         return self._once("wrong", task, lambda: self.play(task, self.wrong_actions(task)))
 
-    def unearned(self, task: Task, episode: Outcome | None) -> str:
+    def unearned(self, task: Task, episode: EpisodeOutcome | None) -> str:
         """The reason why an episode without the work earns too much; empty if it does not.
 
         It may earn what doing nothing earns. If unfinished work earns more than that, the environment gives
@@ -326,7 +326,7 @@ class AuditedEnv:
             return ""
         return f"earns {episode.reward:g} on task {task.id}, where doing nothing earns {idle:g}"
 
-    def gains(self, task: Task, before: Outcome | None, after: Outcome | None) -> bool:
+    def gains(self, task: Task, before: EpisodeOutcome | None, after: EpisodeOutcome | None) -> bool:
         """True if an episode earns more than another one, than doing nothing, and than unfinished work.
 
         ``None`` earns nothing.

@@ -2,8 +2,8 @@
 
     python -m envkit.audit.replay < REQUEST > RESULTS
 
-A request is a pickled list of import paths, followed by a pickled `Request`. The results are JSON, one for
-each episode: its observations, rewards and scores, or the message of what it raised.
+A request is a pickled list of import paths, followed by a pickled `ReplayRequest`. The results are JSON, one
+for each episode: its observations, rewards and scores, or the message of what it raised.
 
 The clock is that of Python: ``time`` and ``datetime.datetime``. Programs in a sandbox, and libraries that ask
 the system themselves, see the real one.
@@ -59,7 +59,7 @@ class Replay:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ReplayRequest:
     """Episodes of one environment, played one after another in one process.
 
     Args:
@@ -75,7 +75,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Replayed:
+class ReplayedEpisode:
     """What can be compared of an episode; see `envkit.types.StepInfo` for its last three fields."""
 
     observations: list[str]
@@ -85,7 +85,7 @@ class Replayed:
     verdict: str
 
     @classmethod
-    def of(cls, episode: PlayedEpisode) -> Replayed:
+    def of(cls, episode: PlayedEpisode) -> ReplayedEpisode:
         """The same of an episode that was played here, as JSON would return it."""
         info = episode.info
         return cls(
@@ -100,7 +100,7 @@ class Replayed:
     def reward(self) -> float:
         return total_reward(self.rewards)
 
-    def difference(self, other: Replayed) -> str:
+    def difference(self, other: ReplayedEpisode) -> str:
         """The first difference to another episode; empty if there is none."""
         for turn, (one, two) in enumerate(itertools.zip_longest(self.observations, other.observations)):
             if one != two:
@@ -121,7 +121,7 @@ def _excerpts(one: str | None, two: str | None) -> str:
     return f"{one[start : start + _EXCERPT_CHARS]!r}, {two[start : start + _EXCERPT_CHARS]!r}"
 
 
-def play_elsewhere(request: Request, hash_seed: int) -> list[Replayed | str] | str:
+def play_elsewhere(request: ReplayRequest, hash_seed: int) -> list[ReplayedEpisode | str] | str:
     """Play episodes in a fresh process; a message for each that raised. A text says why it is impossible.
 
     Raises:
@@ -149,7 +149,7 @@ def play_elsewhere(request: Request, hash_seed: int) -> list[Replayed | str] | s
         last = done.stderr.decode(errors="replace").strip()[-500:]
         raise SandboxError(f"a fresh process for episodes ended with status {done.returncode}: {last}")
     results = json.loads(done.stdout)
-    return [each if isinstance(each, str) else Replayed(**each) for each in results]
+    return [each if isinstance(each, str) else ReplayedEpisode(**each) for each in results]
 
 
 # In the fresh process.
@@ -235,7 +235,7 @@ def _datetime_of_time() -> Any:
     return Replaced
 
 
-def _play(audited: AuditedEnv, replay: Replay, clock: _Clock) -> Replayed | str:
+def _play(audited: AuditedEnv, replay: Replay, clock: _Clock) -> ReplayedEpisode | str:
     clock.ahead_s, clock.leapt_s = replay.condition.ahead_s, 0.0
 
     def leap(env: Env, turn: int) -> None:
@@ -245,7 +245,7 @@ def _play(audited: AuditedEnv, replay: Replay, clock: _Clock) -> Replayed | str:
         played = audited.play(replay.task, replay.actions, seed=replay.seed, before_turn=leap)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    return Replayed.of(played)
+    return ReplayedEpisode.of(played)
 
 
 def main() -> int:
@@ -256,7 +256,7 @@ def main() -> int:
         clock = _Clock()
         clock.install()
         try:
-            request: Request = pickle.load(sys.stdin.buffer)
+            request: ReplayRequest = pickle.load(sys.stdin.buffer)
         except Exception as error:
             print(error, file=sys.stderr)
             return _CANNOT_IMPORT

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, cast
 
-from envkit.audit.answers import Answer
+from envkit.audit.answers import ActionValue
 from envkit.audit.source_constants import Constant
 from envkit.tools import Tool, format_call
 from envkit.types import JSON
@@ -119,7 +119,7 @@ def forged(names: Sequence[str], tools: Sequence[Tool]) -> Iterator[list[str]]:
         yield [*programs, *calls, *writes]
 
 
-def together(answer: Answer, given: Sequence[Answer]) -> list[Any]:
+def together(answer: ActionValue, given: Sequence[ActionValue]) -> list[Any]:
     """Values that hold an answer and all others that are given in the same place, if there are others.
 
     A long text is left alone: it is a program or the like, and one of many in it may be the right one.

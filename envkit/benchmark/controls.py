@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from envkit.benchmark.interference import Cell, make_cell
+from envkit.benchmark.interference import MatrixCell, make_cell
 from envkit.benchmark.number_text import NONE, bounds, nats, number, percent, points
 from envkit.benchmark.report import templates
 from envkit.benchmark.report_data import ReportData
@@ -58,7 +58,7 @@ class Controlled:
     """
 
     control: Control
-    cell: Cell
+    cell: MatrixCell
     kl: Interval | None
 
     @property

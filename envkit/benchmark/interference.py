@@ -19,14 +19,14 @@ from envkit.store import write_atomic
 
 #: How far one adapter may be behind an environment's specialist.
 MARGIN: Final = 0.05
-#: Kinds of `Arm`.
+#: Kinds of `MatrixRow`.
 BASE, SPECIALIST, JOINT, MERGED = "base", "specialist", "joint", "merged"
 #: Largest ratio of training episodes at which two arms are called equally trained.
 _EQUAL: Final = 1.1
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
+class MatrixRow:
     """One row of the matrix: the base, or an adapter and what it was trained on.
 
     Args:
@@ -46,7 +46,7 @@ class Arm:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class MatrixCell:
     """An adapter on an environment.
 
     Args:
@@ -75,8 +75,8 @@ class Interference:
     """
 
     environments: tuple[str, ...]
-    arms: tuple[Arm, ...]
-    cells: tuple[tuple[Cell, ...], ...]
+    arms: tuple[MatrixRow, ...]
+    cells: tuple[tuple[MatrixCell, ...], ...]
 
     def verdict(self, row: int) -> str:
         """Say whether one adapter is as good as every environment's specialist, up to `MARGIN`.
@@ -96,7 +96,7 @@ class Interference:
         return "HELD" if complete and all(each.low > -MARGIN for each in differences) else "UNDECIDED"
 
 
-def make_matrix(reports: Sequence[ReportData], arms: Sequence[Arm]) -> Interference:
+def make_matrix(reports: Sequence[ReportData], arms: Sequence[MatrixRow]) -> Interference:
     """Make the matrix from the reports of all environments.
 
     Args:
@@ -106,7 +106,7 @@ def make_matrix(reports: Sequence[ReportData], arms: Sequence[Arm]) -> Interfere
     Raises:
         UsageError: a report lacks an arm's row, or a row has no graded episode to compare.
     """
-    columns: list[list[Cell]] = []
+    columns: list[list[MatrixCell]] = []
     order = [name for arm in arms for name in arm.episodes]
     reports = sorted(reports, key=lambda report: order.index(report.environment))
     for report in reports:
@@ -125,7 +125,7 @@ def make_matrix(reports: Sequence[ReportData], arms: Sequence[Arm]) -> Interfere
     )
 
 
-def make_cell(row: Row, against: Row | None, comparisons: int = 1) -> Cell:
+def make_cell(row: Row, against: Row | None, comparisons: int = 1) -> MatrixCell:
     """Measure a row, and compare it with another.
 
     Args:
@@ -139,13 +139,13 @@ def make_cell(row: Row, against: Row | None, comparisons: int = 1) -> Cell:
     if rate is None:
         raise UsageError(f"{row.name} has no graded episode; all are void: read why in its episodes")
     if against is None or against.name == row.name:
-        return Cell(rate)
+        return MatrixCell(rate)
     pair = Difference(row.name, against.name, "")
     found = summarise_difference(pair, row, against)
     if found.interval is None:
         raise UsageError(f"{row.name} and {against.name} have no graded task in common")
     corrected = summarise_difference(pair, row, against, level=1 - (1 - LEVEL) / comparisons).interval
-    return Cell(rate, found.interval, found.detectable, corrected)
+    return MatrixCell(rate, found.interval, found.detectable, corrected)
 
 
 def sentences(found: Interference) -> tuple[str, ...]:
@@ -173,7 +173,7 @@ def sentences(found: Interference) -> tuple[str, ...]:
     return (*said, "One seed an arm: the intervals say nothing of other seeds.")
 
 
-def _unequal(arms: Sequence[Arm]) -> list[str]:
+def _unequal(arms: Sequence[MatrixRow]) -> list[str]:
     """Name joint arms that had other numbers of episodes than the specialists."""
     special = {env: count for arm in arms if arm.kind == SPECIALIST for env, count in arm.episodes.items()}
     return [

@@ -280,7 +280,8 @@ def bench(
         if "env" in given:
             given["environment"] = given.pop("env")
         result = api.bench(
-            spec or api.spec_of(adapters=adapter or (), cards=card or (), recorded=recorded or (), **given),
+            spec
+            or api.bench_spec(adapters=adapter or (), cards=card or (), recorded=recorded or (), **given),
             budget_usd=budget_usd,
             prices=prices,
             machine=machine,

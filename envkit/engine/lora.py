@@ -34,7 +34,7 @@ def copy_without_weights(model: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class RowAdapters:
     """The adapters of the rows of a forward pass.
 
     Args:
@@ -69,7 +69,7 @@ class Linears:
         self._positions: dict[int, int] = {}
         #: Adapters that the stacks have room for.
         self._room = 0
-        self.chosen: Chosen = Chosen()
+        self.row_adapters = RowAdapters()
         originals: dict[str, Any] = dict(model.named_modules())
         head = self.model.get_output_embeddings()
         for parent, module in [*self.model.named_modules()]:
@@ -182,13 +182,13 @@ class Linears:
         present = {adapters_B[row] for row in rows}
         positions = self._stand_together(present)
         if len(present) < 2 and len(rows) in (0, len(adapters_B)):
-            self.chosen = Chosen(positions)
+            self.row_adapters = RowAdapters(positions)
             return
         some: Tensor | slice | None = None
         if len(rows) < len(adapters_B):
             stand_together = rows[-1] - rows[0] < len(rows)
             some = slice(rows[0], rows[-1] + 1) if stand_together else torch.tensor(rows, device=self._device)
-        self.chosen = Chosen(
+        self.row_adapters = RowAdapters(
             positions,
             some,
             Rectangle(
@@ -266,7 +266,7 @@ class _Product:
     """Linear layers with the same input, fused into one matrix product.
 
     Args:
-        owner: knows the chosen adapters.
+        owner: knows the adapters of the rows.
         layers: their weights become parts of one.
     """
 
@@ -352,10 +352,10 @@ class _Product:
         return cast("Sequence[Tensor]", torch.split(tensor, self.sizes, dim))
 
     def _compute(self, x_BSI: Tensor) -> Tensor:
-        chosen = self._owner.chosen
-        if not chosen.positions:
+        asked = self._owner.row_adapters
+        if not asked.positions:
             return self._base(x_BSI)
-        positions, rows, rectangle = chosen.positions, chosen.rows, chosen.rectangle
+        positions, rows, rectangle = asked.positions, asked.rows, asked.rectangle
         if rectangle is None:
             out_BSO = (self._own[positions.start] or self._base)(x_BSI)
             self.stacks.add_one(out_BSO, x_BSI, positions.start)

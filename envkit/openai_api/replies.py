@@ -39,7 +39,7 @@ class Piece:
     ids: tuple[int, ...] = ()
 
 
-class Answer(Protocol):
+class WholeAnswer(Protocol):
     """A whole answer."""
 
     @property
@@ -54,10 +54,10 @@ class Answer(Protocol):
     def logprobs(self) -> Sequence[TokenLogprob] | None: ...
 
 
-class Reply(Protocol):
+class ReplyForm(Protocol):
     """The form of one endpoint."""
 
-    def whole(self, choices: Sequence[Answer], usage: JsonObject) -> JsonObject:
+    def whole(self, choices: Sequence[WholeAnswer], usage: JsonObject) -> JsonObject:
         """The reply to a request without a stream."""
         ...
 
@@ -75,7 +75,7 @@ class Reply(Protocol):
 
 
 @final
-class ChatReply(Reply):
+class ChatReply(ReplyForm):
     """Replies of ``/v1/chat/completions``.
 
     Args:
@@ -94,7 +94,7 @@ class ChatReply(Reply):
         self._calls: dict[int, int] = {}
         self._calls_sent = 0
 
-    def whole(self, choices: Sequence[Answer], usage: JsonObject) -> JsonObject:
+    def whole(self, choices: Sequence[WholeAnswer], usage: JsonObject) -> JsonObject:
         made: list[JsonObject] = []
         for index, choice in enumerate(choices):
             calls = [self._call(call) for call in choice.calls]
@@ -160,7 +160,7 @@ class ChatReply(Reply):
 
 
 @final
-class CompletionReply(Reply):
+class CompletionReply(ReplyForm):
     """Replies of ``/v1/completions``.
 
     Args:
@@ -179,7 +179,7 @@ class CompletionReply(Reply):
         #: Characters of the tokens sent so far, by choice.
         self._offsets: dict[int, int] = {}
 
-    def whole(self, choices: Sequence[Answer], usage: JsonObject) -> JsonObject:
+    def whole(self, choices: Sequence[WholeAnswer], usage: JsonObject) -> JsonObject:
         made = [
             {
                 "index": index,

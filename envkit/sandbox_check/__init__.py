@@ -11,7 +11,7 @@ from typing import Final
 from envkit.errors import SandboxUnavailable
 from envkit.sandbox import SandboxBackend
 from envkit.sandbox_check.commands import COMMANDS
-from envkit.sandbox_check.context import Case, CheckContext, Finding, OutOfMemory, attempt
+from envkit.sandbox_check.context import Case, CaseResult, CheckContext, OutOfMemory, attempt
 from envkit.sandbox_check.diagnosis import address_space_bytes, out_of_memory
 from envkit.sandbox_check.files import FILES
 from envkit.sandbox_check.isolation import ISOLATION
@@ -51,7 +51,7 @@ ESSENTIAL: Final[dict[str, Case]] = {
 }
 
 
-def self_check(backend: SandboxBackend, cases: dict[str, Case] = CASES) -> list[Finding]:
+def self_check(backend: SandboxBackend, cases: dict[str, Case] = CASES) -> list[CaseResult]:
     """Try to escape from this backend's sandboxes and to overload them; return one finding per case.
 
     Raises:
@@ -80,4 +80,4 @@ def require_isolation(backend: SandboxBackend) -> None:
         )
 
 
-__all__ = ["CASES", "ESSENTIAL", "Case", "Finding", "require_isolation", "self_check"]
+__all__ = ["CASES", "ESSENTIAL", "Case", "CaseResult", "require_isolation", "self_check"]

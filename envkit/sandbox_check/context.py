@@ -30,7 +30,7 @@ BRIEF: Final = Limits(cpu_s=5, wall_s=10, memory_bytes=128 * MIB, processes=16, 
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CaseResult:
     """The outcome of one case.
 
     Args:
@@ -177,7 +177,7 @@ class OutOfMemory(Exception):
     """Memory ran out in this process. That says nothing about the backend."""
 
 
-def attempt(name: str, case: Case, context: CheckContext) -> Finding:
+def attempt(name: str, case: Case, context: CheckContext) -> CaseResult:
     """Run one case. An exception that it raises is a finding too.
 
     Raises:
@@ -189,7 +189,7 @@ def attempt(name: str, case: Case, context: CheckContext) -> Finding:
         if is_out_of_memory(error):
             raise OutOfMemory(f"{name}: {error}") from error
         detail = f"{type(error).__name__}: {error}"
-    return Finding(name, not detail, detail)
+    return CaseResult(name, not detail, detail)
 
 
 def unless(holds: bool, found: object) -> str:

@@ -44,7 +44,7 @@ _OUT_OF_MEMORY: Final = re.compile(r"MemoryError|Cannot allocate memory|can't st
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class NamespaceFacts:
     """Facts about this machine that decide whether namespaces work.
 
     Args:
@@ -75,7 +75,7 @@ class Diagnosis:
     remedy: str
 
 
-def diagnose(machine: Machine, problems: Mapping[str, str]) -> Diagnosis:
+def diagnose(machine: NamespaceFacts, problems: Mapping[str, str]) -> Diagnosis:
     """Return the most likely cause. Specific causes are tried before general ones.
 
     Args:
@@ -176,13 +176,13 @@ def unavailable(problems: Mapping[str, str]) -> SandboxUnavailable:
     return error
 
 
-def read_machine() -> Machine:
+def read_machine() -> NamespaceFacts:
     """Collect the facts. Namespaces are tried in a child process, which leaves nothing behind."""
     switches: dict[str, str] = {}
     for switch in _SWITCHES:
         with contextlib.suppress(OSError):
             switches[switch] = Path("/proc/sys", *switch.split(".")).read_text().strip()
-    return Machine(
+    return NamespaceFacts(
         kernel=platform.release(),
         switches=switches,
         container=_container(),
@@ -209,12 +209,12 @@ def _maps(uid_map: str, user: int) -> bool:
     return any(first <= user < first + count for first, _, count in ranges)
 
 
-def _sysctl(machine: Machine, switch: str, value: str) -> str:
+def _sysctl(machine: NamespaceFacts, switch: str, value: str) -> str:
     where = " (on the host of this container)" if machine.container else ""
     return f"sudo sysctl -w {switch}={value}{where}"
 
 
-def _restart(machine: Machine) -> str:
+def _restart(machine: NamespaceFacts) -> str:
     if machine.container in ("docker", "podman"):
         return f"{machine.container} run {_DOCKER_OPTIONS} ... (start the container with these options)"
     return "start the container with seccomp=Unconfined, procMount=Unmasked and no AppArmor profile"

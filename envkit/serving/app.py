@@ -19,10 +19,8 @@ from envkit.openai_api.schemas import ChatBody, CompletionBody
 from envkit.serving.access import Client
 from envkit.serving.api_errors import ApiError, handle_errors
 from envkit.serving.body_limit import BodyLimit
-from envkit.serving.host_check import HostCheck
-from envkit.serving.metrics import ErrorCount
-from envkit.serving.play import (
-    Play,
+from envkit.serving.generation import (
+    Generation,
     failure,
     find,
     reading,
@@ -30,6 +28,8 @@ from envkit.serving.play import (
     require_length,
     unless_gone,
 )
+from envkit.serving.host_check import HostCheck
+from envkit.serving.metrics import ErrorCount
 from envkit.serving.router import AUTO
 from envkit.serving.server import Server
 
@@ -204,8 +204,8 @@ async def _chat(
     body = body.model_copy(update={"model": model})
     top = (body.top_logprobs or 0) if body.logprobs else None
     longest = body.max_completion_tokens or body.max_tokens
-    play = Play(server, client, body, [prompt], longest, top, with_tools, session, started_s)
-    return await play.answer(request, ChatReply(body.model, prompt if body.return_token_ids else None))
+    generation = Generation(server, client, body, [prompt], longest, top, with_tools, session, started_s)
+    return await generation.answer(request, ChatReply(body.model, prompt if body.return_token_ids else None))
 
 
 async def _complete(
@@ -231,9 +231,11 @@ async def _complete(
         return Response(status_code=499)  # nobody reads it
     prompts, model = found
     body = body.model_copy(update={"model": model})
-    play = Play(server, client, body, prompts, body.max_tokens, body.logprobs, False, session, started_s)
+    generation = Generation(
+        server, client, body, prompts, body.max_tokens, body.logprobs, False, session, started_s
+    )
     told = [prompt for prompt in prompts for _ in range(body.n or 1)] if body.return_token_ids else None
-    return await play.answer(request, CompletionReply(body.model, told))
+    return await generation.answer(request, CompletionReply(body.model, told))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from envkit.serving.sessions import Sessions
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ServerLimits:
     """Limits of the whole server.
 
     Args:
@@ -47,7 +47,7 @@ class Server:
     pool: Adapters
     models: Models
     tokenizer: Any
-    limits: Limits
+    limits: ServerLimits
     access: Access = field(default_factory=Access)
     ledger: Ledger | None = None
     log_prompts: bool = False

@@ -20,7 +20,7 @@ _TURN_TOKENS: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class RecordedTurn:
     """One answer, as `envkit.types.Tokens` records it.
 
     Args:
@@ -59,7 +59,7 @@ class Turn:
 
 @dataclass(slots=True)
 class _Session:
-    turns: list[Turn] = field(default_factory=list[Turn])
+    turns: list[RecordedTurn] = field(default_factory=list[RecordedTurn])
     #: All ids that the latest answer saw, and its own.
     ids: array[int] = field(default_factory=lambda: array("i"))
 
@@ -104,14 +104,14 @@ class Sessions:
             kept = shared_length(session.ids, prompt)
             answer = array("i", (token for token, _ in drawn))
             logprobs = array("d", (logprob for _, logprob in drawn))
-            turn = Turn(model, array("i", prompt[kept:]), kept, answer, logprobs, stop)
+            turn = RecordedTurn(model, array("i", prompt[kept:]), kept, answer, logprobs, stop)
             session.turns.append(turn)
             session.ids = array("i", prompt) + answer
             self._tokens[client] += turn.tokens
             while self._tokens[client] > self._max_tokens:  # at last, this one
                 self._drop(next(key for key in self._sessions if key[0] == client))
 
-    def turns(self, client: str, name: str) -> list[Turn]:
+    def turns(self, client: str, name: str) -> list[RecordedTurn]:
         """The answers of a session, oldest first.
 
         Raises:

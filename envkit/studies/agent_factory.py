@@ -313,7 +313,7 @@ class AgentFactory:
             if row.adapter:
                 for sentence in self.differences_from_training(self._spec.of(row), max_turns):
                     self._display.say(escape(sentence))
-        policy.serve([Path(row.adapter) if row.adapter else None for row in rows])
+        policy.load_adapters([Path(row.adapter) if row.adapter else None for row in rows])
         return policy
 
 

@@ -59,7 +59,7 @@ SETTINGS: Final = TrainConfig(
 
 
 @dataclass(frozen=True, slots=True)
-class Attack:
+class AttackResult:
     """The result of an attack.
 
     Args:
@@ -96,7 +96,7 @@ def attack(
     display: Display,
     should_stop: ShouldStop,
     settings: TrainConfig = SETTINGS,
-) -> Attack:
+) -> AttackResult:
     """Train a throwaway adapter on reward less held-out check, for some minutes of RL.
 
     Args:
@@ -134,7 +134,7 @@ def attack(
             policy.close()
         played = run.trajectories("episodes")
     solved = sum(episode.solved for episode in played)
-    return Attack(config.model, steps, len(played), solved, tuple(_cases(played, tasks)[:_MOST_CASES]))
+    return AttackResult(config.model, steps, len(played), solved, tuple(_cases(played, tasks)[:_MOST_CASES]))
 
 
 def _train(

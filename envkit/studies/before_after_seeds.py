@@ -20,7 +20,7 @@ from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop, raise_if_stopped
 from envkit.store import RunFolder
 from envkit.studies.before_after import BeforeAfter
-from envkit.studies.before_after_setup import Study, start_part, with_openings
+from envkit.studies.before_after_setup import RunSetup, start_part, with_openings
 from envkit.trackers import NamedTracker
 from envkit.training.config import TrainConfig
 from envkit.training.grpo import GRPOTrainer
@@ -46,7 +46,7 @@ def configurations(config: TrainConfig, seeds: Sequence[int]) -> list[TrainConfi
     return [replace(config, seed=seed) for seed in seeds]
 
 
-def start(root: Path, study: Study, seeds: Sequence[int]) -> RunFolder:
+def start(root: Path, study: RunSetup, seeds: Sequence[int]) -> RunFolder:
     """Create the run folder of a new study, with one run folder per seed inside.
 
     Args:

@@ -45,7 +45,7 @@ _JOINER: Final = "+"
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
+class RunSetup:
     """Tasks and sizes of a run on this machine.
 
     Args:
@@ -75,7 +75,7 @@ def prepare(
     evaluate: bool = True,
     note: str = "",
     trackers: Sequence[str] = (),
-) -> Study:
+) -> RunSetup:
     """Size a new study for this machine.
 
     The sizes are fixed here and stored in the manifest, so that a resumed run is the same run. Several
@@ -158,7 +158,7 @@ def prepare(
     }
     if measured is not None:
         facts |= {"speed": asdict(measured[0]), "lengths": asdict(measured[1])}
-    return Study(sized, facts, train, heldout, {kind: kind.equip(backend).lock for kind in train})
+    return RunSetup(sized, facts, train, heldout, {kind: kind.equip(backend).lock for kind in train})
 
 
 def _try(
@@ -189,7 +189,7 @@ def _try(
         return speed, lengths_of(examples, shown)
 
 
-def start(root: Path, study: Study) -> RunFolder:
+def start(root: Path, study: RunSetup) -> RunFolder:
     """Create the run folder of a new study."""
     study = with_openings(root, study)
     with RunFolder.making(root, KIND, _manifest(study)) as run:
@@ -197,20 +197,20 @@ def start(root: Path, study: Study) -> RunFolder:
     return run
 
 
-def with_openings(root: Path, study: Study) -> Study:
+def with_openings(root: Path, study: RunSetup) -> RunSetup:
     """Add to a new study's facts how often its test tasks were opened by runs in a folder."""
     opened = openings(root, {kind.id: tasks for kind, tasks in study.heldout.items()})
     return replace(study, facts={**study.facts, **opened})
 
 
-def start_part(run: RunFolder, study: Study) -> None:
+def start_part(run: RunFolder, study: RunSetup) -> None:
     """Create the run folder of one seed inside the folder of all seeds; its id is ``<run>/seed-<seed>``."""
     name = f"seed-{study.plan.train.seed}"
     ids = {"id": f"{run.id}/{name}", "part_of": run.id}
     _fill(run.part(name, {**_manifest(study), **ids}), study)
 
 
-def _manifest(study: Study) -> dict[str, JSON]:
+def _manifest(study: RunSetup) -> dict[str, JSON]:
     kinds = [*study.train]
     return {
         "kind": KIND,
@@ -222,7 +222,7 @@ def _manifest(study: Study) -> dict[str, JSON]:
     }
 
 
-def _of_environment(study: Study, kind: type[Env]) -> dict[str, JSON]:
+def _of_environment(study: RunSetup, kind: type[Env]) -> dict[str, JSON]:
     tasks = {"train": digest(study.train[kind]), "heldout": digest(study.heldout[kind])}
     return {
         "environment": kind.id,
@@ -232,7 +232,7 @@ def _of_environment(study: Study, kind: type[Env]) -> dict[str, JSON]:
     }
 
 
-def _fill(run: RunFolder, study: Study) -> None:
+def _fill(run: RunFolder, study: RunSetup) -> None:
     """Write the task files, and the adapter that RL begins with.
 
     With several environments, each gets its own folder for tasks and report.
@@ -261,7 +261,7 @@ def environments_of(run: RunFolder) -> list[str]:
     return [*manifest.get("environments", [manifest.get("environment", "code-editor")])]
 
 
-def reopen(run: RunFolder, kinds: Sequence[type[Env]], backend: SandboxBackend) -> Study:
+def reopen(run: RunFolder, kinds: Sequence[type[Env]], backend: SandboxBackend) -> RunSetup:
     """Read the study of an existing run; its ``facts`` are the whole manifest.
 
     Raises:
@@ -301,7 +301,7 @@ def reopen(run: RunFolder, kinds: Sequence[type[Env]], backend: SandboxBackend) 
     locks = {kind: kind.equip(backend).lock for kind in parts}
     for kind, part in parts.items():
         require_unchanged(kind, locks[kind], part)
-    return Study(
+    return RunSetup(
         planned,
         manifest,
         {kind: _tasks(part, "train") for kind, part in parts.items()},

@@ -153,7 +153,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Replayed:
+class ClaimCheck:
     """The result of one check of a claim.
 
     Args:
@@ -298,7 +298,7 @@ def _keys(tasks: Iterable[str]) -> list[EpisodeKey]:
 
 def check_environment(
     claimed: ClaimedEnvironment, kind: type[Env], tasks: Mapping[str, Task]
-) -> list[Replayed]:
+) -> list[ClaimCheck]:
     """Compare an environment's code and tasks with a claim.
 
     Args:
@@ -308,14 +308,14 @@ def check_environment(
     """
     same = code_digest(kind) == claimed.code
     seal = f"as claimed, certificate {claimed.certificate[:12]}"
-    found = [Replayed(f"{kind.id}: code", same, seal if same else "it has changed since the claim")]
+    found = [ClaimCheck(f"{kind.id}: code", same, seal if same else "it has changed since the claim")]
     missing = [name for name in claimed.tasks if name not in tasks]
     changed = [
         name for name, known in claimed.tasks.items() if name in tasks and digest([tasks[name]]) != known
     ]
     wrong = [*(f"{name} is not here" for name in missing), *(f"{name} has changed" for name in changed)]
     detail = wrong[0] if wrong else f"{len(claimed.tasks)} as claimed"
-    return [*found, Replayed(f"{kind.id}: tasks", not wrong, detail)]
+    return [*found, ClaimCheck(f"{kind.id}: tasks", not wrong, detail)]
 
 
 def replay_environment(
@@ -325,7 +325,7 @@ def replay_environment(
     kind: type[Env],
     tasks: Sequence[Task],
     backend: SandboxBackend,
-) -> list[Replayed]:
+) -> list[ClaimCheck]:
     """Play a claim's episodes of one environment again.
 
     On hardware as claimed, every text, token, log-probability and verdict must be the same, to the bit. On
@@ -358,8 +358,8 @@ def replay_environment(
     solved = sum(episode.solved for episode in episodes)
     verdicts = differing[0] if differing else f"{solved} of {len(episodes)} solved, as claimed"
     return [
-        Replayed(f"{kind.id}: tokens", *sampled),
-        Replayed(f"{kind.id}: verdicts", not differing, verdicts),
+        ClaimCheck(f"{kind.id}: tokens", *sampled),
+        ClaimCheck(f"{kind.id}: verdicts", not differing, verdicts),
     ]
 
 

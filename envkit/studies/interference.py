@@ -11,7 +11,7 @@ from typing import Final, cast
 
 from rich.markup import escape
 
-from envkit.benchmark.interference import JOINT, MERGED, SPECIALIST, Arm
+from envkit.benchmark.interference import JOINT, MERGED, SPECIALIST, MatrixRow
 from envkit.display import Display
 from envkit.errors import StoreError, UsageError
 from envkit.files import read_json_object
@@ -28,7 +28,7 @@ from envkit.training.merging import merge_adapters, require_method
 ARMS_FILE: Final = "arms.json"
 
 
-def arms_of(adapters: Sequence[Path]) -> list[Arm]:
+def arms_of(adapters: Sequence[Path]) -> list[MatrixRow]:
     """Describe adapters by the runs that trained them, each with a name of its own.
 
     Args:
@@ -38,7 +38,7 @@ def arms_of(adapters: Sequence[Path]) -> list[Arm]:
         UsageError: an adapter's run is not known, it began with an adapter that had learned more than a warm
             start teaches, or two are specialists of one environment.
     """
-    arms, taken = list[Arm](), Counter[str]()
+    arms, taken = list[MatrixRow](), Counter[str]()
     for folder in adapters:
         run = RunFolder.holding(folder)
         if run is None:
@@ -48,12 +48,12 @@ def arms_of(adapters: Sequence[Path]) -> list[Arm]:
         _require_plain_start(folder, config, episodes)
         if len(episodes) == 1:
             [environment] = episodes
-            arms.append(Arm(f"only {environment}", SPECIALIST, episodes))
+            arms.append(MatrixRow(f"only {environment}", SPECIALIST, episodes))
             continue
         worst = config.worst_task_weight
         name = "joint" if worst == 1 else f"joint, worst {worst:g}"
         taken[name] += 1
-        arms.append(Arm(f"{name} ({taken[name]})" if taken[name] > 1 else name, JOINT, episodes))
+        arms.append(MatrixRow(f"{name} ({taken[name]})" if taken[name] > 1 else name, JOINT, episodes))
     names = [arm.row for arm in arms]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"two runs are {twice[0]}; name one specialist for each environment")
@@ -91,8 +91,8 @@ def _episodes(run: RunFolder, config: TrainConfig, last_step: int) -> dict[str, 
 
 
 def merge_all(
-    model: str, specialists: Mapping[Path, Arm], methods: Sequence[str], root: Path, display: Display
-) -> dict[Path, Arm]:
+    model: str, specialists: Mapping[Path, MatrixRow], methods: Sequence[str], root: Path, display: Display
+) -> dict[Path, MatrixRow]:
     """Merge the specialists in several ways. A merge that is there already is not made again.
 
     Args:
@@ -109,23 +109,23 @@ def merge_all(
         require_method(method)  # before the first one is merged
     content = " ".join(weights_digest(folder) for folder in specialists)
     parts = {name: count for arm in specialists.values() for name, count in arm.episodes.items()}
-    merged: dict[Path, Arm] = {}
+    merged: dict[Path, MatrixRow] = {}
     for method in methods:
         folder = root / f"merged-{method}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
         if not folder.exists():
             display.say(f"merging {len(specialists)} specialists by {method}: {escape(str(folder))}")
             root.mkdir(parents=True, exist_ok=True)
             merge_adapters(resolve(model, display), [*specialists], folder, method)
-        merged[folder.resolve()] = Arm(f"merged {method}", MERGED, parts)
+        merged[folder.resolve()] = MatrixRow(f"merged {method}", MERGED, parts)
     return merged
 
 
-def write_arms(run: RunFolder, arms: Sequence[Arm]) -> None:
+def write_arms(run: RunFolder, arms: Sequence[MatrixRow]) -> None:
     """Keep beside a bench run what its rows are."""
     write_atomic(run.path / ARMS_FILE, json.dumps({"arms": encode((*arms,))}, indent=1).encode())
 
 
-def read_arms(run: RunFolder) -> list[Arm]:
+def read_arms(run: RunFolder) -> list[MatrixRow]:
     """Read what `write_arms` wrote.
 
     Raises:
@@ -134,7 +134,8 @@ def read_arms(run: RunFolder) -> list[Arm]:
     file = run.path / ARMS_FILE
     try:
         found = read_json_object(file).get("arms")
-        return [decode(Arm, arm, f"arms[{number}]") for number, arm in enumerate(cast("list[object]", found))]
+        arms = enumerate(cast("list[object]", found))
+        return [decode(MatrixRow, arm, f"arms[{number}]") for number, arm in arms]
     except (OSError, TypeError, ValueError) as error:
         raise StoreError(
             f"{file} cannot be read ({error}); expected a run of `envkit interference`"

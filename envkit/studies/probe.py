@@ -150,7 +150,7 @@ def measure(policy: Policy) -> tuple[Speed, float]:
     return speed, max(spreads)
 
 
-def lengths_of(examples: Sequence[sft.Example], demonstrations: Sequence[Demonstration]) -> Lengths:
+def lengths_of(examples: Sequence[sft.SftExample], demonstrations: Sequence[Demonstration]) -> Lengths:
     """Mean lengths of demonstrations; there must be at least one."""
     turns = mean(len(shown.exchanges) for shown in demonstrations)
     return Lengths(

@@ -38,7 +38,7 @@ _TIMED: Final = 15
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class FirstPrompt:
     """The first prompt of an episode.
 
     Args:
@@ -97,9 +97,9 @@ class RouterStudy:
 class Parts:
     """Prompts of one specialist: to learn from, to set its limit, to measure on. They share no source."""
 
-    learned: Sequence[Prompt]
-    limiting: Sequence[Prompt]
-    measured: Sequence[Prompt]
+    learned: Sequence[FirstPrompt]
+    limiting: Sequence[FirstPrompt]
+    measured: Sequence[FirstPrompt]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class Posed:
     max_turns: int
 
 
-def first_prompts(adapter: Path, count: int, seed: int) -> list[Prompt]:
+def first_prompts(adapter: Path, count: int, seed: int) -> list[FirstPrompt]:
     """Draw tasks that an adapter was trained on; returns the prompts that its episodes began with.
 
     Args:
@@ -133,14 +133,14 @@ def first_prompts(adapter: Path, count: int, seed: int) -> list[Prompt]:
         sources |= {
             (name, f"{begin}{task.id}"): task.source for task in read_tasks(folder / "tasks" / "train.jsonl")
         }
-    found = dict[tuple[str, str], Prompt]()
+    found = dict[tuple[str, str], FirstPrompt]()
     for episode in run.trajectories("episodes"):
         key = (episode.env, episode.key.task)
         tokens = episode.steps[0].turn.tokens if episode.steps else None
         if tokens is not None and key not in found:
             if key not in sources:
                 raise StoreError(f"{run.path}: task {key[1]} was played and is not in the run's train tasks")
-            found[key] = Prompt(sources[key], tokens.prompt_ids)
+            found[key] = FirstPrompt(sources[key], tokens.prompt_ids)
     if not found:
         raise UsageError(
             f"{run.path} has played no RL episodes, whose prompts a router learns from; name a run with RL "
@@ -149,20 +149,20 @@ def first_prompts(adapter: Path, count: int, seed: int) -> list[Prompt]:
     return random.Random(seed).sample([*found.values()], min(count, len(found)))
 
 
-def task_prompts(posed: Posed, backend: SandboxBackend, renderer: ChatRenderer) -> list[Prompt]:
+def task_prompts(posed: Posed, backend: SandboxBackend, renderer: ChatRenderer) -> list[FirstPrompt]:
     """Reset tasks; returns the prompts that their episodes begin with, in the order of the tasks."""
-    kind, found = posed.kind, list[Prompt]()
+    kind, found = posed.kind, list[FirstPrompt]()
     env = kind(tasks=posed.tasks, sandbox=backend, max_turns=posed.max_turns)
     try:
         for task in posed.tasks:
             observation, _ = env.reset(seed=zlib.crc32(task.id.encode()), options={"task": task.id})
-            found.append(Prompt(task.source, renderer.first(kind.system, observation)))
+            found.append(FirstPrompt(task.source, renderer.first(kind.system, observation)))
     finally:
         env.close()
     return found
 
 
-def split(name: str, prompts: Sequence[Prompt], seed: int) -> Parts:
+def split(name: str, prompts: Sequence[FirstPrompt], seed: int) -> Parts:
     """Split a specialist's prompts so that the parts share no source.
 
     Raises:
@@ -172,7 +172,7 @@ def split(name: str, prompts: Sequence[Prompt], seed: int) -> Parts:
     random.Random(seed).shuffle(sources)
     places = {source: place for place, source in enumerate(sources)}
     ordered = sorted(prompts, key=lambda prompt: places[prompt.source])
-    parts = list[Prompt](), list[Prompt](), list[Prompt]()
+    parts = list[FirstPrompt](), list[FirstPrompt](), list[FirstPrompt]()
     first: dict[str, int] = {}
     for index, prompt in enumerate(ordered):
         share = first.setdefault(prompt.source, index) / len(ordered)
@@ -216,7 +216,7 @@ def train(
     )
     done = 0
 
-    def read(some: Sequence[Prompt]) -> Features:
+    def read(some: Sequence[FirstPrompt]) -> Features:
         nonlocal done
         found = list[Features]()
         for start in range(0, len(some), _READ):

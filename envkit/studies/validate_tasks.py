@@ -53,7 +53,7 @@ class TaskFault:
 
 
 @dataclass(frozen=True, slots=True)
-class Control:
+class ControlAgent:
     """An agent whose result is known.
 
     Args:
@@ -83,11 +83,11 @@ class Control:
         return TaskFault(task, name, episode.reward, expected, evidence)
 
 
-def controls(kind: type[Env], tasks: Sequence[Task]) -> list[Control]:
+def controls(kind: type[Env], tasks: Sequence[Task]) -> list[ControlAgent]:
     """The control agents of an environment: oracle and no-op."""
     solutions = {task.id: kind.oracle(task) for task in tasks}
     turns = {task: len(actions) for task, actions in solutions.items()}
-    return [Control(oracle(solutions), True, turns), Control(noop(kind.noop_action), False)]
+    return [ControlAgent(oracle(solutions), True, turns), ControlAgent(noop(kind.noop_action), False)]
 
 
 def validate_tasks(

@@ -38,7 +38,7 @@ _SAVE_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class SftExample:
     """A demonstration in tokens.
 
     Args:
@@ -120,7 +120,7 @@ def train(
 
 
 def backward(
-    policy: Policy, batch: Sequence[Example], max_tokens: int, should_stop: ShouldStop = never
+    policy: Policy, batch: Sequence[SftExample], max_tokens: int, should_stop: ShouldStop = never
 ) -> float:
     """Accumulate the gradient of a batch's mean loss per answer token, and return that loss in nats."""
     answers, total = sum(example.trained for example in batch), 0.0
@@ -137,9 +137,9 @@ def backward(
     return total
 
 
-def _packs(batch: Iterable[Example]) -> Iterator[tuple[tuple[int, ...], list[TrainingRow]]]:
+def _packs(batch: Iterable[SftExample]) -> Iterator[tuple[tuple[int, ...], list[TrainingRow]]]:
     """Split a batch into packs: what all prompts of a pack begin with, and a row of what follows in each."""
-    by_first: dict[int, list[Example]] = {}
+    by_first: dict[int, list[SftExample]] = {}
     for example in batch:  # a pack's prompt has at least one token
         by_first.setdefault(example.prompt[0], []).append(example)
     for examples in by_first.values():
@@ -149,7 +149,7 @@ def _packs(batch: Iterable[Example]) -> Iterator[tuple[tuple[int, ...], list[Tra
         yield first[:shared], [_row(example, shared) for example in examples]
 
 
-def _row(example: Example, shared: int) -> TrainingRow:
+def _row(example: SftExample, shared: int) -> TrainingRow:
     """The example's row behind the first tokens of its prompt, which others share."""
     own, row = example.prompt[shared:], example.row
     kept = {index + len(own): seen + len(own) for index, seen in row.kept.items()}
@@ -170,7 +170,7 @@ def _schedule(step: int, steps: int) -> float:
     return min(step / max(int(_WARMUP * steps), 1), (steps - step + 1) / steps)
 
 
-def encode(renderer: ChatRenderer, demonstration: Demonstration, max_context_length: int = 0) -> Example:
+def encode(renderer: ChatRenderer, demonstration: Demonstration, max_context_length: int = 0) -> SftExample:
     """Render a demonstration as an agent would have played it.
 
     Args:
@@ -198,10 +198,10 @@ def encode(renderer: ChatRenderer, demonstration: Demonstration, max_context_len
         trained += [True] * len(answer)
         talk.answer(answer)
         length = max(length, len(talk.ids))
-    return Example(prompt, _untrained_yet(tuple(ids), tuple(trained), kept), length)
+    return SftExample(prompt, _untrained_yet(tuple(ids), tuple(trained), kept), length)
 
 
-def _require_fit(policy: Policy, examples: Sequence[Example]) -> None:
+def _require_fit(policy: Policy, examples: Sequence[SftExample]) -> None:
     """Refuse demonstrations that the model cannot read whole.
 
     Raises:

@@ -91,7 +91,7 @@ def test_native_tool_call_round_trips_through_text(number: int, why: str) -> Non
     message = {"content": "give_up", "tool_calls": [call("guess_number", sent), call("give_up", {}, 1)]}
     body = {"choices": [{"message": message}]}
     reply = chat_completions.read_reply(json.loads(json.dumps(body)), Usage(1, 1), 0.0, tools=True)
-    assert isinstance(reply, chat_completions.Reply)
+    assert isinstance(reply, chat_completions.ChatAnswer)
     found, last = parse_calls(reply.text, find_tools(Desk))
     assert isinstance(found, ToolCall), found
     assert (found.tool.name, found.arguments) == ("guess_number", sent)

@@ -19,15 +19,15 @@ from envkit import SandboxBackend, SandboxError
 from envkit.audit import replay
 from envkit.audit.audited_env import AuditedEnv
 from envkit.audit.checks.sameness import same_elsewhere
-from envkit.audit.replay import Condition, Replay, Replayed, Request, play_elsewhere
+from envkit.audit.replay import Condition, Replay, ReplayedEpisode, ReplayRequest, play_elsewhere
 
 
 def played(
     kind: type[Quiz], backend: SandboxBackend, *conditions: Condition, variables: dict[str, str] | None = None
-) -> Sequence[Replayed | str] | str:
+) -> Sequence[ReplayedEpisode | str] | str:
     tasks = kind.make_tasks("starter")
     replays = [Replay(tasks[0], kind.oracle(tasks[0]), condition=each) for each in conditions]
-    return play_elsewhere(Request(kind, tasks, backend, 3, replays, variables or {}), 7)
+    return play_elsewhere(ReplayRequest(kind, tasks, backend, 3, replays, variables or {}), 7)
 
 
 def test_the_clock_is_set_for_each_episode(backend: SandboxBackend) -> None:
@@ -36,18 +36,21 @@ def test_the_clock_is_set_for_each_episode(backend: SandboxBackend) -> None:
     assert not isinstance(found, str)
     now = time.time()
     for each, ahead_s in zip(found, (0.0, -400 * day_s, 40 * day_s), strict=True):
-        assert isinstance(each, Replayed)
+        assert isinstance(each, ReplayedEpisode)
         days = {time.strftime("%Y-%m-%d", time.localtime(now + ahead_s + late_s)) for late_s in (-60, 0)}
         assert any(f"Today is {day}." in each.observations[0] for day in days)
     names = played(Hour, backend, *(Condition(ahead_s=-day_s * days) for days in range(7)))
-    assert len({each.observations[0].rpartition(" ")[2] for each in names if isinstance(each, Replayed)}) == 7
+    assert (
+        len({each.observations[0].rpartition(" ")[2] for each in names if isinstance(each, ReplayedEpisode)})
+        == 7
+    )
 
 
 def test_times_as_arguments_are_what_they_were(backend: SandboxBackend) -> None:
     tasks = Diary.make_tasks("starter")
     assert "18 episodes are equal" in same_elsewhere(AuditedEnv(Diary, tasks, backend, 3))
     [found] = played(Diary, backend, Condition(ahead_s=-1e6))
-    assert isinstance(found, Replayed)
+    assert isinstance(found, ReplayedEpisode)
     assert found.observations[1].startswith("datetime.datetime(2020, 1, 2, 3, 4, 5), datetime.datetime(2021,")
     assert found.solved
 

@@ -14,9 +14,9 @@ from envkit.benchmark.interference import (
     JOINT,
     MERGED,
     SPECIALIST,
-    Arm,
-    Cell,
     Interference,
+    MatrixCell,
+    MatrixRow,
     make_matrix,
     sentences,
     write_page,
@@ -26,11 +26,11 @@ from envkit.benchmark.report_data import Origin, ReportData, Row, TaskResult
 from envkit.benchmark.stats import Interval
 
 ARMS = (
-    Arm("base", BASE),
-    Arm("only desk", SPECIALIST, {"desk": 800}),
-    Arm("only shell", SPECIALIST, {"shell": 800}),
-    Arm("joint", JOINT, {"desk": 800, "shell": 400}),
-    Arm("merged ties", MERGED, {"desk": 800, "shell": 800}),
+    MatrixRow("base", BASE),
+    MatrixRow("only desk", SPECIALIST, {"desk": 800}),
+    MatrixRow("only shell", SPECIALIST, {"shell": 800}),
+    MatrixRow("joint", JOINT, {"desk": 800, "shell": 400}),
+    MatrixRow("merged ties", MERGED, {"desk": 800, "shell": 800}),
 )
 NAMES = [arm.row for arm in ARMS]
 
@@ -75,10 +75,10 @@ def test_every_adapter_is_compared_with_each_environments_specialist() -> None:
 
 def test_one_of_many_environments_fails_at_a_corrected_level_only() -> None:
     far, near = Interval(-0.1, -0.14, -0.06, 50), Interval(-0.1, -0.16, -0.04, 50)
-    held = Cell(near, Interval(0.0, -0.02, 0.02, 50), corrected=Interval(0.0, -0.03, 0.03, 50))
+    held = MatrixCell(near, Interval(0.0, -0.02, 0.02, 50), corrected=Interval(0.0, -0.03, 0.03, 50))
     for corrected, verdict in ((near, "UNDECIDED"), (far, "FAILED")):
-        cells = (Cell(near, far, corrected=corrected), held, held)
-        assert Interference(("a", "b", "c"), (Arm("joint", JOINT),), (cells,)).verdict(0) == verdict
+        cells = (MatrixCell(near, far, corrected=corrected), held, held)
+        assert Interference(("a", "b", "c"), (MatrixRow("joint", JOINT),), (cells,)).verdict(0) == verdict
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,9 @@ def test_few_tasks_decide_nothing() -> None:
     noisy = replace(
         rows[1], results=tuple(replace(r, solved=s) for r, s in zip(rows[1].results, (1, 2, 3), strict=True))
     )
-    found = make_matrix([replace(few, rows=(rows[0], noisy))], [ARMS[1], Arm("joint", JOINT, {"desk": 800})])
+    found = make_matrix(
+        [replace(few, rows=(rows[0], noisy))], [ARMS[1], MatrixRow("joint", JOINT, {"desk": 800})]
+    )
     assert found.verdict(1) == "UNDECIDED"
 
 

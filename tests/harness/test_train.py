@@ -66,7 +66,7 @@ def test_a_run_with_a_harness_trains_reports_and_resumes(
     episodes = (found.run / "eval-base.jsonl").read_text()
     assert '\\"messages\\"' in episodes  # what the harness asked
     write_tasks(tmp_path / "heldout.jsonl", heldout, 0)
-    spec = envkit.spec_of(adapters=[found.run], tasks=tmp_path / "heldout.jsonl", model=settings["model"])
+    spec = envkit.bench_spec(adapters=[found.run], tasks=tmp_path / "heldout.jsonl", model=settings["model"])
     assert [each.name for each in spec.environments] == ["code-editor@writes.toml"]
     [measured] = envkit.bench(spec, root=tmp_path / "runs", display="quiet").reports
     rates = [measured.solve_rate(row).estimate for row in measured.rows]

@@ -22,7 +22,7 @@ from own_engine import archive_of, import_root, make_root, own_engine
 
 from envkit.errors import ConfigError, MissingExtraError, SandboxUnavailable
 from envkit.sandbox import PACKAGES, Contents, SandboxBackend
-from envkit.sandbox_check import CASES, Case, Finding, self_check
+from envkit.sandbox_check import CASES, Case, CaseResult, self_check
 from envkit.sandbox_check.isolation import ISOLATION
 from envkit.sandboxes import docker as module
 from envkit.sandboxes._docker import engine as docker_engine
@@ -86,7 +86,7 @@ def base(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return "base:local"
 
 
-def failed_checks(kind: str, cases: dict[str, Case] = CASES) -> list[Finding]:
+def failed_checks(kind: str, cases: dict[str, Case] = CASES) -> list[CaseResult]:
     return [finding for finding in self_check(DockerBackend(image=kind), cases) if not finding.ok]
 
 

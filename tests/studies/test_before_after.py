@@ -35,7 +35,7 @@ from envkit.sandbox import Contents, Sandbox, SandboxBackend
 from envkit.stop import ShouldStop, never
 from envkit.store import RunFolder
 from envkit.studies.before_after import BeforeAfter
-from envkit.studies.before_after_setup import Study, prepare
+from envkit.studies.before_after_setup import RunSetup, prepare
 from envkit.studies.before_after_setup import start as start_study
 from envkit.studies.build_report import _latest_steps, _learning_curve
 from envkit.studies.claim import read_claim
@@ -71,7 +71,7 @@ def small(model: Path, **settings: Any) -> TrainConfig:
     )
 
 
-def planned(config: TrainConfig, heldout: Sequence[Task], minutes: float | None) -> Study:
+def planned(config: TrainConfig, heldout: Sequence[Task], minutes: float | None) -> RunSetup:
     return prepare(
         config,
         minutes,
@@ -84,7 +84,7 @@ def planned(config: TrainConfig, heldout: Sequence[Task], minutes: float | None)
 
 
 @functools.cache
-def default_study(model: Path) -> Study:
+def default_study(model: Path) -> RunSetup:
     return planned(small(model), HELDOUT, None)
 
 

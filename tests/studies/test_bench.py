@@ -262,7 +262,7 @@ def test_a_local_model_without_the_extra_train_is_told_so(
     for measure in (
         lambda: begin(tmp_path / "runs", spec(AgentSpec("a", model="smollm2-135m-q4")), backend),
         lambda: envkit.evaluate("sql-desk", root=tmp_path / "runs", display="quiet"),
-        lambda: envkit.spec_of(adapters=[tmp_path]),
+        lambda: envkit.bench_spec(adapters=[tmp_path]),
     ):
         with pytest.raises(MissingExtraError, match=r"pip install 'envkit-rl\[train\]'"):
             measure()

@@ -32,7 +32,7 @@ from envkit.studies.founding.finding import (
     FAILED,
     HELD,
     UNDECIDED,
-    Finding,
+    StudyFinding,
     above,
     all_above,
     all_of,
@@ -43,13 +43,13 @@ from envkit.studies.founding.measurements import (
     MANY,
     ON,
     SOLVE,
-    Chosen,
     Distance,
     Made,
     Measured,
     Multiplexed,
     Others,
-    Prompt,
+    RoutedTasks,
+    SystemPrompt,
     message_digest,
 )
 from envkit.studies.founding.page import judge
@@ -102,7 +102,7 @@ def write(
         CellFolder.of(root, ARMS[arm], seed).write_distance(found)
 
 
-def found_by(name: str, root: Path, seeds: int = 2, planned: int | None = None) -> Finding:
+def found_by(name: str, root: Path, seeds: int = 2, planned: int | None = None) -> StudyFinding:
     """Judge a study, whose scripts solve a twentieth."""
     script = Row("enumerate", "a script", tuple(solving(0.05)))
     base = CellFolder.of(root, ARMS["base"], 0)
@@ -319,7 +319,7 @@ def test_a_setting_that_came_later_had_its_default_before() -> None:
 def test_what_another_message_has_played_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "prompt", [solving(0.3)])
     cell = CellFolder.of(tmp_path, ARMS["prompt"], 0)
-    cell.write_prompt(Prompt("Say it at once.", 300, "1.0"))
+    cell.write_prompt(SystemPrompt("Say it at once.", 300, "1.0"))
     with pytest.raises(UsageError, match="of another adapter or message than prompt, seed 0 has"):
         cell.measured(SOLVE)
     origin = Origin(system=message_digest("Say it at once.", 0))
@@ -493,7 +493,7 @@ def route(root: Path, right: float, base_bytes: int = 10**6) -> None:
         arms = {f"t{task}": own if task < right * TASKS else other for task in range(TASKS)}
         for seed in range(2):
             cell = CellFolder.of(root, ARMS["routed"], seed)
-            cell.write_chosen(part, Chosen(arms, 600, 5.0, 10_000, base_bytes, "1.0"))
+            cell.write_chosen(part, RoutedTasks(arms, 600, 5.0, 10_000, base_bytes, "1.0"))
 
 
 @pytest.mark.parametrize(

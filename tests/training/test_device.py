@@ -294,7 +294,7 @@ def test_full_fine_tuning_on_a_gpu_samples_what_it_learns(ref: ModelRef, device:
     policy.save_adapter(tmp_path)
     asked = [dataclasses.replace(request, adapter=0, keep_cache=False) for request in first_requests()]
     expected = policy.engine.generate(asked, Sampling(0.0, 6))
-    policy.serve([None, tmp_path])
+    policy.load_adapters([None, tmp_path])
     found = policy.engine.generate(
         [dataclasses.replace(request, adapter=1) for request in asked], Sampling(0.0, 6)
     )

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable, play_on, run_with_timeout
 from envkit.audit.instrumented import InstrumentedBackend
-from envkit.audit.replay import Condition, Replay, Replayed, Request, play_elsewhere
+from envkit.audit.replay import Condition, Replay, ReplayedEpisode, ReplayRequest, play_elsewhere
 from envkit.audit.source_constants import source_constants, variable_names
 from envkit.env import Env
 from envkit.errors import SandboxError
@@ -39,9 +39,9 @@ def same_again(audited: AuditedEnv) -> str:
     count = 0
     for task in audited.tasks:
         for actions in (audited.oracle_actions(task), audited.noise(task, 1)):
-            first = Replayed.of(audited.play(task, actions, seed=7))
+            first = ReplayedEpisode.of(audited.play(task, actions, seed=7))
             audited.kind.clear_caches()  # the second episode must compute its own results
-            second = Replayed.of(audited.play(task, actions, seed=7))
+            second = ReplayedEpisode.of(audited.play(task, actions, seed=7))
             _require_equal(task, "equal episodes differ", first, second)
             count += 1
     return f"{count} episodes, played twice in separate instances, are equal in every word and reward"
@@ -65,7 +65,7 @@ def same_elsewhere(audited: AuditedEnv) -> str:
     ]
     here = {(each.task.id, *each.actions): audited.attempt(each.task, each.actions, seed=7) for each in wrong}
 
-    def require_no_gain(replay: Replay, there: Replayed | str, when: str) -> None:
+    def require_no_gain(replay: Replay, there: ReplayedEpisode | str, when: str) -> None:
         before = here[replay.task.id, *replay.actions]
         if not isinstance(there, str) and audited.gains(replay.task, before, there):
             raise AuditFailure(
@@ -74,7 +74,7 @@ def same_elsewhere(audited: AuditedEnv) -> str:
             )
 
     found = _elsewhere(audited, [*watched, *timed], _HASH_SEEDS[0], {})
-    same = [Replayed.of(audited.play(each.task, each.actions, seed=7)) for each in watched]
+    same = [ReplayedEpisode.of(audited.play(each.task, each.actions, seed=7)) for each in watched]
     _require_equal_there(watched, same, found[: len(watched)])
     few = [index for index, each in enumerate(watched) if each.task in tasks]
     for hash_seed in _HASH_SEEDS[1:]:
@@ -103,9 +103,9 @@ def same_after_many(audited: AuditedEnv) -> str:
     task = audited.tasks[0]
     noop = [audited.kind.noop_action]
     watched = {  # other checks have played these early
-        "doing nothing": (noop, Replayed.of(audited.idle(task))),
-        "wrong actions": (audited.wrong_actions(task), Replayed.of(audited.wrong(task))),
-        "the oracle": (audited.oracle_actions(task), Replayed.of(audited.oracle(task))),
+        "doing nothing": (noop, ReplayedEpisode.of(audited.idle(task))),
+        "wrong actions": (audited.wrong_actions(task), ReplayedEpisode.of(audited.wrong(task))),
+        "the oracle": (audited.oracle_actions(task), ReplayedEpisode.of(audited.oracle(task))),
     }
     instrumented = InstrumentedBackend(audited.backend)
     wanted, count = _QUICK_EPISODES if audited.quick else _EPISODES, 0
@@ -132,7 +132,7 @@ def same_after_many(audited: AuditedEnv) -> str:
 
     run_with_timeout(play, "many episodes of one instance", instrumented.close)
     for name, (actions, before) in watched.items():
-        after = Replayed.of(audited.play(task, actions))
+        after = ReplayedEpisode.of(audited.play(task, actions))
         what = f"after {count} episodes of another instance, {name} differs"
         _require_equal(task, what, before, after)
     return f"after {count} episodes, the same instance and a fresh one play as before"
@@ -144,9 +144,9 @@ def same_when_asked_twice(audited: AuditedEnv) -> str:
     for task in audited.spread(2):
         noop = [audited.kind.noop_action]
         for actions in (noop, audited.wrong_actions(task), audited.oracle_actions(task)):
-            once = Replayed.of(audited.play(task, actions, seed=17))
+            once = ReplayedEpisode.of(audited.play(task, actions, seed=17))
             changes: list[str] = []
-            twice = Replayed.of(
+            twice = ReplayedEpisode.of(
                 audited.play(task, actions, seed=17, before_turn=functools.partial(_ask_twice, changes))
             )
             if changes:
@@ -158,8 +158,10 @@ def same_when_asked_twice(audited: AuditedEnv) -> str:
 
 def _elsewhere(
     audited: AuditedEnv, replays: Sequence[Replay], hash_seed: int, variables: dict[str, str]
-) -> list[Replayed | str]:
-    request = Request(audited.kind, audited.tasks, audited.backend, audited.max_turns, replays, variables)
+) -> list[ReplayedEpisode | str]:
+    request = ReplayRequest(
+        audited.kind, audited.tasks, audited.backend, audited.max_turns, replays, variables
+    )
     found = play_elsewhere(request, hash_seed)
     if isinstance(found, str):
         raise NotApplicable(found)
@@ -167,7 +169,7 @@ def _elsewhere(
 
 
 def _require_equal_there(
-    replays: Sequence[Replay], here: Sequence[Replayed], there: Sequence[Replayed | str]
+    replays: Sequence[Replay], here: Sequence[ReplayedEpisode], there: Sequence[ReplayedEpisode | str]
 ) -> None:
     for replay, same, other in zip(replays, here, there, strict=True):
         if isinstance(other, str):
@@ -175,21 +177,21 @@ def _require_equal_there(
         _require_equal(replay.task, "an episode differs in a fresh process, a year ago", same, other)
 
 
-def _require_equal(task: Task, what: str, one: Replayed, other: Replayed) -> None:
+def _require_equal(task: Task, what: str, one: ReplayedEpisode, other: ReplayedEpisode) -> None:
     if difference := one.difference(other):
         raise AuditFailure(f"task {task.id}: {what} in {difference}")
 
 
-def _earns(episode: Replayed) -> bool:
+def _earns(episode: ReplayedEpisode) -> bool:
     return episode.solved or episode.reward > 0
 
 
-def _play_twice_if_it_breaks(env: Env, task: Task, actions: Sequence[str], seed: int) -> Replayed:
+def _play_twice_if_it_breaks(env: Env, task: Task, actions: Sequence[str], seed: int) -> ReplayedEpisode:
     """Play an episode; once more if its sandbox breaks, as rollouts do."""
     try:
-        return Replayed.of(play_on(env, task, actions, seed))
+        return ReplayedEpisode.of(play_on(env, task, actions, seed))
     except SandboxError:
-        return Replayed.of(play_on(env, task, actions, seed))
+        return ReplayedEpisode.of(play_on(env, task, actions, seed))
 
 
 def _ask_twice(changes: list[str], env: Env, turn: int) -> None:

@@ -18,7 +18,7 @@ from envkit.training.config import TrainConfig, from_mapping
 
 
 @dataclass(frozen=True, slots=True)
-class Several:
+class SeveralSizes:
     """Sizes of the arms that are trained on some of `envkit.studies.founding.arms.ENVIRONMENTS`.
 
     Args:
@@ -42,7 +42,7 @@ class Several:
 
 
 @dataclass(frozen=True, slots=True)
-class Frontier:
+class FrontierSizes:
     """Sizes of the study on tasks that other models have answered.
 
     Args:
@@ -57,7 +57,7 @@ class Frontier:
 
 
 @dataclass(frozen=True, slots=True)
-class Play:
+class EpisodePlan:
     """Episodes that a cell plays.
 
     Args:
@@ -81,7 +81,7 @@ class Play:
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class StudyBudget:
     """Sizes that all cells of a grid share.
 
     Args:
@@ -116,8 +116,8 @@ class Budget:
     rounds: int = 6
     training: Mapping[str, object] = field(default_factory=dict[str, object])
     arms: Mapping[str, Mapping[str, object]] = field(default_factory=dict[str, Mapping[str, object]])
-    several: Several | None = None
-    frontier: Frontier | None = None
+    several: SeveralSizes | None = None
+    frontier: FrontierSizes | None = None
     prompt: PromptSizes | None = None
 
     def __post_init__(self) -> None:
@@ -159,7 +159,7 @@ class Budget:
         """Longest task that an arm is trained on."""
         return self._several.max_task_chars if arm.environments else self.max_task_chars
 
-    def play_of(self, part: str) -> Play:
+    def play_of(self, part: str) -> EpisodePlan:
         """Episodes of a part of `envkit.studies.founding.measurements`.
 
         Raises:
@@ -169,10 +169,12 @@ class Budget:
             if (frontier := self.frontier) is None:
                 raise ConfigError("the budget has no table 'frontier'; budgets.toml of envkit shows one")
             config = from_mapping(frontier.limits, "frontier.limits")
-            return Play(self.environment, "heldout", None, frontier.tasks, 1, config, 0.0, frontier.models)
+            return EpisodePlan(
+                self.environment, "heldout", None, frontier.tasks, 1, config, 0.0, frontier.models
+            )
         if (environment := environment_of(part)) is not None:
             own, several = environment == self.environment, self._several
-            return Play(
+            return EpisodePlan(
                 environment,
                 self.split if own else "heldout",
                 several.max_task_chars,
@@ -183,10 +185,10 @@ class Budget:
         sizes = {SOLVE: (self.tasks, self.samples), MANY: (self.many_tasks, self.many_samples)}
         tasks, samples = sizes[part]
         config = from_mapping(self.training, "training")
-        return Play(self.environment, self.split, self.max_task_chars, tasks, samples, config)
+        return EpisodePlan(self.environment, self.split, self.max_task_chars, tasks, samples, config)
 
     @property
-    def _several(self) -> Several:
+    def _several(self) -> SeveralSizes:
         if self.several is None:
             raise ConfigError(
                 f"the budget has no table 'several' for {', '.join(ENVIRONMENTS)}; budgets.toml of envkit "
@@ -203,7 +205,7 @@ class Budget:
         return from_mapping(self.settings_of(arm), f"arm {arm.name}")
 
 
-def load_budget(name: str) -> Budget:
+def load_budget(name: str) -> StudyBudget:
     """Read a budget that envkit ships, or a TOML file of one.
 
     Args:
@@ -219,7 +221,7 @@ def load_budget(name: str) -> Budget:
     return read_budget(shipped[name] if name in shipped else read_toml(Path(name)), name)
 
 
-def read_budget(table: Mapping[str, object], where: str) -> Budget:
+def read_budget(table: Mapping[str, object], where: str) -> StudyBudget:
     """Make a budget of plain data.
 
     Args:
@@ -230,6 +232,6 @@ def read_budget(table: Mapping[str, object], where: str) -> Budget:
         ConfigError: a field is missing or wrong.
     """
     try:
-        return decode(Budget, table, where)
+        return decode(StudyBudget, table, where)
     except ValueError as error:
         raise ConfigError(str(error)) from error

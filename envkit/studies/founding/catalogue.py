@@ -21,7 +21,7 @@ from envkit.studies.founding import (
 )
 from envkit.studies.founding.arms import BASE
 from envkit.studies.founding.cells import CellFolder
-from envkit.studies.founding.finding import Finding
+from envkit.studies.founding.finding import StudyFinding
 from envkit.studies.founding.grid import Grid
 from envkit.studies.founding.measurements import DISTANCE, FRONTIER, MANY, ON, SOLVE, others_part
 
@@ -47,7 +47,7 @@ class Study:
     arms: tuple[str, ...]
     parts: tuple[str, ...]
     published: tuple[str, ...]
-    judge: Callable[[Grid], Finding]
+    judge: Callable[[Grid], StudyFinding]
 
     def needs(self, grid: Grid) -> Iterator[tuple[CellFolder, str]]:
         """All that it needs: cells, seed by seed, and what is measured of each.

@@ -17,13 +17,13 @@ from envkit.studies.founding.arms import Arm
 from envkit.studies.founding.measurements import (
     DISTANCE,
     MULTIPLEX,
-    Chosen,
     Distance,
     Made,
     Measured,
     Multiplexed,
     Others,
-    Prompt,
+    RoutedTasks,
+    SystemPrompt,
     message_digest,
     others_part,
 )
@@ -77,11 +77,11 @@ class CellFolder:
         self._write(_TRAINING, value)
 
     @property
-    def prompt(self) -> Prompt | None:
+    def prompt(self) -> SystemPrompt | None:
         """Read its system message; ``None`` if it has none of its own, or that was not searched for yet."""
-        return self._read(Prompt, _PROMPT)
+        return self._read(SystemPrompt, _PROMPT)
 
-    def write_prompt(self, value: Prompt) -> None:
+    def write_prompt(self, value: SystemPrompt) -> None:
         """Keep its system message."""
         self._write(_PROMPT, value)
 
@@ -101,11 +101,11 @@ class CellFolder:
         """Keep the episodes of a part of `PLAYED`."""
         self._write(part, value)
 
-    def chosen(self, part: str) -> Chosen | None:
+    def chosen(self, part: str) -> RoutedTasks | None:
         """Read which arm answers each prompt of a part; ``None`` if that was not asked."""
-        return self._read(Chosen, part)
+        return self._read(RoutedTasks, part)
 
-    def write_chosen(self, part: str, value: Chosen) -> None:
+    def write_chosen(self, part: str, value: RoutedTasks) -> None:
         """Keep which arm answers each prompt of a part."""
         self._write(part, value)
 

@@ -14,7 +14,7 @@ from envkit.benchmark.stats import LEVEL, Interval
 from envkit.benchmark.tables import Table
 from envkit.prices import PriceTable, load_prices
 from envkit.studies.founding.finding import (
-    Finding,
+    StudyFinding,
     all_above,
     detectable,
     in_points,
@@ -38,7 +38,7 @@ PUBLISHED: Final = (
 )
 
 
-def judge(grid: Grid) -> Finding:
+def judge(grid: Grid) -> StudyFinding:
     """See `CLAIM`."""
     against: dict[str, Callable[[float], Interval]] = {
         "its base": lambda level: grid.difference("r16", "base", level=level),
@@ -59,7 +59,7 @@ def judge(grid: Grid) -> Finding:
         else "The search for a prompt found none that is better than the environment's own, so that this arm "
         "is the base. "
     )
-    return Finding(
+    return StudyFinding(
         all_above([*against.values()], 0.0),
         (
             detectable(grid, "r16", "shots"),

@@ -24,7 +24,7 @@ UNDECIDED: Final = "UNDECIDED"
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class StudyFinding:
     """What a study has found.
 
     Args:

@@ -17,7 +17,7 @@ from envkit.studies.founding.finding import (
     FAILED,
     HELD,
     UNDECIDED,
-    Finding,
+    StudyFinding,
     above_scripts,
     detectable,
     in_points,
@@ -48,7 +48,7 @@ _FEWEST: Final = 12
 _ALIKE: Final = 0.05
 
 
-def judge(grid: Grid) -> Finding:
+def judge(grid: Grid) -> StudyFinding:
     """See `CLAIM`."""
     goal = _mean_rate(grid, RL_ARM)
     is_above_scripts, scripts = above_scripts(grid, RL_ARM)
@@ -78,7 +78,7 @@ def judge(grid: Grid) -> Finding:
         if len(trained) >= _FEWEST
         else f"Divergence and rise are correlated from {_FEWEST} runs on; there are {len(trained)}."
     )
-    return Finding(
+    return StudyFinding(
         only_if(
             gain.low > 0,
             is_above_scripts,

@@ -23,7 +23,7 @@ from envkit.studies.founding.finding import (
     FAILED,
     HELD,
     UNDECIDED,
-    Finding,
+    StudyFinding,
     detectable_between,
     in_points,
     rate_bars,
@@ -53,7 +53,7 @@ _FEWEST: Final = 20
 _P: Final = 0.05
 
 
-def judge(grid: Grid) -> Finding:
+def judge(grid: Grid) -> StudyFinding:
     """See `CLAIM`."""
     others = {name: row for name, row in grid.others(FRONTIER).items() if row.origin.kind == "recorded"}
     if _LARGE not in others:
@@ -65,7 +65,7 @@ def judge(grid: Grid) -> Finding:
         for name, row in others.items()
     )
     kinds = _kinds(others[_LARGE])
-    return Finding(
+    return StudyFinding(
         _verdict(grid, others[_LARGE], kinds),
         (
             detectable_between(ours, theirs),

@@ -14,7 +14,7 @@ from envkit.studies.founding.arms import BASE, ENVIRONMENTS, SPECIALISTS
 from envkit.studies.founding.finding import (
     HELD,
     UNDECIDED,
-    Finding,
+    StudyFinding,
     all_above,
     detectable,
     in_points,
@@ -40,7 +40,7 @@ PUBLISHED: Final = (
 _MARGIN: Final = 0.05
 
 
-def judge(grid: Grid) -> Finding:
+def judge(grid: Grid) -> StudyFinding:
     """See `CLAIM`."""
     compare = {
         name: partial(grid.difference, "joint", arm.name, ON[name]) for name, arm in SPECIALISTS.items()
@@ -51,7 +51,7 @@ def judge(grid: Grid) -> Finding:
         lambda level, each=compare[name]: each(level=level) for name in learned
     ]
     verdict = all_above(known, -_MARGIN) if known else UNDECIDED
-    return Finding(
+    return StudyFinding(
         UNDECIDED if verdict == HELD and len(learned) < len(compare) else verdict,
         (
             *(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from envkit.studies.founding.finding import (
-    Finding,
+    StudyFinding,
     above,
     above_scripts,
     detectable,
@@ -33,13 +33,13 @@ _MARGIN: Final = 0.05
 _EQUAL: Final = 1.05
 
 
-def judge(grid: Grid) -> Finding:
+def judge(grid: Grid) -> StudyFinding:
     """See `CLAIM`."""
     ahead, gain = grid.difference("r8", "attention"), grid.difference("r8", "base")
     sizes = [made.control.size_bytes for arm in ARMS[1:] for cell in grid.cells(arm) if (made := cell.made)]
     is_matched = max(sizes, default=0) <= _EQUAL * min(sizes, default=0)
     is_above_scripts, scripts = above_scripts(grid, "r8")
-    return Finding(
+    return StudyFinding(
         only_if(gain.low > 0, is_matched, is_above_scripts, verdict=above(ahead, _MARGIN)),
         (
             detectable(grid, "r8", "attention", margin=_MARGIN),

@@ -74,7 +74,7 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class SystemPrompt:
     """A system message that was searched for.
 
     Args:
@@ -152,7 +152,7 @@ class Distance:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class RoutedTasks:
     """Answering arm of each held-out task of an environment, by a router.
 
     Args:

@@ -11,7 +11,7 @@ from envkit.benchmark.stats import Interval
 from envkit.benchmark.svg_charts import Bar
 from envkit.benchmark.tables import Table
 from envkit.errors import UsageError
-from envkit.studies.founding.finding import FAILED, HELD, Finding, above, all_of, only_if
+from envkit.studies.founding.finding import FAILED, HELD, StudyFinding, above, all_of, only_if
 from envkit.studies.founding.grid import Grid
 from envkit.studies.founding.measurements import MULTIPLEX
 
@@ -43,7 +43,7 @@ def counts_of(rows: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(sorted({1, min(8, most), most})), (most,)
 
 
-def judge(grid: Grid) -> Finding:
+def judge(grid: Grid) -> StudyFinding:
     """See `CLAIM`."""
     [cell] = grid.cells("base")
     found = cell.multiplexed
@@ -57,7 +57,7 @@ def judge(grid: Grid) -> Finding:
     verdict = all_of(
         [above(share, _SHARE), above(times, _TIMES), HELD if found.difference <= _EXACT else FAILED]
     )
-    return Finding(
+    return StudyFinding(
         only_if(is_claimed, verdict=verdict),
         (
             f"{found.rows} rows of {most} adapters of rank {found.rank} decode at {_told(share, 2)} of the "

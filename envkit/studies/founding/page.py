@@ -14,14 +14,14 @@ from envkit.benchmark.svg_charts import bars, svg_file
 from envkit.benchmark.tables import Table
 from envkit.store import write_atomic
 from envkit.studies.founding.arms import ARMS, BASE, SPECIALISTS
-from envkit.studies.founding.budget import Budget
+from envkit.studies.founding.budget import StudyBudget
 from envkit.studies.founding.catalogue import Study
-from envkit.studies.founding.finding import UNDECIDED, Finding, in_points
+from envkit.studies.founding.finding import UNDECIDED, StudyFinding, in_points
 from envkit.studies.founding.grid import Grid
 from envkit.studies.founding.measurements import DISTANCE, FRONTIER, MULTIPLEX, ON, PLAYED, environment_of
 
 
-def judge(study: Study, grid: Grid, seeds: int) -> Finding:
+def judge(study: Study, grid: Grid, seeds: int) -> StudyFinding:
     """Judge a study's claim. Unless all is measured, with the planned number of seeds, nothing is decided.
 
     Args:
@@ -81,7 +81,7 @@ def _scripts_table(study: Study, grid: Grid, part: str) -> Table:
     )
 
 
-def write_page(study: Study, finding: Finding, grid: Grid, budget: Budget, folder: Path) -> Path:
+def write_page(study: Study, finding: StudyFinding, grid: Grid, budget: StudyBudget, folder: Path) -> Path:
     """Write a study's page and its plot to a folder, in place of older ones; returns the page's path."""
     plot = folder / f"{study.name}.svg"
     write_atomic(plot, _plot(study, finding).encode())
@@ -112,13 +112,13 @@ def _command(study: Study, budget: str, seeds: int) -> str:
     return f"envkit study {study.name} --budget {budget}{benchmark} --seeds {seeds}"
 
 
-def _plot(study: Study, finding: Finding) -> str:
+def _plot(study: Study, finding: StudyFinding) -> str:
     """The bars as a file of their own, in the colours of the reports."""
     described = "; ".join(f"{bar.name} {bar.label}" for bar in finding.bars)
     return svg_file(bars("study", finding.axis, described, finding.bars))
 
 
-def _setup(study: Study, budget: Budget, grid: Grid) -> str:
+def _setup(study: Study, budget: StudyBudget, grid: Grid) -> str:
     """Say what was trained and measured."""
     said = [f"The base is {Path(budget.model).name}."]
     if any(part in ON.values() for part in study.parts):
@@ -145,7 +145,7 @@ def _setup(study: Study, budget: Budget, grid: Grid) -> str:
     return " ".join(said)
 
 
-def _played(part: str, budget: Budget, grid: Grid) -> str:
+def _played(part: str, budget: StudyBudget, grid: Grid) -> str:
     """Say on which tasks a part was measured."""
     play, environment = budget.play_of(part), environment_of(part)
     [base] = grid.cells(BASE)

@@ -7,7 +7,7 @@ from typing import Final
 from envkit.studies.founding.finding import (
     FAILED,
     UNDECIDED,
-    Finding,
+    StudyFinding,
     above,
     above_scripts,
     detectable,
@@ -32,13 +32,13 @@ PUBLISHED: Final = (
 _MARGIN: Final = 0.05
 
 
-def judge(grid: Grid) -> Finding:
+def judge(grid: Grid) -> StudyFinding:
     """See `CLAIM`."""
     behind, gain = grid.difference("r1", "full"), grid.difference("full", "base")
     is_above_scripts, scripts = above_scripts(grid, "full")
     # A better learning rate of full fine-tuning could only move rank 1 further behind it.
     verdict = FAILED if above(behind, -_MARGIN) == FAILED else UNDECIDED
-    return Finding(
+    return StudyFinding(
         only_if(gain.low > _MARGIN, is_above_scripts, verdict=verdict),
         (
             detectable(grid, "r1", "full", margin=-_MARGIN),

@@ -15,7 +15,7 @@ from envkit.studies.founding.finding import (
     FAILED,
     HELD,
     UNDECIDED,
-    Finding,
+    StudyFinding,
     above,
     above_scripts,
     all_of,
@@ -46,7 +46,7 @@ _RARE: Final = 1 / 8
 _SAMPLES: Final = 128
 
 
-def judge(grid: Grid) -> Finding:
+def judge(grid: Grid) -> StudyFinding:
     """See `CLAIM`."""
     rise = grid.gain(RL_ARM, "warm", MANY)
     _ = grid.recipe("base", MANY)  # raises if it is not measured
@@ -60,7 +60,7 @@ def judge(grid: Grid) -> Finding:
     samples = min(result.samples for _, before in pairs.values() for result in before.results)
     is_above_scripts, scripts = above_scripts(grid, RL_ARM, MANY)
     none = [sum(not solved for solved in each.values()) for each in learned]
-    return Finding(
+    return StudyFinding(
         only_if(is_above_scripts, verdict=all_of([above(rise, 0.0), _verdict(known, some, samples)])),
         (
             detectable(grid, RL_ARM, "warm", MANY),

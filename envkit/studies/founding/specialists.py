@@ -17,7 +17,7 @@ from envkit.studies.founding.arms import BASE, ENVIRONMENTS, SPECIALISTS
 from envkit.studies.founding.finding import (
     FAILED,
     HELD,
-    Finding,
+    StudyFinding,
     all_above,
     all_of,
     detectable_between,
@@ -27,7 +27,7 @@ from envkit.studies.founding.finding import (
 )
 from envkit.studies.founding.grid import Grid
 from envkit.studies.founding.interference import all_learned, bars, learned_sentence, rates
-from envkit.studies.founding.measurements import ON, Chosen
+from envkit.studies.founding.measurements import ON, RoutedTasks
 
 _SPECIALISTS: Final = tuple(arm.name for arm in SPECIALISTS.values())
 _SINGLE: Final = (*_SPECIALISTS, "joint")
@@ -44,7 +44,7 @@ PUBLISHED: Final = (
 _MARGIN, _SIZE = 0.05, 0.1
 
 
-def judge(grid: Grid) -> Finding:
+def judge(grid: Grid) -> StudyFinding:
     """See `CLAIM`."""
     routed, base = _pooled(grid, "routed"), _pooled(grid, BASE)
     single = {arm: _pooled(grid, arm) for arm in _SINGLE}
@@ -53,7 +53,7 @@ def judge(grid: Grid) -> Finding:
     chosen = {name: _chosen(grid, part) for name, part in ON.items()}
     found = [each for some in chosen.values() for each in some]
     size = _adapter_bytes(grid) / found[0].base_bytes
-    return Finding(
+    return StudyFinding(
         only_if(
             all_learned(grid),
             verdict=all_of([all_above([*compare.values()], _MARGIN), HELD if size <= _SIZE else FAILED]),
@@ -109,7 +109,7 @@ def _difference(one: Recipe, other: Recipe, level: float) -> Interval:
     return found
 
 
-def _chosen(grid: Grid, part: str) -> list[Chosen]:
+def _chosen(grid: Grid, part: str) -> list[RoutedTasks]:
     """Choices of the routers of all seeds, for the tasks of a part."""
     return [found for cell in grid.cells("routed") if (found := cell.chosen(part)) is not None]
 
@@ -122,7 +122,7 @@ def _adapter_bytes(grid: Grid) -> float:
     return len(_SPECIALISTS) * mean(sizes) + mean(routers)
 
 
-def _confusion(chosen: dict[str, list[Chosen]]) -> Table:
+def _confusion(chosen: dict[str, list[RoutedTasks]]) -> Table:
     """Count which arm answers the held-out prompts of each environment."""
     lines: list[tuple[str, ...]] = []
     for name, found in chosen.items():

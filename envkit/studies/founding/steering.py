@@ -14,7 +14,7 @@ from envkit.studies.founding.finding import (
     FAILED,
     HELD,
     UNDECIDED,
-    Finding,
+    StudyFinding,
     above,
     all_of,
     detectable,
@@ -39,7 +39,7 @@ PUBLISHED: Final = (
 _FORM, _SOLVE = 0.20, 0.05
 
 
-def judge(grid: Grid) -> Finding:
+def judge(grid: Grid) -> StudyFinding:
     """See `CLAIM`."""
     forms = {arm: _form(grid, arm) for arm in ARMS}
     form, solve = _against(forms["vector"], forms["base"]), grid.difference("vector", "base")
@@ -52,7 +52,7 @@ def judge(grid: Grid) -> Finding:
         if lora.low > 0
         else "a part of it that cannot be told, because the interval of LoRA's gain includes zero"
     )
-    return Finding(
+    return StudyFinding(
         all_of([above(larger, _FORM), _below(solve)]),
         (
             detectable(grid, "vector", "base"),

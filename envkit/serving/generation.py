@@ -19,7 +19,7 @@ from envkit.engine.protocol import Sampling
 from envkit.engine.running import Failed, RowRequest
 from envkit.errors import EnvkitError, StoreError, UsageError
 from envkit.openai_api.errors import error_object
-from envkit.openai_api.replies import Piece, Reply
+from envkit.openai_api.replies import Piece, ReplyForm
 from envkit.openai_api.schemas import ChatBody, CompletionBody
 from envkit.openai_api.text import TextStream, ToolCallStream
 from envkit.serving.access import Client
@@ -37,7 +37,7 @@ _NO_CACHE = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 log = logging.getLogger("envkit.serving")
 
 
-class Play:
+class Generation:
     """One request: its rows, and the answers while they are drawn."""
 
     def __init__(
@@ -94,7 +94,7 @@ class Play:
         read, drawn = sum(map(len, self.prompts)), sum(len(choice.drawn) for choice in self.choices)
         return {"prompt_tokens": read, "completion_tokens": drawn, "total_tokens": read + drawn}
 
-    async def answer(self, request: Request, reply: Reply) -> Response:
+    async def answer(self, request: Request, reply: ReplyForm) -> Response:
         """Answer at once or as a stream."""
         if self.server.log_prompts:
             body = json.dumps(self.body.model_dump(exclude_none=True))
@@ -118,7 +118,7 @@ class Play:
         return True
 
     async def _events(
-        self, pieces: AsyncGenerator[tuple[int, Piece]], first: tuple[int, Piece], reply: Reply
+        self, pieces: AsyncGenerator[tuple[int, Piece]], first: tuple[int, Piece], reply: ReplyForm
     ) -> AsyncGenerator[str]:
         """Server-sent events of a stream."""
         options = self.body.stream_options
