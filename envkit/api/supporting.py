@@ -69,7 +69,13 @@ def support(
     require_training()
     from envkit.studies.support import play, start
 
-    settings = train_config(config, seed=seed, model=model, warm_start=warm_start)
+    settings = train_config(
+        config,
+        seed=seed,
+        model=model,
+        warm_start=warm_start,
+        sft_examples=None if warm_start is None else 0,
+    )
     name = one_environment(environment, settings)
     kind = registry.environment(name)
     with open_display(display) as progress:

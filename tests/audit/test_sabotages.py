@@ -108,8 +108,10 @@ def faults_of(kind: type[Env], backend: SandboxBackend, *, quick: bool = False) 
     return [finding for finding in run_audit(audited, Silent()) if finding.ok is False]
 
 
-def test_enough_holes_are_caught() -> None:
+def test_enough_holes_are_caught_and_the_page_has_their_number() -> None:
     assert len(CAUGHT) >= 24
+    page = (Path(__file__).parents[2] / "docs" / "concepts" / "certificate.md").read_text()
+    assert f"has {len(CAUGHT)} sabotaged environments" in page
 
 
 @pytest.mark.parametrize("kind", CAUGHT, ids=lambda kind: kind.__name__)

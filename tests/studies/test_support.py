@@ -18,6 +18,7 @@ from envkit.api.results import SupportResult
 from envkit.benchmark.stats import Interval
 from envkit.cli.main import app
 from envkit.environments.code_editor import starter_tasks
+from envkit.models import resolve
 from envkit.studies.support import Support, support_of
 
 
@@ -95,6 +96,17 @@ def test_a_base_that_never_solves_is_found_out_and_its_episodes_are_kept(
     assert result.found.can_start is False  # a step of one group needs every group
     assert json.loads((result.run / "support.json").read_text()) == result.found.as_data()
     assert len((result.run / "eval-policy.jsonl").read_text().splitlines()) == 6
+
+
+def test_an_adapter_is_tested_in_place_of_the_base(settings: dict[str, Any], tmp_path: Path) -> None:
+    warm_start = tmp_path / "adapter"
+    tiny.policy(resolve(settings["model"])).save_adapter(warm_start)
+    config = settings | {"lora_r": 4, "lora_alpha": 8}
+    result = envkit.support(
+        config=config, warm_start=warm_start, tasks=train_tasks(2), root=tmp_path, display="quiet"
+    )
+    assert result.found is not None
+    assert str(warm_start) in (result.run / "manifest.json").read_text()
 
 
 def test_the_same_seed_plays_the_same(settings: dict[str, Any], tmp_path: Path) -> None:
