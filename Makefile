@@ -58,7 +58,7 @@ test-vllm: ## test the vLLM engine on the real vLLM, in an environment of its ow
 	fi
 	export VLLM_CPU_KVCACHE_SPACE=$${VLLM_CPU_KVCACHE_SPACE:-1} VLLM_LOGGING_LEVEL=$${VLLM_LOGGING_LEVEL:-ERROR}
 	# What vLLM warns of is not ours to mend.
-	$$python -m pytest -m 'nightly or not nightly' -W default tests/engine/test_vllm_engine.py tests/serving/test_vllm_worker.py $(ARGS)
+	$$python -m pytest -m 'nightly or not nightly' -W default tests/engine/test_vllm_engine.py tests/serving/test_vllm_decoder.py $(ARGS)
 
 check: setup ## lint, format and types
 	@.venv/bin/ruff check

@@ -68,12 +68,12 @@ class Budget:
         Waits as long as running calls may still free enough.
 
         Raises:
-            BudgetError: it does not fit, and no running call could free anything.
+            BudgetError: it does not fit, whatever running calls free.
         """
         hold = Hold(worst_usd)
         with self._changed:
             while self._spent_usd + sum(held.usd for held in self._holds) + worst_usd > self.limit_usd:
-                if not self._holds:
+                if self._spent_usd + worst_usd > self.limit_usd:
                     raise BudgetError(
                         f"the budget of ${self.limit_usd:g} is used up: ${self._spent_usd:.4f} are spent, "
                         f"and the next call may cost ${worst_usd:.4f}; {self._remedy}"

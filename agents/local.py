@@ -85,7 +85,7 @@ class LocalAgent:
             session.talk.observe(observation)
         except ModelError:
             # The first chat is the setup's. Later ones follow from the model's own answers.
-            if isinstance(session.talk, Conversation) or not session.talk.turns:
+            if not session.talk.turns:
                 raise
             self._unread.append(session)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -33,6 +34,9 @@ Result = TypeVar("Result")
 
 #: Seconds between two looks at the stop request while environments work.
 _POLL_S: Final = 0.1
+#: Threads for environment work, unless the caller names a number.
+_MIN_WORKERS: Final = 2
+_MAX_WORKERS: Final = 16
 #: Errors that no episode can cause, so they end the run.
 _FATAL: Final = (*SETUP_ERRORS, Stopped, StoreError)
 #: Most frames of a recorded traceback, and most characters of it and of an error's message.
@@ -52,6 +56,7 @@ class _Episode:
         steps: finished turns.
         rewards: what they have earned, by source; see `StepInfo`.
         first_fault: error that ended its first attempt, if one did.
+        faults: all errors so far, in order: `first_fault`, and those of a reset that was tried again.
     """
 
     index: int
@@ -63,6 +68,7 @@ class _Episode:
     steps: list[StepRecord] = field(default_factory=list[StepRecord])
     rewards: dict[str, float] = field(default_factory=dict[str, float])
     first_fault: Exception | None = None
+    faults: list[Exception] = field(default_factory=list[Exception])
 
 
 def reset_seed(key: EpisodeKey) -> int:
@@ -84,17 +90,20 @@ class Rollouts:
     Args:
         make_env: makes one environment; called at most once per concurrent episode. A mapping from task id
             to factory plays episodes of several environments together.
-        workers: threads for environment work, at least 1.
+        workers: threads for environment work, at least 1. ``None`` for one per core that this process may
+            use, at least 2 and at most 16.
         should_stop: polled between turns and while environments work; see `play`.
     """
 
     def __init__(
         self,
         make_env: EnvFactory | Mapping[str, EnvFactory],
-        workers: int = 2,
+        workers: int | None = None,
         should_stop: ShouldStop = never,
     ) -> None:
         self._make_env, self.should_stop = make_env, should_stop
+        if workers is None:
+            workers = min(max(len(os.sched_getaffinity(0)), _MIN_WORKERS), _MAX_WORKERS)
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="env")
         self._idle: dict[EnvFactory, list[Env]] = {}
 
@@ -142,12 +151,12 @@ class Rollouts:
 
         No action ends the run. If a sandbox breaks, or an action, a tool or a check raises, the episode's
         actions are repeated once in a fresh sandbox. If that fails too, the agent may have caused it and the
-        episode has failed. An episode is void if `Env.reset` fails twice in a row (before the agent acted),
-        if the agent answers with an `AgentError`, if the task itself is broken (`BrokenTask`), or if a model
-        that the environment asks is down (`ModelUnavailable`).
+        episode has failed. An episode is void if `Env.reset` fails twice in a row (at its beginning or for
+        the repeat), if the agent answers with an `AgentError`, if the task itself is broken (`BrokenTask`),
+        or if a model that the environment asks is down (`ModelUnavailable`).
 
-        If the environment's code raised, the episode's ``info["trace"]`` holds the end of the traceback,
-        whatever became of the episode; see `raised`.
+        If the environment's code raised, the episode's ``info["trace"]`` holds the end of the latest
+        traceback, whatever became of the episode, also if it went on after a repeat; see `raised`.
 
         Args:
             agent: answers the observations.
@@ -166,12 +175,13 @@ class Rollouts:
             starts = self._run(
                 partial(_start, env, key, held_out) for env, key in zip(envs, keys, strict=True)
             )
-            for index, (env, key, first) in enumerate(zip(envs, keys, starts, strict=True)):
-                if isinstance(first, Exception):
-                    done[index] = _void(env, agent, key, (), first)
+            for index, (env, key, (first, faults)) in enumerate(zip(envs, keys, starts, strict=True)):
+                if first is None:
+                    done[index] = _void(env, agent, key, (), faults)
                     on_done(done[index])
                     continue
-                episode = _Episode(index, key, env, first, _session(agent, env, key), held_out)
+                session = _session(agent, env, key)
+                episode = _Episode(index, key, env, first, session, held_out, faults=faults)
                 waiting[id(episode.session)] = episode
                 agent.submit(episode.session, first)
             while waiting:
@@ -207,15 +217,21 @@ class Rollouts:
             wait(futures)
 
 
-def _reset(env: Env, key: EpisodeKey, held_out: bool) -> str:
-    """Reset the environment, twice if the first time fails; returns the first observation."""
+def _start(env: Env, key: EpisodeKey, held_out: bool) -> tuple[str | None, list[Exception]]:
+    """Reset the environment, twice if the first time fails.
+
+    Returns the first observation, ``None`` if both times failed; and the errors.
+    """
     seed, options = reset_seed(key), {"task": key.task, "held_out": held_out}
-    try:
-        return env.reset(seed=seed, options=options)[0]
-    except (UsageError, *_FATAL):
-        raise
-    except Exception:
-        return env.reset(seed=seed, options=options)[0]
+    faults: list[Exception] = []
+    for _ in range(2):
+        try:
+            return env.reset(seed=seed, options=options)[0], faults
+        except (UsageError, *_FATAL):
+            raise
+        except Exception as error:
+            faults.append(error)
+    return None, faults
 
 
 def _session(agent: Agent, env: Env, key: EpisodeKey) -> Session:
@@ -229,15 +245,6 @@ def _session(agent: Agent, env: Env, key: EpisodeKey) -> Session:
     if not isinstance(agent, ChatAgent):
         raise UsageError(f"agent {agent.name} cannot answer the chats of a harness; use a model")
     return agent.start_chats(key)
-
-
-def _start(env: Env, key: EpisodeKey, held_out: bool) -> str | Exception:
-    try:
-        return _reset(env, key, held_out)
-    except (UsageError, *_FATAL):
-        raise
-    except Exception as error:
-        return error
 
 
 def _moves(
@@ -260,11 +267,12 @@ def _step(agent: Agent, episode: _Episode, turn: Turn | AgentError) -> Trajector
     if isinstance(turn, AgentError):
         with suppress(Exception):  # the episode is void, whether or not it ends well
             env.close()
-        return _void(env, agent, key, episode.steps, turn)
+        return _void(env, agent, key, episode.steps, [*episode.faults, turn])
     try:
         observation, reward, terminated, truncated, info = env.step(turn.text)
     except (BrokenTask, ModelUnavailable) as error:
-        return _void(env, agent, key, [*episode.steps, StepRecord(episode.observation, turn, 0.0)], error)
+        steps = [*episode.steps, StepRecord(episode.observation, turn, 0.0)]
+        return _void(env, agent, key, steps, [*episode.faults, error])
     except _FATAL:
         raise
     except Exception as error:
@@ -275,18 +283,19 @@ def _step(agent: Agent, episode: _Episode, turn: Turn | AgentError) -> Trajector
         episode.rewards[source] = total_reward([episode.rewards.get(source, 0.0), part])
     if not (terminated or truncated):
         return None
-    return _finished(agent, episode, episode.steps, {**info, **_trace(episode.first_fault)})
+    return _finished(agent, episode, episode.steps, {**info, **_trace(episode.faults)})
 
 
 def _repeat(agent: Agent, episode: _Episode, turn: Turn, error: Exception) -> Trajectory | None:
     """Repeat an episode's actions in a fresh sandbox. If that fails again, the episode has failed."""
     env, key, steps = episode.env, episode.key, episode.steps
     first = episode.first_fault
+    episode.faults.append(error)
     if first is not None:
         info: dict[str, Any] = {
             "verdict": Verdict.FAIL.value,
             "error": f"broke twice: {_described(first)}; {_described(error)}",
-            **(_trace(error) or _trace(first)),
+            **_trace(episode.faults),
         }
         # The least that an episode may earn: breaking the environment must not pay, not even to save costs.
         rest = total_reward([env.reward_range[0], *(-step.reward for step in steps)])
@@ -295,10 +304,11 @@ def _repeat(agent: Agent, episode: _Episode, turn: Turn, error: Exception) -> Tr
             episode.rewards[LIMIT] = total_reward([episode.rewards.get(LIMIT, 0.0), rest])
         return _finished(agent, episode, steps, {"solved": False, "scores": {}, **info})
     episode.first_fault = error
-    begun = _start(env, key, episode.held_out)
-    if isinstance(begun, Exception):
-        return _void(env, agent, key, steps, begun)
-    episode.observation = begun
+    observation, faults = _start(env, key, episode.held_out)
+    episode.faults += faults
+    if observation is None:
+        return _void(env, agent, key, steps, episode.faults)
+    episode.observation = observation
     episode.steps, episode.rewards = [], {}
     for earlier in [*(step.turn for step in steps), turn]:
         if (end := _step(agent, episode, earlier)) is not None:
@@ -320,9 +330,10 @@ def _finished(
 
 
 def _void(
-    env: Env, agent: Agent, key: EpisodeKey, steps: Sequence[StepRecord], error: Exception
+    env: Env, agent: Agent, key: EpisodeKey, steps: Sequence[StepRecord], faults: Sequence[Exception]
 ) -> Trajectory:
-    info = _without_secrets(env, {"error": _described(error), **_trace(error)})
+    """Return a void episode. The last of its errors ended it."""
+    info = _without_secrets(env, {"error": _described(faults[-1]), **_trace(faults)})
     return Trajectory(key, env.id, agent.name, tuple(steps), Outcome.VOID, {}, info)
 
 
@@ -352,10 +363,12 @@ def _described(error: Exception) -> str:
     return text if len(text) <= _ERROR_CHARS else f"{text[:_ERROR_CHARS]} ..."
 
 
-def _trace(error: Exception | None) -> dict[str, JSON]:
-    """The end of a bug's traceback for the episode's record; empty for other errors."""
-    if error is None or not _is_bug(error):
+def _trace(faults: Sequence[Exception]) -> dict[str, JSON]:
+    """The end of the latest bug's traceback for the episode's record; empty if no error is a bug."""
+    bugs = [error for error in faults if _is_bug(error)]
+    if not bugs:
         return {}
+    error = bugs[-1]
     cause: BaseException = error
     while isinstance(cause, CheckError) and cause.__cause__ is not None:
         cause = cause.__cause__  # what the check raised

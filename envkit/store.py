@@ -35,6 +35,11 @@ SCHEMA = 1
 _DIGEST = "manifest_digest"
 
 
+def folder_name(environment_id: str) -> str:
+    """Name an environment's folder in a run by its id, which has slashes if a harness's file is a path."""
+    return environment_id.replace("/", "+")
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file atomically: temporary file, fsync, rename, fsync of the folder.
 

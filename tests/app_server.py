@@ -18,9 +18,9 @@ from envkit.models import ModelRef
 from envkit.serving.access import Access
 from envkit.serving.app import make_app
 from envkit.serving.models import Models
-from envkit.serving.routing import Routing
+from envkit.serving.routing import RequestRouter
 from envkit.serving.server import Server, ServerLimits
-from envkit.serving.worker import Worker
+from envkit.serving.torch_decoder import TorchDecoder
 from envkit.training.base_model import linears_of
 
 
@@ -34,12 +34,12 @@ def make(model: Path, adapters: Path | None = None, **parts: Any) -> Server:
     layers = linears_of(base).keys()  # before the engine puts its own in their place
     engine = TorchEngine(base, (), kv_cache_bytes=2**24, decode=decode)
     pool = AdapterPool(engine.linears, parts.pop("budget_bytes", 2**30))
-    worker = Worker(RunningBatch(engine, pool, parts.pop("max_rows", 64)))
+    decoder = TorchDecoder(RunningBatch(engine, pool, parts.pop("max_rows", 64)))
     if (router := parts.pop("router", None)) is not None:
-        parts["routing"] = Routing(router, EarlyLayers(engine, router.layers), worker, created=7)
+        parts["routing"] = RequestRouter(router, EarlyLayers(engine, router.layers), decoder, created=7)
     models = Models("tiny", model, {}, adapters, lambda folder: None, lambda: layers)
     limits = ServerLimits(2**20, parts.pop("max_waiting", 64), 8, 1024, len(tiny.tokenizer()))
-    return Server(worker, pool, models, tiny.tokenizer(), limits, parts.pop("access", Access()), **parts)
+    return Server(decoder, pool, models, tiny.tokenizer(), limits, parts.pop("access", Access()), **parts)
 
 
 @contextlib.asynccontextmanager

@@ -23,13 +23,16 @@ from recorder import Recorder
 
 import envkit
 from envkit import api
-from envkit.api.bench_runs import environment_for
+from envkit.api.adapter import training_of
+from envkit.api.bench_runs import environment_for, trained_base, trained_limits
 from envkit.api.common import short_tasks
 from envkit.api.training import _adapters
 from envkit.benchmark.report import load_report
 from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
 from envkit.errors import MissingExtraError, ModelError, StoreError, TaskFileError, UsageError
 from envkit.store import RunFolder
+from envkit.studies.interference import arms_of
+from envkit.studies.routing import first_prompts
 from envkit.types import Task
 
 
@@ -448,7 +451,8 @@ def test_an_adapter_is_measured_as_it_was_trained_unless_told_otherwise(
 
 def test_an_adapter_is_measured_on_the_environment_that_it_was_trained_on(tmp_path: Path) -> None:
     def adapter_of(*environments: str) -> Path:
-        run = RunFolder.create(tmp_path, "before-after", {"environments": [*environments]})
+        manifest: dict[str, Any] = {"environments": [*environments], "plan": {"train": {}}}
+        run = RunFolder.create(tmp_path, "before-after", manifest)
         run.journal("phases").close()
         return run.path / "sft"
 
@@ -467,6 +471,21 @@ def test_an_adapter_is_measured_on_the_environment_that_it_was_trained_on(tmp_pa
     (both / "adapter_config.json").write_text("{}")
     with pytest.raises(UsageError, match=r"trained on sql-desk, code-editor; name the environment"):
         envkit.compare_controls([both], display="quiet")
+
+
+def test_an_adapter_in_a_run_that_did_not_train_it_is_taken_as_one_in_no_run(tmp_path: Path) -> None:
+    """Such as a steering vector in the folder of the `support` run that it was computed from."""
+    run = RunFolder.create(tmp_path, "support", {"kind": "support", "environment": "sql-desk"})
+    run.journal("phases").close()
+    vector = run.path / "steering"
+    assert training_of(vector) == (None, None)
+    assert trained_base([vector]) == ""
+    assert trained_limits([vector]) == {}
+    assert environment_for("", [vector]) == ("code-editor", "")
+    with pytest.raises(UsageError, match="is in no training run, so what it was trained on is not known"):
+        arms_of([vector])
+    with pytest.raises(UsageError, match="is in no training run, so its prompts are not known"):
+        first_prompts(vector, 1, 0)
 
 
 def test_unknown_recorded_outputs_are_refused_before_the_controls_are_played(

@@ -21,7 +21,6 @@ from envkit.environments.code_editor import CodeEditorEnv
 from envkit.plugins import sandbox_backend
 from envkit.sandbox import PYTHON_OPTIONS, Contents
 from envkit.sandboxes.process import ProcessBackend
-from envkit.stop import never
 from envkit.studies.validate_tasks import validate_tasks
 
 #: Checks that play many episodes, and for which packages make no difference.
@@ -160,7 +159,7 @@ def test_tasks_made_checked_and_played_by_name_have_the_packages(
 ) -> None:
     monkeypatch.setattr(registry, "environment", lambda name: Letters)
     tasks = load_tasks(Letters, None, "train", backend, Silent())
-    assert validate_tasks(Letters, tasks, backend, Silent(), never, seed=0) == []
+    assert validate_tasks(Letters, tasks, backend, Silent(), seed=0) == []
     env = registry.make("letters", sandbox=backend)
     env.reset(seed=1)
     action, last = Letters.oracle(env.task)

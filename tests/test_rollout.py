@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from envkit import (
 )
 from envkit.agents.scripted import ScriptedAgent, noop
 from envkit.checks import check
-from envkit.errors import AgentError, BrokenTask, ConfigError, SandboxError, Stopped
+from envkit.errors import AgentError, BrokenTask, ConfigError, ModelUnavailable, SandboxError, Stopped
 from envkit.rollout import raised, reset_seed
 from envkit.store import Journal, read_lines, trajectory_from_json, trajectory_to_json
 
@@ -44,7 +44,7 @@ def play(
     agent: ScriptedAgent,
     wanted: Sequence[EpisodeKey],
     *,
-    workers: int = 2,
+    workers: int | None = 2,
     backend: Backend | None = None,
     faults: Sequence[str] = (),
     **options: Any,
@@ -118,8 +118,34 @@ def test_a_trajectory_records_the_episode() -> None:
 
 
 def test_the_number_of_workers_does_not_change_results() -> None:
-    one, four = (play(HALVING, keys(4, 4), workers=workers) for workers in (1, 4))
-    assert one == four
+    one, four, default = (play(HALVING, keys(4, 4), workers=workers) for workers in (1, 4, None))
+    assert one == four == default
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 2), (5, 5), (64, 16)])
+def test_by_default_every_core_has_a_worker(
+    cores: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("envkit.rollout.os.sched_getaffinity", lambda pid: {*range(cores)})
+    at_work, together = threading.Lock(), threading.Event()
+    working: list[int] = [0, 0]
+
+    class Meeting(GuessEnv):
+        def setup(self, task: Task) -> str:
+            with at_work:
+                working[0] += 1
+                working[1] = max(working)
+                if working[0] == workers:
+                    together.set()
+            together.wait(30)
+            time.sleep(0.05)  # time in which one worker more would come, too
+            with at_work:
+                working[0] -= 1
+            return super().setup(task)
+
+    with Rollouts(lambda: Meeting(sandbox=Backend(), max_turns=8)) as rollouts:
+        assert all(played.solved for played in rollouts.play(HALVING, keys(workers + 2, 1)))
+    assert working == [0, workers]
 
 
 def test_members_of_a_group_get_the_same_inputs_and_groups_differ() -> None:
@@ -343,13 +369,68 @@ def test_what_setup_raises_makes_its_episode_void(error: Exception) -> None:
         assert raised(void)
 
 
-@pytest.mark.parametrize("place", ["apply", "check"])
+@pytest.mark.parametrize("place", ["setup", "apply", "check"])
 def test_a_bug_that_does_not_happen_again_costs_no_episode_but_is_recorded(place: str) -> None:
     first, second, *others = play_buggy(place, ZeroDivisionError("bug"), times=1)
     assert all(played.solved for played in (first, second, *others))
     assert raised(first)
     assert raised(second)
     assert not any(map(raised, others))
+
+
+class Failing(GuessEnv):
+    """Raises one error after the other at each place: ``setup``, ``check`` or an action.
+
+    Args:
+        errors: by place; ``None`` raises nothing.
+    """
+
+    def __init__(self, errors: Mapping[str, Sequence[Exception | None]], **options: Any) -> None:
+        super().__init__(**options)
+        self.errors = {place: [*those] for place, those in errors.items()}
+
+    def _break_at(self, place: str) -> None:
+        if self.errors.get(place) and (error := self.errors[place].pop(0)) is not None:
+            raise error
+
+
+def play_failing(errors: Mapping[str, Sequence[Exception | None]], actions: Sequence[str]) -> Trajectory:
+    """Play one episode with these actions; "give up on me" is an `AgentError`."""
+    agent = FailsSometimes("fixed", lambda key, turn, observation: actions[turn])
+    with Rollouts(lambda: Failing(errors, sandbox=Backend(), max_turns=8)) as rollouts:
+        (played,) = rollouts.play(agent, [EpisodeKey(7, 0, 0, 0, "below-90")])
+    return played
+
+
+BUG = ZeroDivisionError("bug")
+
+
+@pytest.mark.parametrize(
+    ("errors", "actions", "last"),
+    [
+        ({"setup": [BUG, SandboxError("no sandbox")]}, [], "no sandbox"),
+        ({"setup": [None, *[SandboxError("no sandbox")] * 2], "0": [BUG]}, ["0"], "no sandbox"),
+        ({"0": [BUG]}, ["0", "give up on me"], "asleep"),
+        ({"0": [BUG], "1": [BrokenTask("no reference")]}, ["0", "1"], "no reference"),
+        ({"0": [BUG], "1": [ModelUnavailable("no judge")]}, ["0", "1"], "no judge"),
+    ],
+    ids=["reset", "repeat", "agent", "task", "judge"],
+)
+def test_a_bug_before_what_makes_an_episode_void_is_recorded(
+    errors: Mapping[str, Sequence[Exception | None]], actions: Sequence[str], last: str
+) -> None:
+    void = play_failing(errors, actions)
+    assert (void.outcome, void.info["error"]) == (Outcome.VOID, last)
+    assert str(void.info["trace"]).endswith("ZeroDivisionError: bug")
+
+
+def test_a_reset_that_is_tried_again_leaves_the_episode_its_repeat() -> None:
+    played = play_failing(
+        {"setup": [BUG, None, SandboxError("slow")], "0": [SandboxError("b")]}, ["0", "quit"]
+    )
+    assert (played.outcome, len(played.steps)) == (Outcome.FAILED, 2)
+    assert "error" not in played.info
+    assert str(played.info["trace"]).endswith("ZeroDivisionError: bug")
 
 
 def test_a_record_with_a_trace_is_bounded_and_survives_the_journal(tmp_path: Any) -> None:

@@ -163,7 +163,7 @@ def load_adapter(
     policy.model.set_adapter("trained")
     policy.model.delete_adapter("default")  # Policy starts with an untrained one
     policy.model.set_adapter("trained")  # with whole weights, PEFT has none active after a deletion
-    policy.load_adapters([folder])
+    policy.load_into_engine([folder])
     policy.model.set_attn_implementation("sdpa")  # the engine has a copy; this one is the caller's
     message = system if system is not None else environment.system if environment else Env.system
     return Adapter(folder, policy, config, message, temperature)
@@ -212,11 +212,11 @@ def adapter_folder(path: Path, step: int | None = None) -> Path:
 def training_of(adapter: Path) -> tuple[TrainConfig | None, Any]:
     """Read settings and environment class of the run that holds an adapter; ``None`` if unknown."""
     from envkit import registry
-    from envkit.store import RunFolder
     from envkit.studies.before_after_setup import environments_of
+    from envkit.studies.run_records import training_run_of
     from envkit.training.config import of_run
 
-    if (run := RunFolder.holding(adapter)) is None:
+    if (run := training_run_of(adapter)) is None:
         return None, None
     config, environments = of_run(run), environments_of(run)
     kind = registry.environment(environments[0]) if len(environments) == 1 else None

@@ -82,7 +82,7 @@ def recorded_model(adapters: Sequence[Path]) -> str:
     """Return the base that the first adapter was trained on; empty if its folder names none."""
     from envkit.models.adapter_folder import recorded_base
 
-    return next((recorded_base(path) for path in adapters), "")
+    return recorded_base(adapters[0]) if adapters else ""
 
 
 def trained_base(adapters: Sequence[Path]) -> str:
@@ -91,10 +91,10 @@ def trained_base(adapters: Sequence[Path]) -> str:
     Raises:
         UsageError: they have several.
     """
-    from envkit.store import RunFolder
+    from envkit.studies.run_records import training_run_of
     from envkit.training.config import of_run
 
-    models = {of_run(run).model for folder in adapters if (run := RunFolder.holding(folder)) is not None}
+    models = {of_run(run).model for folder in adapters if (run := training_run_of(folder)) is not None}
     if len(models) > 1:
         raise UsageError(f"the adapters belong to several bases: {', '.join(sorted(models))}")
     return next(iter(models), "")
@@ -131,11 +131,11 @@ def environment_for(name: str, adapters: Sequence[Path]) -> tuple[str, str]:
     Raises:
         UsageError: nothing is named, and the adapters were trained on several.
     """
-    from envkit.store import RunFolder
+    from envkit.studies.run_records import training_run_of
 
     if name:
         return name, ""
-    runs = [run for folder in adapters if (run := RunFolder.holding(folder)) is not None]
+    runs = [run for folder in adapters if (run := training_run_of(folder)) is not None]
     if not runs:
         return DEFAULT_ENVIRONMENT, ""
     from envkit.studies.before_after_setup import environments_of  # imports PyTorch

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from envkit.api.common import Tasks, isolated_backend, load_tasks, short_tasks
 from envkit.api.rich_display import DisplayChoice, open_display
 from envkit.errors import UsageError
-from envkit.store import RunFolder
 
 if TYPE_CHECKING:
     from envkit.env import Env
@@ -75,6 +74,7 @@ def forgetting(
     from envkit.studies.forgetting import Forgetting, movement, text_loss
     from envkit.studies.machine import resolve_dtype, use_threads
     from envkit.studies.passages import passages_of
+    from envkit.studies.run_records import training_run_of
     from envkit.studies.turns import turns_of
     from envkit.training.checkpoint import load_adapter
     from envkit.training.config import TrainConfig
@@ -82,7 +82,7 @@ def forgetting(
 
     passages = passages_of([Path(text) for text in texts], package, limit)
     trained, known = training_of(folder)
-    run = RunFolder.holding(folder)
+    run = training_run_of(folder)
     if environment is None and run is not None and len(names := environments_of(run)) > 1:
         raise UsageError(f"trained on {', '.join(names)}; name the environment to play (--env)")
     kind: type[Env] | None = known if environment is None else registry.environment(environment)

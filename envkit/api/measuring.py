@@ -104,7 +104,7 @@ def evaluate(
         require_training()
         paths = [] if adapter is None else adapter_folders([adapter])
         base, reason = _base(model, paths)
-        path = "".join(map(str, paths))
+        path = str(paths[0]) if paths else ""
         row = AgentSpec(Path(path or base).name, model=base, adapter=path, shots=shots, system=system)
     else:
         given = {

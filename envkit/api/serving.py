@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from envkit.serving.decoder import Adapters, Decoder
     from envkit.serving.models import Models
     from envkit.serving.router import Router
-    from envkit.serving.routing import Routing
+    from envkit.serving.routing import RequestRouter
 
 #: Names of this machine that no other machine can reach.
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -103,7 +103,7 @@ def serve(config: ServeConfig, display: Display) -> None:
     from envkit.serving.ledger import Ledger
     from envkit.serving.models import Models, require_names
     from envkit.serving.router import AUTO
-    from envkit.serving.worker import in_thread_that_ends
+    from envkit.serving.torch_decoder import in_thread_that_ends
     from envkit.training.policy import find_device
 
     if config.router is not None and config.engine == "vllm":
@@ -197,7 +197,7 @@ class _Engine:
     tokenizer: Any
     context: int
     layers: Collection[str]
-    routing: Routing | None = None
+    routing: RequestRouter | None = None
 
 
 def _read_router(path: Path, ref: ModelRef, models: Models) -> Router:
@@ -228,8 +228,8 @@ def _torch(config: ServeConfig, ref: ModelRef, router: Router | None) -> _Engine
     from envkit.engine.early import EarlyLayers
     from envkit.engine.running import RunningBatch
     from envkit.engine.torch_engine import TorchEngine
-    from envkit.serving.routing import Routing
-    from envkit.serving.worker import Worker
+    from envkit.serving.routing import RequestRouter
+    from envkit.serving.torch_decoder import TorchDecoder
     from envkit.studies.machine import use_threads
     from envkit.training.base_model import linears_of, load_base
 
@@ -245,19 +245,19 @@ def _torch(config: ServeConfig, ref: ModelRef, router: Router | None) -> _Engine
         base, [tokenizer.eos_token_id], kv_cache_bytes=config.kv_cache_mb * 2**20, decode=decode
     )
     pool = AdapterPool(engine.linears, config.adapters_mb * 2**20)
-    worker = Worker(RunningBatch(engine, pool, config.max_rows))
+    decoder = TorchDecoder(RunningBatch(engine, pool, config.max_rows))
     routing = None
     if config.router is not None and router is not None:
         created = int(config.router.stat().st_mtime)
-        routing = Routing(router, EarlyLayers(engine, router.layers), worker, created)
+        routing = RequestRouter(router, EarlyLayers(engine, router.layers), decoder, created)
     context = min(engine.longest, engine.cache_tokens)
-    return _Engine(worker, pool, tokenizer, context, layers, routing)
+    return _Engine(decoder, pool, tokenizer, context, layers, routing)
 
 
 def _vllm(config: ServeConfig, ref: ModelRef) -> _Engine:
     """Start vLLM."""
     from envkit.engine.vllm_async import AsyncLimits, AsyncVLLM
-    from envkit.serving.vllm_worker import VLLMAdapters, VLLMWorker
+    from envkit.serving.vllm_decoder import VLLMAdapters, VLLMDecoder
     from envkit.studies.machine import use_threads
     from envkit.training.base_model import load_tokenizer
 
@@ -277,7 +277,7 @@ def _vllm(config: ServeConfig, ref: ModelRef) -> _Engine:
     engine = AsyncVLLM(ref, [tokenizer.eos_token_id], shapes, limits)
     adapters = VLLMAdapters(engine)
     context = min(engine.longest, engine.cache_tokens)
-    return _Engine(VLLMWorker(engine, adapters, decode), adapters, tokenizer, context, shapes.keys())
+    return _Engine(VLLMDecoder(engine, adapters, decode), adapters, tokenizer, context, shapes.keys())
 
 
 def _dtype(config: ServeConfig) -> str:

@@ -243,6 +243,7 @@ def _played_tasks(cell: CellFolder, part: str, environment: str) -> list[Task]:
     Raises:
         StoreError: its run is gone.
     """
+    from envkit.store import folder_name
     from envkit.studies.bench_setup import TASKS_FILE
     from envkit.taskfile import read_tasks
 
@@ -250,7 +251,7 @@ def _played_tasks(cell: CellFolder, part: str, environment: str) -> list[Task]:
         raise StoreError(
             f"{cell.work / part} is gone, whose tasks a router is asked about; {cell.again(part)}"
         )
-    return read_tasks(runs[-1] / environment / TASKS_FILE)
+    return read_tasks(runs[-1] / folder_name(environment) / TASKS_FILE)
 
 
 def _measure_distance(

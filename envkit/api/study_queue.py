@@ -27,7 +27,8 @@ def measure_missing(
 ) -> signal.Signals | None:
     """Measure parts of cells, one after another; returns what stopped it.
 
-    A cell that another process is at work in is left to it, and comes back last.
+    A cell that another process is at work in is left to it, and comes back last, with all cells that are made
+    of it.
 
     Args:
         grid: the cells.
@@ -40,7 +41,8 @@ def measure_missing(
     while left:
         later: list[tuple[CellFolder, str]] = []
         for cell, part in left:
-            if any(_is_locked(other.path) for other in grid.made_of(cell)):
+            postponed = {other.path for other, _ in later}
+            if any(other.path in postponed or _is_locked(other.path) for other in grid.made_of(cell)):
                 later.append((cell, part))
                 continue
             cell.path.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,7 @@ def study(
             if stopped := measure_missing(grid, missing, measure_one, progress):
                 return StudyResult(name, None, None, stopped)
     found = judge(chosen, grid, load_budget(budget).seeds)
-    return StudyResult(name, found, write_page(chosen, found, grid, sizes, folder), None)
+    return StudyResult(name, found, write_page(chosen, found, grid, sizes, budget, folder), None)
 
 
 def list_studies(budget: str = "cpu", *, root: Path | str = STUDIES_ROOT) -> tuple[StudyState, ...]:

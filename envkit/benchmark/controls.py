@@ -15,7 +15,7 @@ from envkit.benchmark.report_data import ReportData
 from envkit.benchmark.stats import LEVEL, RESAMPLES, Interval
 from envkit.benchmark.tables import Table
 from envkit.errors import UsageError
-from envkit.store import write_atomic
+from envkit.store import folder_name, write_atomic
 
 #: ``control`` of the untouched base.
 BASE: Final = "none"
@@ -183,7 +183,7 @@ def write_page(found: Controls, folder: Path, command: str) -> Path:
             table_of=table_of(found),
             sentences=sentences(found),
             resamples=number(RESAMPLES, 0),
-            environment=found.environment,
+            folder=folder_name(found.environment),
             command=command,
         )
     )

@@ -15,7 +15,7 @@ from envkit.benchmark.stats import LEVEL, RESAMPLES, Interval
 from envkit.benchmark.summary import summarise_difference, summarise_row
 from envkit.benchmark.tables import Table
 from envkit.errors import UsageError
-from envkit.store import write_atomic
+from envkit.store import folder_name, write_atomic
 
 #: How far one adapter may be behind an environment's specialist.
 MARGIN: Final = 0.05
@@ -229,7 +229,7 @@ def write_page(found: Interference, folder: Path, command: str) -> Path:
             differences=differences_table(found),
             sentences=sentences(found),
             resamples=number(RESAMPLES, 0),
-            environments=found.environments,
+            folders={name: folder_name(name) for name in found.environments},
             command=command,
         )
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from envkit.benchmark import report_text, tables
 from envkit.benchmark.report import templates
-from envkit.benchmark.report_data import ReportData, Scalar
+from envkit.benchmark.report_data import ReportData, Row, Scalar
 from envkit.benchmark.summary import summarise
 from envkit.models import KNOWN
 from envkit.models.adapter_folder import FULL, WITHOUT_RANK
@@ -44,7 +44,7 @@ class ModelCard:
         steps: steps of reinforcement learning; 0 for a warm start alone, ``None`` if it is not known.
         environments: in the order of the run.
         settings: of the training, flat; empty if they are not known.
-        reports: those that have the adapter as a row.
+        reports: those that have the adapter as a row; see `rows_of`.
         claimed_episodes: episodes in the adapter's claim; 0 if it has none.
         commit: version of envkit; empty if it is not known.
         programs: files of the harnesses that play, beside the adapter.
@@ -88,6 +88,11 @@ class ModelCard:
         }
 
 
+def rows_of(report: ReportData, adapter: str) -> list[Row]:
+    """Rows of a report that are the adapter with this digest, with the environment's system message."""
+    return [row for row in report.rows if row.origin.adapter == adapter and not row.origin.system]
+
+
 def render_card(card: ModelCard) -> bytes:
     """Render ``README.md``; a pure function."""
     from huggingface_hub import ModelCardData
@@ -96,7 +101,7 @@ def render_card(card: ModelCard) -> bytes:
         {
             "environment": data.environment,
             # The last one: if RL has changed nothing, the warm start has the same weights.
-            "row": [row.name for row in data.rows if row.origin.adapter == card.adapter][-1],
+            "row": rows_of(data, card.adapter)[-1].name,
             "results": tables.results(data, summary),
             "differences": tables.differences(summary),
             "warnings": report_text.warnings(data, summary),

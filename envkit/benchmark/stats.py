@@ -136,7 +136,6 @@ def rate_interval(
     *,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
-    seed: int = 0,
 ) -> Interval:
     """Mean of rates as in `mean_interval`, but with an exact interval if all clusters have 0, or all have 1.
 
@@ -151,12 +150,12 @@ def rate_interval(
     Args:
         rates: shape ``(items,)``, in [0, 1].
         clusters: the items' cluster names.
-        resamples, level, seed: as in `mean_interval`.
+        resamples, level: as in `mean_interval`.
 
     Raises:
         ValueError: see `mean_interval`; or a rate is not in [0, 1].
     """
-    interval = mean_interval(_shares(rates), clusters, resamples=resamples, level=level, seed=seed)
+    interval = mean_interval(_shares(rates), clusters, resamples=resamples, level=level)
     return _widened_if_alike(interval, rates, clusters, 0.0, level)
 
 
@@ -167,7 +166,6 @@ def paired_interval(
     *,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
-    seed: int = 0,
 ) -> Interval:
     """Mean of ``a - b`` over the same items; each draw takes the same clusters for both.
 
@@ -180,7 +178,7 @@ def paired_interval(
         a: shape ``(items,)``, in [0, 1].
         b: shape ``(items,)``, in [0, 1], in the order of ``a``.
         clusters: the items' cluster names.
-        resamples, level, seed: as in `mean_interval`.
+        resamples, level: as in `mean_interval`.
 
     Raises:
         ValueError: see `rate_interval`; or the shapes of ``a`` and ``b`` differ.
@@ -190,7 +188,7 @@ def paired_interval(
             f"a paired interval needs the same items in both; found shapes {np.shape(a)} and {np.shape(b)}"
         )
     differences = _shares(a) - _shares(b)
-    interval = mean_interval(differences, clusters, resamples=resamples, level=level, seed=seed)
+    interval = mean_interval(differences, clusters, resamples=resamples, level=level)
     return _widened_if_alike(interval, differences, clusters, -1.0, level)
 
 
@@ -201,7 +199,6 @@ def seeds_interval(
     *,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
-    seed: int = 0,
     by_seed: bool = False,
 ) -> Interval:
     """Mean of ``a`` minus mean of ``b``, each over its own training seeds, for other sources and seeds.
@@ -220,7 +217,7 @@ def seeds_interval(
         a: shape ``(seeds, items)``, in [0, 1].
         b: shape ``(other seeds, items)``, in [0, 1]; ``None`` for the mean of ``a`` alone.
         clusters: the items' cluster names.
-        resamples, level, seed: as in `mean_interval`.
+        resamples, level: as in `mean_interval`.
         by_seed: each seed of ``a`` began with what the same seed of ``b`` had become. Then what other seeds
             might change is the standard error of their differences.
 
@@ -233,8 +230,8 @@ def seeds_interval(
         raise ValueError(f"found shapes {shapes}; expected (seeds, items) with the same items")
     means = [side.mean(axis=0) for side in sides]
     differences = means[0] if b is None else means[0] - means[1]
-    estimate, draws, count = _mean_draws(differences, clusters, resamples, seed)
-    rng, spread = np.random.default_rng((seed, 1)), 0.0
+    estimate, draws, count = _mean_draws(differences, clusters, resamples, 0)
+    rng, spread = np.random.default_rng((0, 1)), 0.0
     if by_seed:
         if len({len(side) for side in sides}) > 1:
             raise ValueError(f"found {len(sides[0])} and {len(sides[1])} seeds; expected pairs")
@@ -316,8 +313,6 @@ def ratio_interval(
     clusters: Sequence[str],
     *,
     resamples: int = RESAMPLES,
-    level: float = LEVEL,
-    seed: int = 0,
 ) -> Interval:
     """``sum(above) / sum(below)``, such as dollars per solved task, with clusters resampled.
 
@@ -327,18 +322,18 @@ def ratio_interval(
         above: numerators, shape ``(items,)``, finite, >= 0.
         below: denominators, shape ``(items,)``, finite, >= 0.
         clusters: the items' cluster names.
-        resamples, level, seed: as in `mean_interval`.
+        resamples: as in `mean_interval`.
     """
     above_c, _ = _cluster_totals(above, clusters)
     below_c, _ = _cluster_totals(below, clusters)
     ratio = _quotients(above_c.sum(keepdims=True), below_c.sum(keepdims=True))
     if len(above_c) == 1:
         return Interval(float(ratio[0]), 0.0, math.inf, 1)
-    picks = np.random.default_rng(seed).integers(len(above_c), size=(resamples, len(above_c)), dtype=np.int32)
+    picks = np.random.default_rng(0).integers(len(above_c), size=(resamples, len(above_c)), dtype=np.int32)
     ratios = _quotients(above_c[picks].sum(axis=1), below_c[picks].sum(axis=1))
     # No interpolation between quantiles: it would mix infinite and finite ratios.
-    low = np.quantile(ratios, (1 - level) / 2, method="lower")
-    high = np.quantile(ratios, (1 + level) / 2, method="higher")
+    low = np.quantile(ratios, (1 - LEVEL) / 2, method="lower")
+    high = np.quantile(ratios, (1 + LEVEL) / 2, method="higher")
     return Interval(float(ratio[0]), float(low), float(high), len(above_c))
 
 
@@ -360,19 +355,16 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     return float(_scipy().binomtest(only_first, differing).pvalue) if differing else 1.0
 
 
-def permutation_p(
-    a: Numbers, b: Numbers, clusters: Sequence[str], *, resamples: int = RESAMPLES - 1, seed: int = 0
-) -> float:
+def permutation_p(a: Numbers, b: Numbers, clusters: Sequence[str]) -> float:
     """Two-sided p-value of a mean paired difference, from swapping ``a`` and ``b`` in whole clusters.
 
-    It is 1 for one cluster: its swap is as extreme.
+    Swaps are drawn at random; if there are fewer than would be drawn, all are used. The p-value is 1 for one
+    cluster: its swap is as extreme.
 
     Args:
         a: shape ``(items,)``.
         b: shape ``(items,)``, in the order of ``a``.
         clusters: the items' cluster names.
-        resamples: number of random swaps; if fewer swaps exist, all of them are used.
-        seed: seed of the draws.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     sums, _ = _cluster_totals(first - second, clusters)
@@ -387,9 +379,9 @@ def permutation_p(
         total,
         permutation_type="samples",
         vectorized=True,
-        n_resamples=resamples,
+        n_resamples=RESAMPLES - 1,
         batch=256,  # all at once would take a gigabyte for a thousand clusters
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
     )
     return float(result.pvalue)
 
@@ -445,21 +437,19 @@ def cluster_sd(values: Numbers, clusters: Sequence[str]) -> float:
     return float(residuals.std(ddof=1))
 
 
-def minimum_detectable(clusters: int, sd: float, *, level: float = LEVEL, power: float = POWER) -> float:
-    """Smallest true mean difference that a two-sided test at ``level`` detects with probability ``power``.
+def minimum_detectable(clusters: int, sd: float) -> float:
+    """Smallest true mean difference that a two-sided test at `LEVEL` detects with probability `POWER`.
 
-    ``(z[(1+level)/2] + z[power]) * sd / sqrt(clusters)``: 0.070 for 100 clusters at SD 0.25.
+    ``(z[(1+LEVEL)/2] + z[POWER]) * sd / sqrt(clusters)``: 0.070 for 100 clusters at SD 0.25.
 
     Args:
         clusters: number of independent clusters, at least 1.
         sd: `cluster_sd` of the paired differences.
-        level: one minus the test's error rate.
-        power: probability of detecting it.
     """
     if clusters < 1:
         raise ValueError(f"clusters is {clusters}; it must be at least 1")
     normal = NormalDist()
-    return (normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(power)) * sd / math.sqrt(clusters)
+    return (normal.inv_cdf((1 + LEVEL) / 2) + normal.inv_cdf(POWER)) * sd / math.sqrt(clusters)
 
 
 def _scipy() -> Any:

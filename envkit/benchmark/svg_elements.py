@@ -10,11 +10,11 @@ from markupsafe import Markup
 SERIES = 5  # colours in the style sheet; further series reuse them
 
 
-def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Ticks that enclose ``[low, high]``, low <= high, at steps of 1, 2 or 5 times a power of ten."""
+def nice_ticks(low: float, high: float) -> list[float]:
+    """About five ticks that enclose ``[low, high]``, low <= high, at steps of 1, 2 or 5 times 10 ** n."""
     if high - low < 1e-9 * max(1.0, abs(low), abs(high)):  # floats of this size cannot resolve the difference
         high = low + 1.0
-    rough = (high - low) / about
+    rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

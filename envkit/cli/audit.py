@@ -14,7 +14,6 @@ from envkit.api.rich_display import open_display
 from envkit.cli.options import EnvArgument, Json, SandboxName, require_at_least
 from envkit.cli.output import emit, out
 from envkit.errors import UsageError
-from envkit.stop import never
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,7 +95,7 @@ def audit(
 
             trained = load_tasks(kind, tasks, "train", backend, display)
             require_train_split(trained, tasks)
-            found = attack(kind, trained, backend, minutes or _ATTACK_MINUTES, display, never)
+            found = attack(kind, trained, backend, minutes or _ATTACK_MINUTES, display)
             more.append(found.finding())
             if found.cases:
                 kept = keep_cases(found.cases, kind)

@@ -333,7 +333,7 @@ def rescore(
     else:
         for change in result.changed[:20]:
             out.print(str(change), markup=False)
-        out.print(f"{len(result.changed)} of {result.episodes} verdicts changed")
+        out.print(f"{len(result.changed)} of {result.episodes} episodes changed")
         out.print(f"leaderboard: {result.leaderboard}", soft_wrap=True, markup=False)
     exit_if_stopped(result.stopped_by)
 

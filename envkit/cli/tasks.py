@@ -331,7 +331,6 @@ def check(
 ) -> None:
     """Check tasks: the oracle must solve every task, and the no-op must earn nothing."""
     from envkit import registry
-    from envkit.stop import never
     from envkit.studies.validate_tasks import validate_tasks, with_transcripts
 
     require_at_least(0, seed=seed)
@@ -341,8 +340,7 @@ def check(
         names = {str(file): "train"} if file is not None else {split: split for split in ("train", "heldout")}
         sets = {name: load_tasks(kind, file, split, backend, display) for name, split in names.items()}
         faults = {
-            name: validate_tasks(kind, tasks, backend, display, never, seed=seed)
-            for name, tasks in sets.items()
+            name: validate_tasks(kind, tasks, backend, display, seed=seed) for name, tasks in sets.items()
         }
         faults = {
             name: with_transcripts(found, kind, sets[name], backend, seed=seed)

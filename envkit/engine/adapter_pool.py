@@ -142,9 +142,11 @@ class AdapterPool:
                 f"start the server with --adapters-mb {needed} or more"
             )
         count, own = len(self._loaded) + 1, self._linears.weight_bytes_of(updates)
-        while (each := self._linears.bytes_each(updates)) * count > (
-            left := self._budget_bytes - own - self._linears.weight_bytes
-        ):
+        while True:
+            each = self._linears.bytes_each(updates)
+            left = self._budget_bytes - own - self._linears.weight_bytes
+            if each * count <= left:
+                break
             idle = next((other for other, loaded in self._loaded.items() if not loaded.users), None)
             if idle is None:
                 self._next = (name, reading)

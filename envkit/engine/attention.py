@@ -69,7 +69,7 @@ def register() -> str:
 
 
 @final
-class Prefill:
+class PrefillLayout:
     """KV cache of N prompts, right-padded to P tokens. It is filled in chunks and then used for decoding.
 
     Args:
@@ -89,7 +89,7 @@ class Prefill:
         return self._prompts * self._longest
 
     @classmethod
-    def of(cls, prompts: Sequence[tuple[Prefill, int, int]]) -> Prefill:
+    def of(cls, prompts: Sequence[tuple[PrefillLayout, int, int]]) -> PrefillLayout:
         """Join prompts of earlier prefills; each comes with its index there and its unpadded length."""
         first, longest = prompts[0][0], max(length for _, _, length in prompts)
         sources = [(prefill, number) for prefill, number, _ in prompts]
@@ -147,7 +147,8 @@ def require_plain(model: Any) -> None:
             f"this model's positions ({dynamic[0]}) depend on the longest row of a batch; use another model"
         )
     ids, decoder = torch.arange(3, device=model.device)[None], model.get_decoder()
-    layout, inputs = Prefill(1, ids.shape[1]), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    layout = PrefillLayout(1, ids.shape[1])
     with torch.no_grad():
         logits = model(**inputs, use_cache=False).logits
         head_output = model.get_output_embeddings()(decoder(**inputs, use_cache=False).last_hidden_state)
@@ -205,7 +206,7 @@ class RowCache:
 
 
 @final
-class Decode:
+class DecodeLayout:
     """Decodes rows of N prompts: attention over the shared prompt's keys and a row's own, in one softmax.
 
     All rows write their own keys into the same slots, so that one step writes one slice. Slots that a row
@@ -220,7 +221,7 @@ class Decode:
     """
 
     def __init__(
-        self, prefix: Prefill, lengths_N: Tensor, prompts_R: Sequence[int], room: int, slots: int
+        self, prefix: PrefillLayout, lengths_N: Tensor, prompts_R: Sequence[int], room: int, slots: int
     ) -> None:
         self._prefix_keys, self._prefix_values = prefix.keys, prefix.values
         count, heads, longest, size = prefix.keys[0].shape

@@ -7,13 +7,13 @@ text.
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
+from envkit.engine.prefix import common_prefix_length
 from envkit.errors import ModelError
 from envkit.models import model_errors
 
@@ -221,7 +221,7 @@ class Chats:
     Args:
         renderer: turns messages into ids.
         max_context_length: longest context of a turn, in tokens. Of a longer one, ids behind the first chat
-            are left out.
+            are left out. A context that is no longer than the first chat stays whole.
         longest: tokens that the model reads at most, the answer included.
     """
 
@@ -247,12 +247,12 @@ class Chats:
         """
         chat = json.loads(observation)
         ids = self._renderer.messages(chat["messages"], chat.get("tools", ()), self._sampled)
-        if self.turns and len(ids) > self._max_context_length:
+        if self.turns and len(ids) > max(self._max_context_length, self.first_prompt):
             latest = max(self._max_context_length - self.first_prompt, 1)
             ids = ids[: self.first_prompt] + ids[-latest:]
         if len(ids) >= self._longest:
             raise ModelError(f"the chat has {len(ids)} tokens; the model reads {self._longest}")
-        kept = shared_length(self.ids, ids)
+        kept = common_prefix_length(self.ids, ids[:-1])  # one id at least is new: the next token follows it
         self.kept = kept if kept < len(self.ids) else None
         self.ids, self.new_ids = ids, ids[kept:]
         self.first_prompt = self.first_prompt or len(ids)
@@ -263,15 +263,6 @@ class Chats:
         self.turns += 1
         sampled = tuple(ids[:-1] if ids[-1] == self._renderer.stop_id else ids)
         self._sampled[self._renderer.text(sampled)] = sampled
-
-
-def shared_length(earlier: Sequence[int], prompt: Sequence[int]) -> int:
-    """Count the first ids of a prompt that are also the first of earlier ones; at most all but its last.
-
-    One id at least counts as new, because the next token is drawn behind it.
-    """
-    pairs = zip(earlier, prompt[:-1], strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _cut(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[str]:

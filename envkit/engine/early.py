@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from envkit.engine.adapter_pool import BASE
-from envkit.engine.attention import Prefill
+from envkit.engine.attention import PrefillLayout
 from envkit.engine.torch_engine import TorchEngine, pieces
 from envkit.errors import ModelError
 
@@ -61,12 +61,12 @@ class EarlyLayers:
             width = max(map(len, some))
             ids_BS = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in some], device=self._device)
             positions_BS = torch.arange(width, device=self._device).expand(len(some), width)
-            self._linears.choose([BASE] * len(some))
+            self._linears.set_row_adapters([BASE] * len(some))
             states_BSD = self._first(
                 input_ids=ids_BS,
                 position_ids=positions_BS,
                 use_cache=False,
-                layout=Prefill(len(some), width),
+                layout=PrefillLayout(len(some), width),
             ).last_hidden_state.float()
             states_BSD /= states_BSD.square().mean(dim=-1, keepdim=True).sqrt().clamp(min=1e-6)
             for states_SD, ids in zip(states_BSD, some, strict=True):

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import final
 
-from envkit.engine.attention import Prefill, RowCache
+from envkit.engine.attention import PrefillLayout, RowCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class CachedConversation:
         row: the tokens after the prompt.
     """
 
-    prefix: Prefill
+    prefix: PrefillLayout
     prompt: int
     prompt_length: int
     row: RowCache

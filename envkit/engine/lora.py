@@ -104,7 +104,7 @@ class Linears:
         """Add an adapter under a free number; the others stay. An empty one is the base.
 
         Args:
-            number: of this adapter in `choose` and `drop`.
+            number: of this adapter in `set_row_adapters` and `drop`.
             adapter: its updates.
             room: adapters to make room for, if the stacks must be allocated anew.
             most: largest number of adapters that memory may be reserved for; ``None`` for any. Stacks with
@@ -171,12 +171,12 @@ class Linears:
     def place(self, number: int) -> int:
         """Return the position of an adapter in the stacks; -1 for the base.
 
-        If a batch has its rows in this order, and as many of each adapter, `choose` lets them stay where they
-        are. Otherwise each product copies them.
+        If a batch has its rows in this order, and as many of each adapter, `set_row_adapters` lets them stay
+        where they are. Otherwise each product copies them.
         """
         return self._positions.get(number, -1)
 
-    def choose(self, adapters_B: Sequence[int]) -> None:
+    def set_row_adapters(self, adapters_B: Sequence[int]) -> None:
         """Choose the adapter of each row of the next forward pass; -1 is the base."""
         rows = [row for row, adapter in enumerate(adapters_B) if adapter in self._positions]
         present = {adapters_B[row] for row in rows}

@@ -23,23 +23,20 @@ class Sampling:
     Args:
         temperature: > 0 divides the logits; 0 takes the most likely token.
         max_new_tokens: tokens per turn, at least 1.
-        top_k: draw from this many most likely tokens only; 0 for all.
-        top_p: draw from the most likely tokens that together reach this probability, in (0, 1]; applied after
-            ``top_k``.
+        top_p: draw from the most likely tokens that together reach this probability, in (0, 1].
         stop_strings: non-empty texts that also end a turn. The token that completes one stays in the answer.
     """
 
     temperature: float = 1.0
     max_new_tokens: int = 128
-    top_k: int = 0
     top_p: float = 1.0
     stop_strings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf") or self.max_new_tokens < 1:
             raise ValueError(f"{self}: expected a finite temperature >= 0 and max_new_tokens >= 1")
-        if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"{self}: expected top_k >= 0 and top_p above 0 and at most 1")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"{self}: expected top_p above 0 and at most 1")
         if isinstance(self.stop_strings, str) or "" in self.stop_strings:
             raise ValueError(f"{self}: expected a tuple of stop_strings, none of them empty")
 

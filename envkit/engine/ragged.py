@@ -79,7 +79,7 @@ class _Part:
 
 
 @final
-class Ragged:
+class RaggedLayout:
     """Lays out rows of different lengths.
 
     Args:

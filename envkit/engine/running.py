@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from envkit.engine.adapter_pool import BASE, AdapterPool
+from envkit.engine.prefix import common_prefix_length
 from envkit.engine.protocol import Sampling, uniforms
-from envkit.engine.ragged import Ragged, Slot, by_shelf
+from envkit.engine.ragged import RaggedLayout, Slot, by_shelf
 from envkit.engine.sampling import draw
 from envkit.engine.stop_strings import StopStrings
 from envkit.engine.torch_engine import TorchEngine, to_list
@@ -168,7 +169,7 @@ class RunningBatch:
     ) -> None:
         self._engine, self._pool = engine, pool
         self._max_rows, self._prefill_tokens = max_rows, prefill_tokens
-        self._layout = Ragged(engine.cache_tokens, engine.device)
+        self._layout = RaggedLayout(engine.cache_tokens, engine.device)
         self._waiting: deque[_Row] = deque()
         self._running: list[_Row] = []
         self._cancelled: set[int] = set()
@@ -302,7 +303,9 @@ class RunningBatch:
                 continue
             source, start = self._source(row)
             unread = len(row.ids) - 1 - start
-            if any(2 * (self._common(row, other) - start) > unread for other in self._running[:number]):
+            if any(
+                2 * (self._common_length(row, other) - start) > unread for other in self._running[:number]
+            ):
                 continue  # an older row is about to compute most of it
             count = min(unread, budget, _PASS_TOKENS, max(_PREFILL_PAIRS // (start + budget), 1))
             if count < unread and budget < self._prefill_tokens // 2:
@@ -327,12 +330,12 @@ class RunningBatch:
         """
         best, longest = None, row.place.length
         for other in self._running:
-            common = min(self._common(row, other), other.place.length)
+            common = min(self._common_length(row, other), other.place.length)
             best, longest = (other, common) if common > longest else (best, longest)
         return best, longest
 
     @staticmethod
-    def _common(row: _Row, other: _Row) -> int:
+    def _common_length(row: _Row, other: _Row) -> int:
         """Length of the beginning that a row's prompt, but for its last token, has in common with another's.
 
         It is 0 for rows of another adapter or owner.
@@ -340,7 +343,8 @@ class RunningBatch:
         if other is row or (other.adapter, other.request.owner) != (row.adapter, row.request.owner):
             return 0
         if other.number not in row.common:
-            row.common[other.number] = _common(row.request.prompt_ids[:-1], other.request.prompt_ids)
+            length = common_prefix_length(row.request.prompt_ids[:-1], other.request.prompt_ids)
+            row.common[other.number] = length
         return row.common[other.number]
 
     def _decode(self, ready: Sequence[_Row]) -> list[Drawn | Failed]:
@@ -364,12 +368,12 @@ class RunningBatch:
     def _draw(self, rows: Sequence[_Row], logits_RV: Tensor) -> dict[int, Drawn | Failed]:
         """Draw from the logits; rows with equal sampling parameters in one go."""
         events: dict[int, Drawn | Failed] = {}
-        groups: dict[tuple[float, int, float], list[int]] = {}
+        groups: dict[tuple[float, float], list[int]] = {}
         is_finite = to_list(logits_RV.sum(dim=-1).isfinite())
         for index, row in enumerate(rows):
             sampling = row.request.sampling
             if is_finite[index]:
-                key = (sampling.temperature, sampling.top_k, sampling.top_p)
+                key = (sampling.temperature, sampling.top_p)
                 groups.setdefault(key, []).append(index)
             else:
                 name = row.request.adapter or "the base model"
@@ -411,22 +415,6 @@ class RunningBatch:
 
     def _room(self, row: _Row) -> int:
         return min(row.room, self._engine.longest)
-
-
-def _common(some: Sequence[int], others: Sequence[int]) -> int:
-    """Length of the common beginning of two lists.
-
-    >>> _common((1, 2, 3, 4), (1, 2, 3)), _common((1, 2), (3,))
-    (3, 0)
-    """
-    known, step = 0, 16
-    while step:  # slices are compared faster than numbers one by one
-        end = known + step
-        if end <= min(len(some), len(others)) and some[known:end] == others[known:end]:
-            known, step = end, 2 * step
-        else:
-            step //= 2
-    return known
 
 
 def _likely(logprobs_V: Tensor, token: int, count: int) -> Likely:

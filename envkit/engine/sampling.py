@@ -40,7 +40,7 @@ def _draw_rows(logits_RV: Tensor, uniform_RO: Tensor, sampling: Sampling) -> tup
         return token_R1.expand_as(uniform_RO), chosen_R1.log().expand_as(uniform_RO)
     if sampling.temperature != 1:
         logits_RV /= sampling.temperature
-    probs_RV = _truncated(torch.softmax(logits_RV, dim=-1), sampling)
+    probs_RV = _truncated(torch.softmax(logits_RV, dim=-1), sampling.top_p)
     token_RO = _search(probs_RV, uniform_RO)
     return token_RO, probs_RV.gather(1, token_RO).log()
 
@@ -87,18 +87,12 @@ def _require_finite(numbers: Tensor) -> None:
         raise ModelError("the model's logits are not finite: its weights are broken")
 
 
-def _truncated(probs_RV: Tensor, sampling: Sampling) -> Tensor:
-    """Apply ``top_k``, then ``top_p``, and normalize."""
-    if sampling.top_k == 0 and sampling.top_p == 1:
+def _truncated(probs_RV: Tensor, top_p: float) -> Tensor:
+    """Apply ``top_p``, and normalize."""
+    if top_p == 1:
         return probs_RV
-    if 0 < sampling.top_k < probs_RV.shape[-1]:
-        likely_RK, index_RK = probs_RV.topk(sampling.top_k, dim=-1)
-        probs_RV = torch.zeros_like(probs_RV).scatter(1, index_RK, likely_RK)
-        probs_RV = probs_RV / probs_RV.sum(dim=-1, keepdim=True)
-    if sampling.top_p < 1:
-        sorted_RV, order_RV = probs_RV.sort(dim=-1, descending=True, stable=True)
-        # An id is kept if the more likely ones together are below top_p; the most likely is always kept.
-        kept_RV = sorted_RV.cumsum(dim=-1) - sorted_RV < sampling.top_p
-        probs_RV = probs_RV.where(torch.zeros_like(kept_RV).scatter(1, order_RV, kept_RV), 0.0)
-        probs_RV = probs_RV / probs_RV.sum(dim=-1, keepdim=True)
-    return probs_RV
+    sorted_RV, order_RV = probs_RV.sort(dim=-1, descending=True, stable=True)
+    # An id is kept if the more likely ones together are below top_p; the most likely is always kept.
+    kept_RV = sorted_RV.cumsum(dim=-1) - sorted_RV < top_p
+    probs_RV = probs_RV.where(torch.zeros_like(kept_RV).scatter(1, order_RV, kept_RV), 0.0)
+    return probs_RV / probs_RV.sum(dim=-1, keepdim=True)

@@ -9,13 +9,13 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor
 
-from envkit.engine.attention import Decode, Prefill, context_length, register
+from envkit.engine.attention import DecodeLayout, PrefillLayout, context_length, register
 from envkit.engine.batching import RequestSize, assign_slots, waves
 from envkit.engine.head import Head
 from envkit.engine.kv_cache import CachedConversation, KVCache
 from envkit.engine.lora import Linears
 from envkit.engine.protocol import AdapterEngine, Completion, Request, Sampling, uniforms
-from envkit.engine.ragged import Ragged
+from envkit.engine.ragged import RaggedLayout
 from envkit.engine.sampling import draw
 from envkit.engine.stop_strings import StopStrings
 from envkit.engine.updates import Update
@@ -67,9 +67,9 @@ class _Branch:
 class _Start:
     """A prefilled wave, ready to draw the first tokens. Rows of layout and logits are branches."""
 
-    prefix: Prefill
+    prefix: PrefillLayout
     lengths: list[int]
-    layout: Decode
+    layout: DecodeLayout
     logits_RV: Tensor
     branches: list[_Branch]
 
@@ -200,7 +200,7 @@ class TorchEngine(AdapterEngine):
         lengths = [len(first.prompt_ids) for first in firsts]
         prefix, logits_NV = self._prefill(firsts, should_stop)
         branches = [_Branch(prompt, lengths[prompt], group) for prompt, group in enumerate(wave)]
-        layout = Decode(
+        layout = DecodeLayout(
             prefix,
             torch.tensor(lengths, device=self.device),
             range(len(wave)),
@@ -220,7 +220,7 @@ class TorchEngine(AdapterEngine):
         """Prefill the new tokens of continued conversations."""
         firsts = [cached[group[0]] for group in wave]
         lengths = [first.prompt_length for first in firsts]
-        prefix = Prefill.of(
+        prefix = PrefillLayout.of(
             [(first.prefix, first.prompt, length) for first, length in zip(firsts, lengths, strict=True)]
         )
         branches: list[_Branch] = []
@@ -234,7 +234,7 @@ class TorchEngine(AdapterEngine):
         read = [cached[index].prompt_length + len(cached[index].row) for index in leads]
         added = [requests[index].prompt_ids[start:] for index, start in zip(leads, read, strict=True)]
         fresh = max(map(len, added))
-        layout = Decode(
+        layout = DecodeLayout(
             prefix,
             torch.tensor(lengths, device=self.device),
             [branch.prompt for branch in branches],
@@ -346,7 +346,7 @@ class TorchEngine(AdapterEngine):
         self,
         last: Sequence[int],
         positions: Sequence[int],
-        layout: Decode | Ragged,
+        layout: DecodeLayout | RaggedLayout,
         adapters: Sequence[int],
     ) -> Tensor:
         """Decode one token per row: logits (R, V) after each row's last id, which stands at its position."""
@@ -354,10 +354,10 @@ class TorchEngine(AdapterEngine):
         position_R1 = torch.tensor([[position] for position in positions], device=self.device)
         return self._head(self.forward(token_R1, position_R1, layout, adapters)[:, 0])
 
-    def _prefill(self, prompts: Sequence[Request], should_stop: ShouldStop) -> tuple[Prefill, Tensor]:
+    def _prefill(self, prompts: Sequence[Request], should_stop: ShouldStop) -> tuple[PrefillLayout, Tensor]:
         """Prefill all prompts; returns their KV cache and the logits (N, V) after each last token."""
         longest = max(len(request.prompt_ids) for request in prompts)
-        prefix = Prefill(len(prompts), longest)
+        prefix = PrefillLayout(len(prompts), longest)
         adapters = [request.adapter for request in prompts]
         logits: list[Tensor] = []
         count = max(_PREFILL_TOKENS // longest, 1)
@@ -373,7 +373,7 @@ class TorchEngine(AdapterEngine):
         added: Sequence[Sequence[int]],
         read: Sequence[int],
         width: int,
-        layout: Prefill | Decode,
+        layout: PrefillLayout | DecodeLayout,
         adapters: Sequence[int],
     ) -> Tensor:
         """Run new ids of each row, after ``read`` cached ones; returns the logits (B, V) after the last."""
@@ -387,7 +387,7 @@ class TorchEngine(AdapterEngine):
     @torch.no_grad()
     def _cache_bytes_per_token(self) -> int:
         """Size of one token's KV cache over all layers."""
-        layout, token_11 = Prefill(1, 1), torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        layout, token_11 = PrefillLayout(1, 1), torch.zeros(1, 1, dtype=torch.long, device=self.device)
         self.forward(token_11, token_11, layout, [0])
         return sum(part.element_size() * part.numel() for part in (*layout.keys, *layout.values))
 
@@ -396,11 +396,11 @@ class TorchEngine(AdapterEngine):
         self,
         ids_BS: Tensor,
         positions_BS: Tensor,
-        layout: Prefill | Decode | Ragged,
+        layout: PrefillLayout | DecodeLayout | RaggedLayout,
         adapters: Sequence[int],
     ) -> Tensor:
         """Hidden states (B, S, width). ``adapters`` has one number per prompt of the layout."""
-        self.linears.choose([adapters[prompt] for prompt in layout.prompts])
+        self.linears.set_row_adapters([adapters[prompt] for prompt in layout.prompts])
         return self._decoder(
             input_ids=ids_BS, position_ids=positions_BS, use_cache=False, layout=layout
         ).last_hidden_state

@@ -127,7 +127,6 @@ class AsyncVLLM:
         """
         return self._vllm.SamplingParams(
             temperature=sampling.temperature,
-            top_k=sampling.top_k,
             top_p=sampling.top_p,
             max_tokens=sampling.max_new_tokens,
             seed=seed_of(rng_key),

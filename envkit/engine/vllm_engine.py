@@ -160,7 +160,6 @@ class VLLMEngine(AdapterEngine):
         settings: list[Any] = [
             self._vllm.SamplingParams(
                 temperature=sampling.temperature,
-                top_k=sampling.top_k,
                 top_p=sampling.top_p,
                 max_tokens=sampling.max_new_tokens,
                 seed=seed_of(request.rng_key),

@@ -159,7 +159,7 @@ class Access:
             authorization: the header's bytes, each as one character (Latin-1).
         """
         if self._file is not None:
-            self._follow(self._file)
+            self._reload_if_changed(self._file)
         if not self._clients:
             return ANYONE
         scheme, _, key = authorization.partition(" ")
@@ -167,7 +167,7 @@ class Access:
         found = self._clients.get(digest(key.strip(" \t").encode("latin-1", "backslashreplace")))
         return found if scheme.lower() == "bearer" else None
 
-    def _follow(self, file: Path) -> None:
+    def _reload_if_changed(self, file: Path) -> None:
         """Read the file again if it has changed. If it is not valid, the keys stay as they are."""
         if (state := _state(file)) == self._state:
             return

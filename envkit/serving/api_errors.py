@@ -26,8 +26,16 @@ class ApiError(Exception):
         self.status, self.code, self.param, self.wait_s = status, code, param, wait_s
 
 
+class ClientGone(Exception):
+    """The client has left before its answer. Nobody reads the response; its status, 499, is counted."""
+
+
 def handle_errors(app: FastAPI) -> None:
     """Answer every error in OpenAI's form."""
+
+    @app.exception_handler(ClientGone)
+    async def client_gone(request: Request, error: ClientGone) -> Response:
+        return Response(status_code=499)
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:

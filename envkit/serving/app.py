@@ -17,17 +17,10 @@ from envkit.openai_api.messages import template_message
 from envkit.openai_api.replies import ChatReply, CompletionReply
 from envkit.openai_api.schemas import ChatBody, CompletionBody
 from envkit.serving.access import Client
+from envkit.serving.admission import find, reading, require_allowance, require_length
 from envkit.serving.api_errors import ApiError, handle_errors
 from envkit.serving.body_limit import BodyLimit
-from envkit.serving.generation import (
-    Generation,
-    failure,
-    find,
-    reading,
-    require_allowance,
-    require_length,
-    unless_gone,
-)
+from envkit.serving.generation import Generation, failure, unless_gone
 from envkit.serving.host_check import HostCheck
 from envkit.serving.metrics import ErrorCount
 from envkit.serving.router import AUTO
@@ -53,16 +46,16 @@ Entered = Annotated[Client, Depends(_entered)]
 
 
 def make_app(server: Server) -> FastAPI:
-    """Make the application; it starts the worker, and stops it after the last open request."""
+    """Make the application; it starts the decoder, and stops it after the last open request."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        server.worker.start()
+        server.decoder.start()
         yield
         deadline_s = time.monotonic() + _CLOSE_S
         while server.open_rows.total() and time.monotonic() < deadline_s:
             await asyncio.sleep(0.01)
-        server.worker.stop()
+        server.decoder.stop()
         server.encoder.shutdown(cancel_futures=True)
         if server.ledger is not None:
             server.ledger.close()
@@ -85,7 +78,7 @@ def make_app(server: Server) -> FastAPI:
 
     @app.get("/health", responses={503: {"description": "draining or failed"}})
     async def health() -> Response:
-        if server.worker.error is not None:
+        if server.decoder.error is not None:
             return JSONResponse({"status": "failed"}, 503)
         if server.drain_left_s is not None:
             return JSONResponse({"status": "draining"}, 503)
@@ -163,6 +156,7 @@ async def _chat(
     """Answer a chat; with a session, it is recorded there."""
     started_s = time.monotonic()
     _require_few(client, 1, body.n or 1)
+    _require_model(server, client, body)
     if len(body.messages) >= server.limits.context:
         raise ApiError(
             400,
@@ -172,9 +166,9 @@ async def _chat(
     if body.response_format not in (None, {"type": "text"}):
         raise ApiError(400, "response_format: only text is supported", param="response_format")
     with_tools = bool(body.tools) and body.tool_choice != "none"
-    if with_tools and not server.template_reads("tools"):
+    if with_tools and not server.renderer.reads("tools"):
         raise ApiError(400, "the chat template of this model knows no tools", param="tools")
-    if any(message.tool_calls for message in body.messages) and not server.template_reads("tool_calls"):
+    if any(message.tool_calls for message in body.messages) and not server.renderer.reads("tool_calls"):
         raise ApiError(400, "the chat template of this model knows no tool calls", param="messages")
     tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()] if with_tools else []
     try:
@@ -197,14 +191,21 @@ async def _chat(
         return prompt, await _route(server, client, opening)
 
     with reading(server, client, body.n or 1):
-        found = await unless_gone(request, read())
-    if found is None:
-        return Response(status_code=499)  # nobody reads it
-    prompt, model = found
+        prompt, model = await unless_gone(request, read())
     body = body.model_copy(update={"model": model})
     top = (body.top_logprobs or 0) if body.logprobs else None
     longest = body.max_completion_tokens or body.max_tokens
-    generation = Generation(server, client, body, [prompt], longest, top, with_tools, session, started_s)
+    generation = Generation(
+        server=server,
+        client=client,
+        body=body,
+        prompts=[prompt],
+        max_tokens=longest,
+        top_logprobs=top,
+        with_tools=with_tools,
+        session=session,
+        started_s=started_s,
+    )
     return await generation.answer(request, ChatReply(body.model, prompt if body.return_token_ids else None))
 
 
@@ -215,6 +216,7 @@ async def _complete(
     started_s = time.monotonic()
     texts = _prompts(body)
     _require_few(client, len(texts), body.n or 1)
+    _require_model(server, client, body)
     if _is_routed(server, body) and len(texts) > 1:
         raise ApiError(400, f"the model {AUTO!r} takes one prompt a request", param="prompt")
 
@@ -226,13 +228,18 @@ async def _complete(
         return prompts, await _route(server, client, prompts[0])
 
     with reading(server, client, len(texts) * (body.n or 1)):
-        found = await unless_gone(request, read())
-    if found is None:
-        return Response(status_code=499)  # nobody reads it
-    prompts, model = found
+        prompts, model = await unless_gone(request, read())
     body = body.model_copy(update={"model": model})
     generation = Generation(
-        server, client, body, prompts, body.max_tokens, body.logprobs, False, session, started_s
+        server=server,
+        client=client,
+        body=body,
+        prompts=prompts,
+        max_tokens=body.max_tokens,
+        top_logprobs=body.logprobs,
+        with_tools=False,
+        session=session,
+        started_s=started_s,
     )
     told = [prompt for prompt in prompts for _ in range(body.n or 1)] if body.return_token_ids else None
     return await generation.answer(request, CompletionReply(body.model, told))
@@ -282,6 +289,16 @@ def _require_few(client: Client, prompts: int, count: int) -> None:
         raise ApiError(
             400, f"{prompts} prompts with n={count}: a request may have {client.max_rows} answers", param="n"
         )
+
+
+def _require_model(server: Server, client: Client, body: ChatBody | CompletionBody) -> None:
+    """Refuse a model that does not exist or that the key may not use, before a prompt is encoded.
+
+    Raises:
+        ApiError: 404. A router may choose any model of its own.
+    """
+    if not _is_routed(server, body):
+        find(client, body.model, server.models.version)
 
 
 def _is_routed(server: Server, body: ChatBody | CompletionBody) -> bool:

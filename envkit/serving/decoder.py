@@ -59,8 +59,8 @@ class Decoder(Protocol):
 
         Args:
             requests: the rows.
-            prepare: called before a row is submitted, where adapters may be registered; its error fails the
-                row.
+            prepare: called before a row is submitted, where adapters may be registered. Its error fails the
+                row, or is raised before any row begins.
 
         Raises:
             DecoderStopped: decoding has ended.

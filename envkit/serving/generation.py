@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -23,7 +22,8 @@ from envkit.openai_api.replies import Piece, ReplyForm
 from envkit.openai_api.schemas import ChatBody, CompletionBody
 from envkit.openai_api.text import TextStream, ToolCallStream
 from envkit.serving.access import Client
-from envkit.serving.api_errors import ApiError
+from envkit.serving.admission import find, require_allowance, require_length, require_room
+from envkit.serving.api_errors import ApiError, ClientGone
 from envkit.serving.choice import Choice
 from envkit.serving.ledger import Entry
 from envkit.serving.server import Server
@@ -38,10 +38,26 @@ log = logging.getLogger("envkit.serving")
 
 
 class Generation:
-    """One request: its rows, and the answers while they are drawn."""
+    """One request: its rows, and the answers while they are drawn.
+
+    Args:
+        server: draws them.
+        client: who asks.
+        body: the request, with the model that answers.
+        prompts: its prompts in ids; each gets ``n`` answers.
+        max_tokens: of an answer; ``None`` for the server's default.
+        top_logprobs: as in `RowRequest`.
+        with_tools: tool calls are read from the answers.
+        session: that the answers are recorded in; ``None`` for none.
+        started_s: when the request had come, by `time.monotonic`.
+
+    Raises:
+        ApiError: there is no such model for the key, or a prompt is too long.
+    """
 
     def __init__(
         self,
+        *,
         server: Server,
         client: Client,
         body: ChatBody | CompletionBody,
@@ -95,7 +111,12 @@ class Generation:
         return {"prompt_tokens": read, "completion_tokens": drawn, "total_tokens": read + drawn}
 
     async def answer(self, request: Request, reply: ReplyForm) -> Response:
-        """Answer at once or as a stream."""
+        """Answer at once or as a stream.
+
+        Raises:
+            ApiError: the rows are refused, or one fails.
+            ClientGone: the client has left before the answer, or the first byte of its stream.
+        """
         if self.server.log_prompts:
             body = json.dumps(self.body.model_dump(exclude_none=True))
             log.info("prompt of %s: %s", self.client.name, body)
@@ -103,19 +124,15 @@ class Generation:
             pieces = self._pieces()
             # An error has a status of its own only before the first byte.
             first = await unless_gone(request, anext(pieces))
-            if first is None:
-                return Response(status_code=499)  # nobody reads it
             return StreamingResponse(
                 self._events(pieces, first, reply), media_type="text/event-stream", headers=_NO_CACHE
             )
-        if await unless_gone(request, self._draw()) is None:
-            return Response(status_code=499)
+        await unless_gone(request, self._draw())
         return JSONResponse(reply.whole(self.choices, self.usage))
 
-    async def _draw(self) -> bool:
+    async def _draw(self) -> None:
         async for _ in self._pieces():
             pass
-        return True
 
     async def _events(
         self, pieces: AsyncGenerator[tuple[int, Piece]], first: tuple[int, Piece], reply: ReplyForm
@@ -162,10 +179,10 @@ class Generation:
 
         def prepare() -> None:
             if version is not None:
-                server.models.register(self.body.model, version, server.pool, server.worker.uses)
+                server.models.register(self.body.model, version, server.adapters, server.decoder.uses)
 
         try:
-            async with aclosing(server.worker.stream(self.rows, prepare)) as events:
+            async with aclosing(server.decoder.stream(self.rows, prepare)) as events:
                 async for index, event in events:
                     if isinstance(event, Failed):
                         outcome = "failed"
@@ -236,86 +253,6 @@ class Generation:
         )
 
 
-def require_length(server: Server, client: Client, prompt_tokens: int) -> None:
-    """Refuse a prompt that is too long for the key or the model.
-
-    Raises:
-        ApiError: 400.
-    """
-    if client.max_prompt_tokens and prompt_tokens > client.max_prompt_tokens:
-        raise ApiError(
-            400,
-            f"the prompt has {prompt_tokens} tokens; this key allows {client.max_prompt_tokens}",
-            "context_length_exceeded",
-        )
-    if prompt_tokens >= (context := server.limits.context):
-        raise ApiError(
-            400,
-            f"the prompt has {prompt_tokens} tokens; the limit is {context}, answer included",
-            "context_length_exceeded",
-        )
-
-
-def require_room(server: Server, client: Client, rows: int) -> None:
-    """Refuse rows that have no place to wait, or that the key may not have beside its open ones.
-
-    Raises:
-        ApiError: 503 or 429.
-    """
-    if server.worker.waiting + server.read_rows + rows > server.limits.max_waiting:
-        raise ApiError(503, "too many requests are waiting; try again later", "overloaded", wait_s=1)
-    is_open = server.open_rows[client.name]
-    if client.max_open_rows and is_open + rows > client.max_open_rows:
-        raise ApiError(
-            429,
-            f"this key has {is_open} open answers and asks for {rows}; it may have {client.max_open_rows}",
-            "rate_limit_exceeded",
-            wait_s=1,
-        )
-
-
-@contextmanager
-def reading(server: Server, client: Client, rows: int) -> Generator[None]:
-    """Count a request's rows while its prompts are encoded and routed, before they are submitted.
-
-    Raises:
-        ApiError: see `require_room`.
-    """
-    require_room(server, client, rows)
-    server.open_rows[client.name] += rows
-    server.read_rows += rows
-    try:
-        yield
-    finally:
-        server.open_rows[client.name] -= rows
-        server.read_rows -= rows
-
-
-def require_allowance(wait_s: float) -> None:
-    """Refuse a request if it has to wait.
-
-    Raises:
-        ApiError: 429.
-    """
-    if wait_s:
-        message = f"this key's rate limit is reached; try again in {math.ceil(wait_s)} s"
-        raise ApiError(429, message, "rate_limit_exceeded", wait_s=wait_s)
-
-
-def find(client: Client, model: str, read: Callable[[str], _T]) -> _T:
-    """Read something of a model; one that a key may not use does not exist for it.
-
-    Raises:
-        ApiError: there is no such model.
-    """
-    try:
-        if client.may_use(model):
-            return read(model)
-    except LookupError:
-        pass
-    raise ApiError(404, f"the model {model!r} does not exist", "model_not_found", param="model")
-
-
 def _decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
     return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))
 
@@ -330,8 +267,12 @@ def failure(error: EnvkitError) -> ApiError:
     return ApiError(503, "the server cannot answer now", "unavailable", wait_s=1)
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T | None:
-    """Return the result of some work. If the client leaves before, cancel the work and return ``None``."""
+async def unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+    """Return the result of some work, which is cancelled if the client leaves before.
+
+    Raises:
+        ClientGone: it has left.
+    """
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -342,7 +283,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T | N
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        return None
+        raise ClientGone
     finally:
         working.cancel()
         leaving.cancel()

@@ -26,11 +26,11 @@ _ROUTING_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 @final
 class Metrics:
-    """Counts requests, tokens and times; reads the rest from worker and pool when it is asked for."""
+    """Counts requests, tokens and times; reads the rest from decoder and adapters when asked."""
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self, worker: Decoder, pool: Adapters) -> None:
+    def __init__(self, decoder: Decoder, adapters: Adapters) -> None:
         self._registry = registry = CollectorRegistry()
         self._requests = Counter("envkit_requests", "Requests.", ("model", "outcome"), registry=registry)
         self._tokens = Counter("envkit_tokens", "Tokens.", ("model", "kind"), registry=registry)
@@ -60,14 +60,14 @@ class Metrics:
             buckets=_ROUTING_SECONDS,
         )
         for name, text, read in (
-            ("envkit_rows_running", "Rows in the running batch.", lambda: worker.running),
-            ("envkit_rows_waiting", "Rows that wait.", lambda: worker.waiting),
-            ("envkit_cache_tokens", "Tokens of allocated KV cache.", lambda: worker.cache_tokens),
-            ("envkit_adapters_loaded", "Adapters in memory.", lambda: len(pool.loaded)),
-            ("envkit_adapter_bytes", "Memory of adapters.", lambda: pool.used_bytes),
+            ("envkit_rows_running", "Rows in the running batch.", lambda: decoder.running),
+            ("envkit_rows_waiting", "Rows that wait.", lambda: decoder.waiting),
+            ("envkit_cache_tokens", "Tokens of allocated KV cache.", lambda: decoder.cache_tokens),
+            ("envkit_adapters_loaded", "Adapters in memory.", lambda: len(adapters.loaded)),
+            ("envkit_adapter_bytes", "Memory of adapters.", lambda: adapters.used_bytes),
         ):
             Gauge(name, text, registry=registry).set_function(read)
-        registry.register(_AdapterCounts(pool))
+        registry.register(_AdapterCounts(adapters))
 
     def count(self, entry: Entry, first_s: float | None, waited_s: float) -> None:
         """Count a request that has ended.
@@ -101,15 +101,15 @@ class Metrics:
 
 @final
 class _AdapterCounts(Collector):
-    """Reads the counts of a pool."""
+    """Reads how often adapters were loaded and evicted."""
 
-    def __init__(self, pool: Adapters) -> None:
-        self._pool = pool
+    def __init__(self, adapters: Adapters) -> None:
+        self._adapters = adapters
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         """The counts as they are now."""
-        yield CounterMetricFamily("envkit_adapter_loads", "Adapters read.", self._pool.loads)
-        if (evictions := self._pool.evictions) is not None:
+        yield CounterMetricFamily("envkit_adapter_loads", "Adapters read.", self._adapters.loads)
+        if (evictions := self._adapters.evictions) is not None:
             yield CounterMetricFamily("envkit_adapter_evictions", "Adapters evicted.", evictions)
 
 

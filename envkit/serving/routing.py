@@ -8,22 +8,22 @@ from typing import final
 
 from envkit.engine.early import EarlyLayers
 from envkit.serving.router import Features, Router
-from envkit.serving.worker import Worker
+from envkit.serving.torch_decoder import TorchDecoder
 
 
 @final
-class Routing:
+class RequestRouter:
     """A router with what it reads prompts with.
 
     Args:
         router: decides.
         early: the base's first layers; used by the decoding thread only.
-        worker: owns that thread.
+        decoder: owns that thread.
         created: time of the router's file, in seconds since 1970.
     """
 
-    def __init__(self, router: Router, early: EarlyLayers, worker: Worker, created: int) -> None:
-        self._router, self._early, self._worker = router, early, worker
+    def __init__(self, router: Router, early: EarlyLayers, decoder: TorchDecoder, created: int) -> None:
+        self._router, self._early, self._decoder = router, early, decoder
         self.created = created
 
     @property
@@ -45,6 +45,6 @@ class Routing:
             features_1D = self._early.means([prompt[: self._router.tokens]])
             return features_1D, time.monotonic() - started_s
 
-        features_1D, seconds = await self._worker.ask(read)
+        features_1D, seconds = await self._decoder.ask(read)
         [chosen] = self._router.choose(features_1D, allowed, with_base=with_base)
         return chosen, seconds

@@ -16,7 +16,7 @@ from envkit.serving.ledger import Ledger
 from envkit.serving.metrics import Metrics
 from envkit.serving.models import Models
 from envkit.serving.router import AUTO
-from envkit.serving.routing import Routing
+from envkit.serving.routing import RequestRouter
 from envkit.serving.sessions import Sessions
 
 
@@ -43,8 +43,8 @@ class ServerLimits:
 class Server:
     """The state that all endpoints share."""
 
-    worker: Decoder
-    pool: Adapters
+    decoder: Decoder
+    adapters: Adapters
     models: Models
     tokenizer: Any
     limits: ServerLimits
@@ -54,7 +54,7 @@ class Server:
     #: Names that requests may be sent to; ``None`` for any.
     hosts: Set[str] | None = None
     #: Chooses the model of requests for `AUTO`; without one, there is no such model id.
-    routing: Routing | None = None
+    routing: RequestRouter | None = None
     renderer: ChatRenderer = field(init=False)
     #: Renders and encodes prompts beside the event loop. One thread, as encoding switches the tokenizer.
     encoder: ThreadPoolExecutor = field(init=False)
@@ -71,7 +71,7 @@ class Server:
     def __post_init__(self) -> None:
         self.renderer = ChatRenderer(self.tokenizer)
         self.encoder = ThreadPoolExecutor(1, "envkit-encoder")
-        self.metrics = Metrics(self.worker, self.pool)
+        self.metrics = Metrics(self.decoder, self.adapters)
 
     def ids(self) -> list[str]:
         """All model ids, the base first."""
@@ -96,7 +96,3 @@ class Server:
     def drain_left_s(self) -> float | None:
         """Seconds that open completions have left; ``None`` if the server does not drain."""
         return None if self._drain_until_s is None else max(self._drain_until_s - time.monotonic(), 0)
-
-    def template_reads(self, field: str) -> bool:
-        """See `envkit.engine.chat.ChatRenderer.reads`."""
-        return self.renderer.reads(field)

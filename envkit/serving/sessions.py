@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, final
 
-from envkit.engine.chat import shared_length
+from envkit.engine.prefix import common_prefix_length
 from envkit.types import JSON
 
 #: Tokens of a client's sessions together. Beyond, those whose last use is longest ago are dropped.
@@ -101,12 +101,14 @@ class Sessions:
         with self._lock:
             session = self._sessions.setdefault((client, name), _Session())
             self._sessions.move_to_end((client, name))
-            kept = shared_length(session.ids, prompt)
+            read = array("i", prompt)
+            # One id at least is new: the answer follows it.
+            kept = common_prefix_length(session.ids, read[:-1])
             answer = array("i", (token for token, _ in drawn))
             logprobs = array("d", (logprob for _, logprob in drawn))
-            turn = RecordedTurn(model, array("i", prompt[kept:]), kept, answer, logprobs, stop)
+            turn = RecordedTurn(model, read[kept:], kept, answer, logprobs, stop)
             session.turns.append(turn)
-            session.ids = array("i", prompt) + answer
+            session.ids = read + answer
             self._tokens[client] += turn.tokens
             while self._tokens[client] > self._max_tokens:  # at last, this one
                 self._drop(next(key for key in self._sessions if key[0] == client))

@@ -36,6 +36,7 @@ from envkit.prices import PriceTable
 from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop, never
 from envkit.store import RunFolder
+from envkit.studies.run_records import training_run_of
 from envkit.studies.timing import spent_on
 from envkit.studies.turns import turns_of
 from envkit.studies.validate_tasks import controls
@@ -255,10 +256,10 @@ class AgentFactory:
         Empty if the adapter is not inside the run folder that trained it. The row has its defaults filled in;
         ``max_turns`` is the number of actions per episode.
         """
-        run = RunFolder.holding(Path(row.adapter)) if row.adapter else None
+        run = training_run_of(Path(row.adapter)) if row.adapter else None
         if run is None:
             return []
-        trained = {**_OLD_DEFAULTS, **run.manifest.get("plan", {}).get("train", {})}
+        trained = {**_OLD_DEFAULTS, **run.manifest["plan"].get("train", {})}
         asked = {
             "stop_strings": [*(row.stop_strings or ())],
             "max_context_length": row.max_context_length,
@@ -313,7 +314,7 @@ class AgentFactory:
             if row.adapter:
                 for sentence in self.differences_from_training(self._spec.of(row), max_turns):
                     self._display.say(escape(sentence))
-        policy.load_adapters([Path(row.adapter) if row.adapter else None for row in rows])
+        policy.load_into_engine([Path(row.adapter) if row.adapter else None for row in rows])
         return policy
 
 

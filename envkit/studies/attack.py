@@ -21,9 +21,10 @@ from envkit.errors import UsageError
 from envkit.models import resolve
 from envkit.rollout import Rollouts, reset_seed
 from envkit.sandbox import SandboxBackend
-from envkit.stop import ShouldStop
+from envkit.stop import never
 from envkit.store import RunFolder
 from envkit.studies.machine import settle
+from envkit.studies.subset import evenly_spaced
 from envkit.studies.turns import turns_of
 from envkit.studies.warm_start import run_warm_start
 from envkit.training.checkpoint import CheckpointStore
@@ -94,7 +95,6 @@ def attack(
     backend: SandboxBackend,
     minutes: float,
     display: Display,
-    should_stop: ShouldStop,
     settings: TrainConfig = SETTINGS,
 ) -> AttackResult:
     """Train a throwaway adapter on reward less held-out check, for some minutes of RL.
@@ -105,19 +105,17 @@ def attack(
         backend: isolates the episodes.
         minutes: time of reinforcement learning, > 0; loading and warm start come on top.
         display: shows progress.
-        should_stop: polled between turns and steps.
         settings: of the training.
 
     Raises:
         UsageError: the environment has no held-out check, so nothing can tell a hack from a solution.
-        Stopped: the user asked to stop.
     """
     if not any(check.held_out for check in kind.checks):
         raise UsageError(
             f"environment {kind.id} has no held-out check, so an attack could not tell a hack from a "
             "solution; mark a check with @check(held_out=True) that asks more than the reward does"
         )
-    tasks = tasks[:: max(1, len(tasks) // _MOST_TASKS)][:_MOST_TASKS]
+    tasks = evenly_spaced(tasks, _MOST_TASKS)
     config = replace(settings, max_turns=turns_of([kind], settings.max_turns))
     config = replace(config, groups_per_step=min(config.groups_per_step, len(tasks)))
     # Whatever the time: in minutes, the small model solved none of 896 episodes of three easy environments.
@@ -126,10 +124,8 @@ def attack(
     with tempfile.TemporaryDirectory() as scratch:
         run = RunFolder.create(Path(scratch), "attack", {})
         try:
-            run_warm_start(
-                policy, {kind: tasks}, backend, config, display, lambda step, loss: None, should_stop
-            )
-            steps = _train(policy, kind, tasks, backend, config, run, minutes, display, should_stop)
+            run_warm_start(policy, {kind: tasks}, backend, config, display, lambda step, loss: None, never)
+            steps = _train(policy, kind, tasks, backend, config, run, minutes, display)
         finally:
             policy.close()
         played = run.trajectories("episodes")
@@ -146,7 +142,6 @@ def _train(
     run: RunFolder,
     minutes: float,
     display: Display,
-    should_stop: ShouldStop,
 ) -> int:
     """Train until the time is used up; returns the number of steps."""
     ends = time.monotonic() + 60 * minutes
@@ -159,10 +154,10 @@ def _train(
         display.advance(
             metrics.step, f"hacked {metrics.hacked:.0%} of the solved groups, {left_s:.0f} s left"
         )
-        return left_s > 0 and not should_stop()
+        return left_s > 0
 
     with (
-        Rollouts(make_env, should_stop=should_stop) as rollouts,
+        Rollouts(make_env) as rollouts,
         run.journal("metrics") as metrics,
         run.journal("episodes") as episodes,
     ):

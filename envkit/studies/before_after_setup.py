@@ -17,7 +17,7 @@ from envkit.errors import ConfigError, StoreError
 from envkit.models import ModelRef, resolve
 from envkit.models.adapter_folder import require_fit, require_scale
 from envkit.sandbox import Lock, SandboxBackend
-from envkit.store import RunFolder
+from envkit.store import RunFolder, folder_name
 from envkit.studies.heldout import require_heldout
 from envkit.studies.machine import machine, settle
 from envkit.studies.openings import openings
@@ -240,7 +240,8 @@ def _fill(run: RunFolder, study: RunSetup) -> None:
     shared = {key: study.facts[key] for key in ("command", "commit", "model", "model_digest", "machine")}
     if len(study.train) > 1:
         for kind in study.train:
-            run.part(kind.id, {"kind": f"{KIND}-part", **shared, **_of_environment(study, kind)})
+            manifest = {"kind": f"{KIND}-part", **shared, **_of_environment(study, kind)}
+            run.part(folder_name(kind.id), manifest)
     for kind, part in parts_of(run, [*study.train]).items():
         # The run's own copies, so that it can resume after files have moved or the miner has changed.
         for name, tasks in (("train", study.train[kind]), ("heldout", study.heldout[kind])):
@@ -251,7 +252,9 @@ def _fill(run: RunFolder, study: RunSetup) -> None:
 
 def parts_of(run: RunFolder, kinds: Sequence[type[Env]]) -> dict[type[Env], RunFolder]:
     """Open the folder of each environment's tasks and report; with one environment, the run's folder."""
-    return {kind: run if len(kinds) == 1 else RunFolder.open(run.path / kind.id) for kind in kinds}
+    if len(kinds) == 1:
+        return {kinds[0]: run}
+    return {kind: RunFolder.open(run.path / folder_name(kind.id)) for kind in kinds}
 
 
 def environments_of(run: RunFolder) -> list[str]:

@@ -30,7 +30,7 @@ from envkit.prices import load_prices
 from envkit.rollout import EnvFactory, Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop, raise_if_stopped
-from envkit.store import RunFolder
+from envkit.store import RunFolder, folder_name
 from envkit.studies.agent_factory import AgentFactory, model_of, runs_here
 from envkit.studies.bench_setup import KIND, TASKS_FILE, plays, prices_of
 from envkit.studies.build_report import build_report, flat_settings
@@ -96,7 +96,7 @@ class Bench:
     def parts(self) -> list[tuple[type[Env], RunFolder]]:
         """Environments of the run, each with its folder."""
         kinds = [registry.environment(environment.name) for environment in self._spec.environments]
-        return [(kind, RunFolder.open(self._run.path / kind.id)) for kind in kinds]
+        return [(kind, RunFolder.open(self._run.path / folder_name(kind.id))) for kind in kinds]
 
     @property
     def rows(self) -> list[AgentSpec]:
@@ -147,9 +147,10 @@ class Bench:
         reasons: list[str] = []  # why rows are incomplete
         with self._rollouts(kind, tasks) as rollouts:
             for row in self.rows_on(kind):
-                if runner.finished(row.name, row.samples or 1):
-                    continue
                 try:
+                    if runner.finished(row.name, row.samples or 1):
+                        runner.report_raised(row.name)
+                        continue
                     raise_if_stopped(self._should_stop)
                     # Scripts take the environment's own actions, which need no harness.
                     played = kind.graded_as() if row.script else kind

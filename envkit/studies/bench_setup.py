@@ -24,8 +24,7 @@ from envkit.models.adapter_folder import require_fit
 from envkit.plain import encode
 from envkit.prices import load_prices
 from envkit.sandbox import SandboxBackend
-from envkit.stop import never
-from envkit.store import RunFolder, write_atomic
+from envkit.store import RunFolder, folder_name, write_atomic
 from envkit.studies.agent_factory import model_of, outputs, require_usable, runs_here, tasks_to_show
 from envkit.studies.heldout import require_heldout
 from envkit.studies.machine import free_threads, machine, resolve_dtype, use_threads
@@ -78,15 +77,14 @@ def start(
     for row in spec.agents:
         require_usable(row, table)  # before tasks are made and controls are played, which takes minutes
     threads, dtype = _compute(spec, display)
-    for environment in spec.environments:
-        if registry.environment(environment.name).harness is not None:
-            _require_prompts_of_its_own(spec)
+    kinds = _kinds(spec)
+    if any(kind.harness is not None for kind in kinds):
+        _require_prompts_of_its_own(spec)
     models = _models(spec, display)
     _require_shots(spec, backend, display)
     played = [
         (environment.name, kind, load_tasks(kind, environment, backend, display, spec.agents))
-        for environment in spec.environments
-        for kind in [registry.environment(environment.name)]
+        for environment, kind in zip(spec.environments, kinds, strict=True)
     ]
     recorded = {
         (name, row.name): _recorded(row, imported)
@@ -121,7 +119,8 @@ def start(
                 "tasks": digest(imported.tasks),
             }
             left_out = dict(imported.left_out)
-            part = run.part(name, {"kind": f"{KIND}-part", **shared, **digests, "left_out": left_out})
+            manifest: Mapping[str, JSON] = {"kind": f"{KIND}-part", **shared, **digests, "left_out": left_out}
+            part = run.part(folder_name(name), manifest)
             write_tasks(part.path / TASKS_FILE, imported.tasks, 0)
             for row in spec.agents:
                 if row.recorded:
@@ -279,7 +278,7 @@ def load_tasks(
     require_heldout(tasks)
     if is_published:
         # With the run's own seed, so that its control episodes find these grades in the cache.
-        faults = validate_tasks(kind, tasks, backend, display, never, seed=EVALUATION_SEED)
+        faults = validate_tasks(kind, tasks, backend, display, seed=EVALUATION_SEED)
         if void := next((fault for fault in faults if fault.void), None):
             raise SandboxError(f"{spec.tasks}: {void}; start again")
         unfit = {fault.task: _UNFIT[fault.agent] for fault in reversed(faults)}  # the oracle's overrides

@@ -307,7 +307,9 @@ def check_environment(
         tasks: the tasks that are here, by id.
     """
     same = code_digest(kind) == claimed.code
-    seal = f"as claimed, certificate {claimed.certificate[:12]}"
+    seal = "as claimed; it had no valid certificate"
+    if DIGEST.fullmatch(claimed.certificate):  # else it says why there is none
+        seal = f"as claimed, certificate {claimed.certificate[:12]}"
     found = [ClaimCheck(f"{kind.id}: code", same, seal if same else "it has changed since the claim")]
     missing = [name for name in claimed.tasks if name not in tasks]
     changed = [

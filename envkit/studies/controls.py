@@ -27,11 +27,12 @@ from envkit.models.adapter_folder import (
 from envkit.plain import decode, encode
 from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop
-from envkit.store import RunFolder, write_atomic
+from envkit.store import RunFolder, folder_name, write_atomic
 from envkit.studies.bench_setup import TASKS_FILE
 from envkit.studies.forgetting import movement
 from envkit.studies.machine import resolve_dtype
-from envkit.studies.run_records import LoggedStep
+from envkit.studies.run_records import LoggedStep, training_run_of
+from envkit.studies.subset import evenly_spaced
 from envkit.studies.turns import turns_of
 from envkit.taskfile import read_tasks
 from envkit.training.checkpoint import load_adapter, step_of
@@ -68,8 +69,8 @@ def control_of(name: str, adapter: Path) -> Control:
     sampled = facts.get("sampled_tokens")  # of a vector that was computed without training
     if isinstance(sampled, int):
         return replace(known, examples=0, sampled_tokens=sampled)
-    run = RunFolder.holding(adapter)
-    if run is None or "plan" not in run.manifest:
+    run = training_run_of(adapter)
+    if run is None:
         return known
     config, last = of_run(run), step_of(adapter)
     steps = {found.step: found for found in run.read("metrics", LoggedStep) if found.phase == "rl"}
@@ -153,8 +154,7 @@ def measure_kl(
     rows = {row.name: row for row in spec.agents}
     [environment] = spec.environments
     kind = registry.environment(environment.name)
-    tasks = read_tasks(run.path / environment.name / TASKS_FILE)
-    tasks = tasks[:: -(-len(tasks) // count)]  # from all parts of the list, which may be sorted
+    tasks = evenly_spaced(read_tasks(run.path / folder_name(environment.name) / TASKS_FILE), count)
     found = read_kl(run)
     for control in controls:
         if control.control == BASE or control.row in found or should_stop():

@@ -24,7 +24,7 @@ from envkit.studies.eval_runner import EvalRunner
 from envkit.studies.openings import opening_note
 from envkit.studies.plan import Plan
 from envkit.studies.validate_tasks import controls
-from envkit.training.config import to_mapping
+from envkit.training.config import TrainConfig, to_mapping
 from envkit.training.policy import Policy
 from envkit.types import Task
 
@@ -43,11 +43,18 @@ _DIFFERENCES = (
 )
 
 
-def _over_baselines(kind: type[Env]) -> list[Difference]:
+def _description(row: str, config: TrainConfig) -> str:
+    """Describe a row of `MODEL_ROWS`."""
+    if row == "SFT" and config.warm_start:
+        return "the adapter that training began with"
+    return MODEL_ROWS[row]
+
+
+def _over_baselines(kind: type[Env], config: TrainConfig) -> list[Difference]:
     """Comparisons of the trained rows with an environment's baselines, and with the base where those fail."""
     return [
         difference
-        for trained in ("SFT+RL", "RL")
+        for trained in (["SFT"] if config.is_sft_alone else ["SFT+RL", "RL"])
         for chosen in kind.baselines
         for difference in (
             Difference(trained, chosen.name, f"{trained} over {chosen.name}"),
@@ -151,8 +158,10 @@ class EnvEval:
 
         Raises:
             Stopped: the user asked to stop.
+            SandboxError, ContractError: see `EvalRunner.play`.
         """
         if self._runner.finished(row, self._plan.samples):
+            self._runner.report_raised(row)
             return
         policy.sync()
         config = self._plan.train
@@ -178,7 +187,8 @@ class EnvEval:
             origins: origin of the answers of each row of `MODEL_ROWS`.
             warnings: sentences that a reader of the report must see.
         """
-        row, counted, samples = self._runner.report_row, self._runner.counted, self._plan.samples
+        row, counted = self._runner.report_row, self._runner.counted
+        config, samples = self._plan.train, self._plan.samples
         rows = [
             row("oracle", "the known answer; must be 1", counted("oracle", 1), 1.0),
             row("no-op", "does nothing; must be 0", counted("no-op", 1), 0.0),
@@ -187,11 +197,11 @@ class EnvEval:
                 for chosen in self.kind.baselines
             ),
             *(
-                row(name, text, counted(name, samples), origin=origins[name])
-                for name, text in MODEL_ROWS.items()
+                row(name, _description(name, config), counted(name, samples), origin=origins[name])
+                for name in MODEL_ROWS
             ),
         ]
-        config, fault = self._plan.train, self.folder.manifest.get("unaudited")
+        fault = self.folder.manifest.get("unaudited")
         unaudited = [f"The environment had no valid certificate: {fault}."] if fault else []
         return build_report(
             self.folder,
@@ -199,7 +209,7 @@ class EnvEval:
             self._backend,
             self.tasks,
             [reported for reported in rows if reported is not None],
-            (*_DIFFERENCES, *_over_baselines(self.kind)),
+            (*_DIFFERENCES, *_over_baselines(self.kind, config)),
             training=self._run,
             max_turns=config.max_turns,
             title=f"{self.kind.id}: held-out tasks before and after training",

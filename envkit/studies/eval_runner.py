@@ -76,6 +76,7 @@ class EvalRunner:
             ContractError: the environment raised in nearly all episodes, so it has a bug.
         """
         if self.finished(row, samples):
+            self.report_raised(row)
             return
         keys = self._keys(samples)
         done = [t for t in self.played(row) if t.outcome is not Outcome.VOID]
@@ -89,10 +90,10 @@ class EvalRunner:
                 self._display.advance(count, f"solved {solved / count:.1%}, {speed:.1f} episodes/s")
 
             played = evaluate(rollouts, agent, keys, journal, done, progress, self._chunk)
+        self.report_raised(row)
         self._report_voids(agent, row, played)
 
     def _report_voids(self, agent: Agent, row: str, played: Sequence[Trajectory]) -> None:
-        self._report_raised(row, played)
         voids = [str(t.info.get("error", "")) for t in played if t.outcome is Outcome.VOID]
         if not voids:
             return
@@ -105,12 +106,15 @@ class EvalRunner:
                 f"{row}: {len(broken)} of {len(played)} episodes broke: {broken[0]}; mend that and resume"
             )
 
-    def _report_raised(self, row: str, played: Sequence[Trajectory]) -> None:
-        """Show the number of episodes in which the environment raised, and where.
+    def report_raised(self, row: str) -> None:
+        """Show the number of recorded episodes in which the environment raised, and where.
+
+        To be called for finished rows too: a resumed run must not pass over a bug in the environment.
 
         Raises:
             ContractError: it raised in nearly all of them.
         """
+        played = self.played(row)
         traces = [str(t.info["trace"]) for t in played if raised(t)]
         if not traces:
             return

@@ -17,9 +17,9 @@ from envkit.errors import StoreError, UsageError
 from envkit.files import read_json_object
 from envkit.models import resolve, weights_digest
 from envkit.plain import decode, encode
-from envkit.store import RunFolder, write_atomic
+from envkit.store import RunFolder, folder_name, write_atomic
 from envkit.studies.before_after_setup import environments_of
-from envkit.studies.run_records import LoggedStep
+from envkit.studies.run_records import LoggedStep, training_run_of
 from envkit.training.checkpoint import step_of
 from envkit.training.config import TrainConfig, of_run
 from envkit.training.merging import merge_adapters, require_method
@@ -40,7 +40,7 @@ def arms_of(adapters: Sequence[Path]) -> list[MatrixRow]:
     """
     arms, taken = list[MatrixRow](), Counter[str]()
     for folder in adapters:
-        run = RunFolder.holding(folder)
+        run = training_run_of(folder)
         if run is None:
             raise UsageError(f"{folder} is in no training run, so what it was trained on is not known")
         config = of_run(run)
@@ -48,7 +48,7 @@ def arms_of(adapters: Sequence[Path]) -> list[MatrixRow]:
         _require_plain_start(folder, config, episodes)
         if len(episodes) == 1:
             [environment] = episodes
-            arms.append(MatrixRow(f"only {environment}", SPECIALIST, episodes))
+            arms.append(MatrixRow(f"only {folder_name(environment)}", SPECIALIST, episodes))
             continue
         worst = config.worst_task_weight
         name = "joint" if worst == 1 else f"joint, worst {worst:g}"
@@ -69,7 +69,7 @@ def _require_plain_start(folder: Path, config: TrainConfig, learned: Collection[
     if not config.warm_start:
         return
     start = Path(config.warm_start)
-    run = RunFolder.holding(start)
+    run = training_run_of(start)
     if run is None:
         raise UsageError(f"{folder} began with {start}, and what that had learned is not known")
     if start.name != "sft" or not {*environments_of(run)} <= {*learned} or of_run(run).warm_start:

@@ -279,7 +279,7 @@ class _Search:
         name, size = f"round {round_number + 1}", self._sizes.tasks_per_round
         tasks = self._tasks[round_number * size :][:size]
         before = self._best[round_number - 1] if round_number else 0
-        rewards = {index: self._rewards(name, index, tasks) for index in {0: 0, before: 0}}
+        rewards = {index: self._rewards(name, index, tasks) for index in dict.fromkeys((0, before))}
         shown = _failed(self._played[name, before], self._config.seed)
         for index in self._rewritten(round_number, _request(self._messages[before].text, shown, self._kind)):
             rewards[index] = self._rewards(name, index, tasks)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from envkit import registry
-from envkit.benchmark.model_card import ModelCard, TrainedOn, render_card
+from envkit.benchmark.model_card import ModelCard, TrainedOn, render_card, rows_of
 from envkit.benchmark.report import load_report, load_reports
 from envkit.benchmark.report_data import ReportData, Scalar
 from envkit.errors import ModelError, StoreError, UsageError
@@ -24,11 +24,12 @@ from envkit.models.adapter_folder import (
     recorded_control,
     write_manifest,
 )
-from envkit.store import RunFolder, whole_folder
+from envkit.store import RunFolder, folder_name, whole_folder
 from envkit.studies.before_after_setup import environments_of
 from envkit.studies.build_report import flat_settings
 from envkit.studies.claim import CLAIM, DIGEST, Claim, read_claim, without_evidence, write_claim
 from envkit.studies.provenance import code_digest
+from envkit.studies.run_records import training_run_of
 from envkit.training.config import from_manifest, to_mapping
 
 
@@ -69,13 +70,13 @@ def write_publication(
         raise ModelError(f"{adapter / damaged[0]} differs from its manifest: the file is damaged")
     digest = weights_digest(adapter)
     # A warm start that was copied from elsewhere has no base in its manifest: this run did not train it.
-    run = RunFolder.holding(adapter) if "base" in facts else None
+    run = training_run_of(adapter) if "base" in facts else None
     claim = without_evidence(read_claim(adapter)) if (adapter / CLAIM).exists() else None
     if claim and claim.adapter != digest:
         raise ModelError(f"{adapter / CLAIM} is of other weights; move it away, or restore the weights")
-    reports = [report for report in _reports(run) if _has_row(report, digest)] if run else []
+    reports = [report for report in _reports(run) if rows_of(report, digest)] if run else []
     if measured_in:
-        later = [report for report in load_reports(measured_in) if _has_row(report, digest)]
+        later = [report for report in load_reports(measured_in) if rows_of(report, digest)]
         if not later:
             raise UsageError(f"{measured_in} did not measure the adapter {adapter}; name a run that did")
         reports += later
@@ -157,7 +158,9 @@ def _programs(environments: Sequence[TrainedOn]) -> dict[str, bytes]:
 def _parts(run: RunFolder) -> dict[str, RunFolder]:
     """The folder of each environment's tasks and report, by its name; with one environment, the run's."""
     names = environments_of(run)
-    return {name: run if len(names) == 1 else RunFolder.open(run.path / name) for name in names}
+    if len(names) == 1:
+        return {names[0]: run}
+    return {name: RunFolder.open(run.path / folder_name(name)) for name in names}
 
 
 def _reports(run: RunFolder) -> list[ReportData]:
@@ -170,11 +173,6 @@ def _reports(run: RunFolder) -> list[ReportData]:
 
     found = [load_report(folder) for folder in folders if (folder / "report.json").exists()]
     return [replace(report, warnings=tuple(map(clean, report.warnings))) for report in found]
-
-
-def _has_row(report: ReportData, adapter: str) -> bool:
-    """True if the adapter with this digest is a row of the report, with the environment's system message."""
-    return any(row.origin.adapter == adapter and not row.origin.system for row in report.rows)
 
 
 def _settings(run: RunFolder) -> dict[str, Scalar]:

@@ -14,7 +14,7 @@ from envkit.errors import Stopped, UsageError
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop
-from envkit.store import RunFolder, trajectory_to_json
+from envkit.store import RunFolder, folder_name, trajectory_to_json
 from envkit.studies.bench import Bench
 from envkit.studies.bench_setup import prices_of
 from envkit.studies.eval_runner import seconds_of
@@ -41,7 +41,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Rescored:
-    """Result of rescoring: a new run with its own reports, and the episodes whose outcome changed."""
+    """Result of rescoring: a new run with reports of its own, and the episodes that are graded otherwise."""
 
     run: RunFolder
     episodes: int
@@ -74,32 +74,33 @@ def rescore(
             "the recorded answers alone; make a new comparison"
         )
     facts = {"command": command, "commit": commit(), "rescored": old.id}
-    changes: list[tuple[Change, bool]] = []  # each episode, and True if it has changed
+    episodes, changed = 0, list[Change]()
     ended_early = ""
     with RunFolder.making(root, "bench", {**_facts(old), **facts}) as run:
         if (prices := prices_of(old)) is not None:
             shutil.copyfile(prices, run.path / prices.name)
         for kind, part in stored.parts:
             graded_by = environment_facts(kind, kind.equip(backend).lock)
-            new = run.part(kind.id, {**_facts(part), **facts, **graded_by})
+            new = run.part(folder_name(kind.id), {**_facts(part), **facts, **graded_by})
             # The journals of calls hold the costs.
             for pattern in ("tasks.jsonl", "recorded-*.jsonl", "calls-*.jsonl"):
                 for file in part.path.glob(pattern):
                     shutil.copyfile(file, new.path / file.name)
             with Rollouts(stored.env_factory(kind, stored.tasks(part)), should_stop=should_stop) as rollouts:
                 try:
-                    for row in stored.rows:
+                    for row in stored.rows_on(kind):
                         for before, after in _replayed(
                             rollouts, part, new, row.name, kind.noop_action, display
                         ):
-                            change = Change(kind.id, row.name, after.key, _result(before), _result(after))
-                            changes.append((change, change.before != change.after))
+                            episodes += 1
+                            if (old_result := _result(before)) != (new_result := _result(after)):
+                                changed.append(Change(kind.id, row.name, after.key, old_result, new_result))
                 except Stopped as stopped:
                     ended_early = str(stopped)
         new_bench = Bench(run, backend, display, should_stop)
         for kind, part in new_bench.parts:
             new_bench.report(kind, part, ended_early)
-    return Rescored(run, len(changes), tuple(change for change, differs in changes if differs))
+    return Rescored(run, episodes, tuple(changed))
 
 
 def _replayed(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from envkit.benchmark.report_data import Machine
@@ -26,9 +27,9 @@ def _require_seconds(value: float, name: str) -> None:
         raise ValueError(f"{name} is {value}; expected seconds from 0 to {_MAX_SECONDS:g}")
 
 
-def _require_count(value: int, name: str, least: int = 0) -> None:
-    if not least <= value <= _MAX_COUNT:
-        raise ValueError(f"{name} is {value}; expected a whole number from {least} to 2**53")
+def _require_count(value: int, name: str) -> None:
+    if not 0 <= value <= _MAX_COUNT:
+        raise ValueError(f"{name} is {value}; expected a whole number from 0 to 2**53")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,18 @@ class RunFacts:
         except ValueError as error:
             file = run.path / "manifest.json"
             raise StoreError(f"{file}: {error}; it is damaged: restore it, or start a new run") from error
+
+
+def training_run_of(adapter: Path) -> RunFolder | None:
+    """Open the training run that an adapter lies in; ``None`` if it is in none.
+
+    A run of another kind, such as `envkit support`, has no plan of a training: it did not train the adapter.
+
+    Raises:
+        StoreError: see `envkit.store.RunFolder.open`.
+    """
+    run = RunFolder.holding(adapter)
+    return run if run is not None and "plan" in run.manifest else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any, Self, final
 from envkit.benchmark.report_data import Phase
 from envkit.store import RunFolder
 from envkit.studies.machine import peak_memory_bytes
-from envkit.studies.run_records import PhaseTime
+from envkit.studies.run_records import PhaseTime, training_run_of
 from envkit.training.config import of_run
 
 #: Laps are written together once they add up to this many seconds.
@@ -84,21 +84,21 @@ def phases(records: Iterable[PhaseTime]) -> tuple[Phase, ...]:
 def spent_on(adapter: Path, here: Mapping[str, Any]) -> float:
     """Return the seconds that an adapter's training took, that of its warm start included.
 
-    NaN if no run folder holds one of them, if that run has a later checkpoint, or if it ran on another kind
+    NaN if one of them is in no training run, if that run has a later checkpoint, or if it ran on another kind
     of machine, because that machine's hours have another price.
 
     Args:
         adapter: its folder, in the run that trained it.
         here: facts of this machine, as in a run's manifest.
     """
-    run = RunFolder.holding(adapter)
+    run = training_run_of(adapter)
     if run is None or any(path.name > adapter.name for path in adapter.parent.glob("step-*")):
         return math.nan
     trained_on = run.manifest.get("machine", here)
     if any((trained_on.get(part) or "") != (here.get(part) or "") for part in ("cores", "card")):
         return math.nan
     own = training_seconds(run, ("SFT",)) if adapter.name == "sft" else training_seconds(run)
-    warm_start = of_run(run).warm_start if "plan" in run.manifest else ""
+    warm_start = of_run(run).warm_start
     return own + (spent_on(Path(warm_start), here) if warm_start else 0.0)
 
 

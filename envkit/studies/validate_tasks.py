@@ -13,7 +13,6 @@ from envkit.display import Display
 from envkit.env import Env
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
-from envkit.stop import ShouldStop
 from envkit.types import Outcome, Task, Trajectory
 
 _EPISODES_AT_ONCE: Final = 64
@@ -95,7 +94,6 @@ def validate_tasks(
     tasks: Sequence[Task],
     backend: SandboxBackend,
     display: Display,
-    should_stop: ShouldStop,
     *,
     seed: int,
 ) -> list[TaskFault]:
@@ -106,14 +104,10 @@ def validate_tasks(
         tasks: tasks of any split.
         backend: sandbox backend.
         display: live view.
-        should_stop: polled while episodes are played.
         seed: seed of the hidden inputs, which are drawn again.
 
     Returns:
         Faults of the oracle, then of the no-op, each in task order; empty if all tasks are sound.
-
-    Raises:
-        Stopped: the user asked to stop.
     """
     kind = kind.graded_as()  # the controls need no harness
 
@@ -121,7 +115,7 @@ def validate_tasks(
         return kind(tasks=tasks, sandbox=backend)
 
     faults: list[TaskFault] = []
-    with Rollouts(make_env, should_stop=should_stop) as rollouts:
+    with Rollouts(make_env) as rollouts:
         for control in controls(kind, tasks):
             agent = control.agent
             display.phase(f"{agent.name}, must solve {'all' if control.solves else 'none'}", len(tasks))

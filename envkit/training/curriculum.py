@@ -114,7 +114,7 @@ class Curriculum:
         share = self._weights * self._worst_task_weight**unsolved
         return np.asarray(share / share.sum(), dtype=np.float64)
 
-    def _turns(self, step: int, count: int) -> list[int]:
+    def _pick_environments(self, step: int, count: int) -> list[int]:
         """Choose the environment of each of a step's visits: its share of ``count``, rounded up or down.
 
         The shares lie end to end, and equally spaced points fall on them, in each step with another offset.
@@ -134,7 +134,7 @@ class Curriculum:
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, step, 0xC0FFEE])))
         chosen: list[int] = []
         available = np.ones(len(self._ids), dtype=bool)
-        for env in self._turns(step, min(count, len(self._ids))):
+        for env in self._pick_environments(step, min(count, len(self._ids))):
             candidates = available & self._env_masks[env]
             if not candidates.any():  # this environment has no tasks left
                 candidates = available

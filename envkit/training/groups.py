@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
 
 from envkit.errors import ContractError
 from envkit.training.advantages import turn_advantages
 from envkit.training.config import TrainConfig
 from envkit.training.packing import TrainingRow, shared_prompt, training_row
-from envkit.training.rollouts import StepRollouts
-from envkit.types import Outcome, Trajectory, Verdict
+from envkit.training.rollouts import StepRollouts, is_mixed, passes_held_out, valid_episodes
+from envkit.types import Trajectory, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ def training_groups(rollouts: StepRollouts, config: TrainConfig) -> list[Trainin
     """
     groups: list[TrainingGroup] = []
     for group in rollouts.groups:
-        valid = [t for t in group if t.outcome is not Outcome.VOID]
+        valid = valid_episodes(group)
         if not valid:
             continue
         if config.advantage == "solved":
@@ -60,15 +59,13 @@ def training_groups(rollouts: StepRollouts, config: TrainConfig) -> list[Trainin
             )
         prompt = shared_prompt(valid) if prompts else ()
         rows = [training_row(t, row, len(prompt)) for t, row in zip(valid, advantages, strict=True)]
-        mixed = len({t.reward for t in valid}) > 1
-        groups.append(TrainingGroup(prompt, rows, mixed, any(any(row) for row in advantages)))
+        groups.append(TrainingGroup(prompt, rows, is_mixed(valid), any(any(row) for row in advantages)))
     return groups
 
 
 def is_hacked(trajectory: Trajectory) -> bool:
     """True if an episode counts as solved and fails a held-out check."""
-    scores = cast("Mapping[str, float]", trajectory.info.get("held_out", {}))
-    return trajectory.solved and bool(scores) and min(scores.values()) < 1
+    return trajectory.solved and passes_held_out(trajectory) is False
 
 
 def _shaped_rewards(trajectory: Trajectory, shaping: Mapping[str, float]) -> list[float]:

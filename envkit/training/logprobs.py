@@ -86,11 +86,11 @@ def logprobs(
         ).last_hidden_state[0]
         hidden_SE = torch.cat([prompt.last, following])
     hidden_KE = rows_of(hidden_SE, batch.sources_K)
-    new_K = chosen_logprobs(hidden_KE, head, batch.targets_K, temperature)
+    new_K = selective_logprobs(hidden_KE, head, batch.targets_K, temperature)
     return rows_of(new_K[:, None], batch.index_N)[:, 0]
 
 
-def chosen_logprobs(hidden_KE: Tensor, head: Head, targets_K: Tensor, temperature: float = 1.0) -> Tensor:
+def selective_logprobs(hidden_KE: Tensor, head: Head, targets_K: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probability of one token in each row, shape (K,), float32.
 
     Args:
@@ -99,10 +99,10 @@ def chosen_logprobs(hidden_KE: Tensor, head: Head, targets_K: Tensor, temperatur
         targets_K: the tokens.
         temperature: > 0; divides the logits.
     """
-    return cast("Tensor", _Chosen.apply(hidden_KE, head, targets_K, temperature))
+    return cast("Tensor", _SelectiveLogprobs.apply(hidden_KE, head, targets_K, temperature))
 
 
-class _Chosen(torch.autograd.Function):
+class _SelectiveLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, hidden_KE: Tensor, head: Head, targets_K: Tensor, temperature: float

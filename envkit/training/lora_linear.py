@@ -56,7 +56,19 @@ def _is_shift(layer: Any, name: str) -> bool:
     """True if an adapter only adds a vector to the output."""
     if name not in layer.lora_B or layer.lora_B[name].bias is None:
         return False
-    return not layer.lora_B[name].weight.any()
+    return _is_zero(layer.lora_B[name].weight)
+
+
+def _is_zero(weight: Any) -> bool:
+    """True if all numbers of a weight are 0.
+
+    The answer is kept with the weight until it changes: a GPU would have to be waited for in every layer.
+    """
+    version, is_zero = getattr(weight, "known_zero", (None, False))
+    if version != weight._version:
+        is_zero = not bool(weight.any())
+        weight.known_zero = (weight._version, is_zero)
+    return is_zero
 
 
 class _Sum(torch.autograd.Function):

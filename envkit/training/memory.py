@@ -51,16 +51,7 @@ def require_memory(ref: ModelRef, config: TrainConfig, *, trains: bool = True, a
         return
     listed = ", ".join(f"{name} {_gb(size)}" for name, size in parts.items())
     tokens = _fitting_tokens(ref, config, available, adapters) if trains else None
-    largest = max(parts, key=lambda name: parts[name])
-    advice = (
-        "use a machine with more"
-        if largest == "adapter" and not trains  # nothing about a trained adapter can be changed
-        else "use another control, such as all-linear"
-        if largest == "adapter" and config.control == FULL
-        else _ADVICE[largest].format(config=config)
-        if tokens is None
-        else f"it fits with max_tokens_per_forward = {tokens}, which makes it slower"
-    )
+    advice = _advice(max(parts, key=lambda name: parts[name]), config, tokens, trains=trains)
     raise ConfigError(
         f"{'training' if trains else 'loading'} {ref.id} needs at least {_gb(total)} of memory ({listed}); "
         f"this machine has {_gb(available)} available; {advice}"
@@ -75,6 +66,24 @@ _ADVICE = {
     "activations": "lower max_tokens_per_forward, which is {config.max_tokens_per_forward}",
     "logits": "use a model with a smaller vocabulary",
 }
+
+
+def _advice(largest: str, config: TrainConfig, tokens: int | None, *, trains: bool) -> str:
+    """Say what to change.
+
+    Args:
+        largest: what takes the most memory.
+        config: the settings.
+        tokens: a ``max_tokens_per_forward`` that fits; ``None`` if there is none.
+        trains: as in `estimate_bytes`.
+    """
+    if largest == "adapter" and not trains:
+        return "use a machine with more"  # nothing about a trained adapter can be changed
+    if largest == "adapter" and config.control == FULL:
+        return "use another control, such as all-linear"
+    if tokens is not None:
+        return f"it fits with max_tokens_per_forward = {tokens}, which makes it slower"
+    return _ADVICE[largest].format(config=config)
 
 
 def _fitting_tokens(ref: ModelRef, config: TrainConfig, available: int, adapters: int) -> int | None:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from envkit.rollout import raised
 from envkit.training.config import TrainConfig
 from envkit.training.groups import TrainingGroup
-from envkit.training.rollouts import StepRollouts
-from envkit.types import Outcome, Trajectory
+from envkit.training.rollouts import StepRollouts, is_mixed, valid_episodes
+from envkit.types import Trajectory
 
 #: Significance level of the hacking alarm: false alarms if exactly `TrainConfig.max_hacked` are hacked.
 _FALSE_ALARMS = 0.05
@@ -112,14 +112,13 @@ def step_metrics(
 
 
 def _by_environment(groups: Sequence[Sequence[Trajectory]]) -> dict[str, EnvironmentMetrics]:
-    groups_of: dict[str, list[list[float]]] = {}
+    groups_of: dict[str, list[list[Trajectory]]] = {}
     for group in groups:
-        rewards = [t.reward for t in group if t.outcome is not Outcome.VOID]
-        groups_of.setdefault(group[0].env, []).append(rewards)
+        groups_of.setdefault(group[0].env, []).append(valid_episodes(group))
     found: dict[str, EnvironmentMetrics] = {}
     for name, of_env in groups_of.items():
-        rewards = [reward for group in of_env for reward in group]
-        mixed = sum(len({*group}) > 1 for group in of_env) / len(of_env)
+        rewards = [t.reward for group in of_env for t in group]
+        mixed = sum(map(is_mixed, of_env)) / len(of_env)
         found[name] = EnvironmentMetrics(len(rewards), sum(rewards) / max(len(rewards), 1), mixed)
     return found
 

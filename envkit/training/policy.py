@@ -140,7 +140,7 @@ class Policy:
         self._require_same_tensors(adapter, name)
         self.use_layout_attention()
 
-    def load_adapters(self, adapters: Sequence[Path | None]) -> None:
+    def load_into_engine(self, adapters: Sequence[Path | None]) -> None:
         """Give the engine saved adapters, numbered in this order; ``None`` is the base alone.
 
         Raises:

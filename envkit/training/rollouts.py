@@ -37,7 +37,7 @@ class StepRollouts:
 
     def valid(self) -> list[Trajectory]:
         """The episodes that are not void."""
-        return [t for group in self.groups for t in group if t.outcome is not Outcome.VOID]
+        return [t for group in self.groups for t in valid_episodes(group)]
 
     def rejected(self) -> list[bool]:
         """For each group that ran held-out checks: True if they reject most of its solved episodes.
@@ -46,8 +46,7 @@ class StepRollouts:
         """
         votes: list[bool] = []
         for group in self.groups:
-            checked = [cast("Mapping[str, float]", t.info.get("held_out", {})) for t in group]
-            passes = [min(scores.values()) == 1 for scores in checked if scores]
+            passes = [passed for t in group if (passed := passes_held_out(t)) is not None]
             if passes:
                 votes.append(passes.count(False) > len(passes) / 2)
         return votes
@@ -56,6 +55,22 @@ class StepRollouts:
         """Log-probabilities of all sampled tokens of the valid episodes."""
         steps = [step for t in self.valid() for step in t.steps]
         return [logprob for step in steps if step.turn.tokens for logprob in step.turn.tokens.logprobs]
+
+
+def valid_episodes(group: Sequence[Trajectory]) -> list[Trajectory]:
+    """The episodes of a group that are not void."""
+    return [t for t in group if t.outcome is not Outcome.VOID]
+
+
+def is_mixed(valid: Sequence[Trajectory]) -> bool:
+    """True if the rewards of a group's valid episodes differ."""
+    return len({t.reward for t in valid}) > 1
+
+
+def passes_held_out(trajectory: Trajectory) -> bool | None:
+    """True if an episode passes all held-out checks; ``None`` if none were run."""
+    scores = cast("Mapping[str, float]", trajectory.info.get("held_out", {}))
+    return min(scores.values()) == 1 if scores else None
 
 
 @final
@@ -107,7 +122,7 @@ class RolloutCollector:
         for group in groups:
             for trajectory in group:
                 self._episodes.append({"phase": "rl", **trajectory_to_json(trajectory)})
-            valid, key = [t for t in group if t.outcome is not Outcome.VOID], group[0].key
+            valid, key = valid_episodes(group), group[0].key
             self.curriculum.record(key.step, key.task, sum(t.solved for t in valid), len(valid))
         self._episodes.sync()  # logged before use
         return StepRollouts(groups, seconds)

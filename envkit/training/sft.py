@@ -6,7 +6,6 @@ where they predict an answer.
 
 from __future__ import annotations
 
-import itertools
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ import torch
 
 from envkit.engine.attention import context_length
 from envkit.engine.chat import ChatRenderer, Conversation
+from envkit.engine.prefix import common_prefix_length
 from envkit.engine.protocol import seeds
 from envkit.errors import EnvkitError, ModelError
 from envkit.stop import ShouldStop, never, raise_if_stopped
@@ -144,8 +144,7 @@ def _packs(batch: Iterable[SftExample]) -> Iterator[tuple[tuple[int, ...], list[
         by_first.setdefault(example.prompt[0], []).append(example)
     for examples in by_first.values():
         first, last = min(example.prompt for example in examples), max(example.prompt for example in examples)
-        pairs = zip(first, last, strict=False)  # what these two begin with, all prompts between them do too
-        shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        shared = common_prefix_length(first, last)  # all prompts between these two begin with it, too
         yield first[:shared], [_row(example, shared) for example in examples]
 
 

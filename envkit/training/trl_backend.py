@@ -29,8 +29,11 @@ from envkit.training.loss import divergence
 from envkit.training.metrics import StepMetrics, UpdateMetrics, step_metrics
 from envkit.training.packing import TrainingRow
 
+#: Steps that TRL may take: no limit. `Trainer.finish_step` ends training, as `Trainer.last_step` may change.
+_MAX_STEPS = 10**9
 
-def settings(config: TrainConfig, folder: str, steps: int) -> dict[str, Any]:
+
+def settings(config: TrainConfig, folder: str) -> dict[str, Any]:
     """Translate the configuration into arguments of TRL's ``GRPOConfig``.
 
     One group at a time is in memory, and all groups of a step make one gradient. Curriculum, warm start and
@@ -39,11 +42,10 @@ def settings(config: TrainConfig, folder: str, steps: int) -> dict[str, Any]:
     Args:
         config: envkit's configuration.
         folder: TRL's output folder; it stays empty unless TRL fails.
-        steps: steps to take.
     """
     return {
         "output_dir": folder,
-        "max_steps": steps,
+        "max_steps": _MAX_STEPS,
         "per_device_train_batch_size": config.num_generations,
         "gradient_accumulation_steps": config.groups_per_step,
         "num_generations": config.num_generations,
@@ -159,14 +161,14 @@ class TRLTrainer(Trainer):
         class Steps(TrainerCallback):
             """Refuses a step whose gradient is not finite; reports, logs and saves the others.
 
-            A step that nothing is learned from leaves the weights as they are: with a gradient of zeros, the
-            optimizer would move them by its momentum.
+            A step without a gradient leaves the weights as they are: with one of zeros, the optimizer would
+            move them by its momentum. ``max_kl`` alone gives none, as it only measures.
             """
 
             def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 gradients = [p.grad for p in policy.trainable() if p.grad is not None]
                 require_finite(float(torch.nn.utils.get_total_norm(gradients)), owner.step + 1)
-                if not (config.needs_reference or any(group.has_gradient for group in trainer.groups)):
+                if not (config.beta > 0 or any(group.has_gradient for group in trainer.groups)):
                     for parameter in policy.trainable():
                         parameter.grad = None
                     return
@@ -177,7 +179,7 @@ class TRLTrainer(Trainer):
                     heap.after_step()
                     control.should_training_stop |= not owner.finish_step(metrics_of(trainer, logs), on_step)
 
-        arguments = library.GRPOConfig(**settings(config, folder, config.max_steps - self.step))
+        arguments = library.GRPOConfig(**settings(config, folder))
         on_one_device(arguments)
         start, slow = self.step, max(config.warmup_steps, 1)
         schedule = torch.optim.lr_scheduler.LambdaLR(

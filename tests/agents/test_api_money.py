@@ -136,6 +136,26 @@ def test_concurrent_calls_never_exceed_the_budget() -> None:
     assert most[0] < 1.0
 
 
+def test_a_call_that_no_running_call_can_make_room_for_is_refused_at_once() -> None:
+    budget, refused = Budget(1.0), list[str]()
+    with budget.hold(0.75) as hold:
+        hold.usd = 0.5
+
+    def ask() -> None:
+        try:
+            with budget.hold(0.75):
+                pass
+        except BudgetError as error:
+            refused.append(str(error))
+
+    with budget.hold(0.25):  # it could free 0.25 at most
+        asking = threading.Thread(target=ask)
+        asking.start()
+        asking.join(5)
+        assert refused, "it waits"
+    assert "$0.5000 are spent, and the next call may cost $0.7500" in refused[0]
+
+
 def test_call_that_raises_is_booked_at_its_highest_cost() -> None:
     budget = Budget(1.0)
     with pytest.raises(ZeroDivisionError), budget.hold(0.75):

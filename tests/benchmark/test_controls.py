@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import sample_reports
@@ -13,6 +14,7 @@ from envkit.benchmark.controls import Control, Controls, make_controls, table_of
 from envkit.benchmark.number_text import NONE
 from envkit.benchmark.report_data import Origin, Row, TaskResult
 from envkit.benchmark.stats import Interval
+from envkit.store import folder_name
 
 CONTROLS = (
     Control("base"),
@@ -74,6 +76,9 @@ def test_the_page_shows_what_is_known_cheapest_first(tmp_path: Path) -> None:
     assert "| lora | all-linear, rank 16 |" in text
     assert "`envkit control <runs>`" in text
     assert "[The report](desk/report.html)" in text
+    harness = Controls("desk@programs/own.toml", found.rows)
+    text = write_page(harness, tmp_path, "").read_text()
+    assert f"[The report]({quote(folder_name(harness.environment))}/report.html)" in text
 
 
 def test_a_missing_row_is_named() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import sample_reports
@@ -24,6 +25,7 @@ from envkit.benchmark.interference import (
 from envkit.benchmark.number_text import MINUS, NONE
 from envkit.benchmark.report_data import Origin, ReportData, Row, TaskResult
 from envkit.benchmark.stats import Interval
+from envkit.store import folder_name
 
 ARMS = (
     MatrixRow("base", BASE),
@@ -143,3 +145,6 @@ def test_the_page_shows_both_tables(tmp_path: Path) -> None:
     assert f"| {NONE} |" in page
     assert "[desk](desk/report.html)" in page
     assert "`envkit interference a b`" in page
+    harness = replace(matrix([2, 4]), environments=("desk@programs/own.toml", "shell"))
+    page = write_page(harness, tmp_path, "").read_text()
+    assert f"]({quote(folder_name('desk@programs/own.toml'))}/report.html)" in page

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from envkit.engine import attention
-from envkit.engine.attention import Decode, Prefill, RowCache
+from envkit.engine.attention import DecodeLayout, PrefillLayout, RowCache
 from envkit.engine.packed_tree import PromptLayout, TreeLayout
 
 
@@ -64,10 +64,10 @@ def test_a_packed_token_sees_the_prompt_and_its_path(prompt: int, forks: list[in
 def test_a_decoded_row_sees_its_prompt_and_its_own_tokens() -> None:
     lengths, prompts, longest = torch.tensor([3, 5, 4]), [0, 1, 2], 5
     size = longest + 40  # one dimension per prompt position and per generated token
-    prefix = Prefill(3, longest)
+    prefix = PrefillLayout(3, longest)
     value = torch.eye(size)[:longest].expand(3, 2, -1, -1)
     prefix.attend(0, zeros(3, 4, longest, size), zeros(3, 2, longest, size), value, 1.0)
-    layout = Decode(prefix, lengths, prompts, room=6, slots=4)
+    layout = DecodeLayout(prefix, lengths, prompts, room=6, slots=4)
     own: list[list[int]] = [[] for _ in prompts]
     fresh = iter(range(longest, size))
     # Rows branch, swap and end, including all rows of the first prompt.
@@ -97,9 +97,9 @@ def test_decoding_equals_one_softmax_over_prompt_and_own_tokens(
         return 3 * torch.randn(batch, heads, tokens, 8, generator=generator)
 
     lengths, own, scale = [700, 20, 3], [1, 600, 4], 0.3
-    prefix, prompt_keys, prompt_values = Prefill(3, 700), draw(3, 2, 700), draw(3, 2, 700)
+    prefix, prompt_keys, prompt_values = PrefillLayout(3, 700), draw(3, 2, 700), draw(3, 2, 700)
     prefix.attend(0, draw(3, 6, 700), prompt_keys, prompt_values, scale)
-    layout = Decode(prefix, torch.tensor(lengths), range(3), room=3, slots=610)
+    layout = DecodeLayout(prefix, torch.tensor(lengths), range(3), room=3, slots=610)
     caches = [RowCache([draw(1, 2, count)[0]], [draw(1, 2, count)[0]]) for count in own]
     layout.restore(caches)
     query, keys, values = draw(3, 6, fresh), draw(3, 2, fresh), draw(3, 2, fresh)

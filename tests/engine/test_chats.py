@@ -89,6 +89,17 @@ def test_a_chat_that_is_too_long_loses_what_stands_behind_the_first(renderer: Ch
     assert seen == first + whole[-(60 - len(first)) :]
 
 
+def test_a_later_chat_shorter_than_the_first_stays_whole_although_both_are_too_long(
+    renderer: ChatRenderer,
+) -> None:
+    chats = Chats(renderer, 20)
+    first = observe(chats, chat("word " * 60))
+    chats.answer((*renderer.plain("I try"), renderer.stop_id))
+    other = renderer.messages(json.loads(chat("Other words " * 15))["messages"])
+    assert 20 < len(other) < len(first)
+    assert observe(chats, chat("Other words " * 15)) == other
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     chats=st.lists(

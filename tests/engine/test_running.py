@@ -18,7 +18,7 @@ from sampling import STOPS, peft_model
 from envkit.engine import running
 from envkit.engine.adapter_pool import AdapterPool
 from envkit.engine.protocol import Request, Sampling
-from envkit.engine.ragged import Ragged
+from envkit.engine.ragged import RaggedLayout
 from envkit.engine.running import Drawn, Failed, RowRequest, RunningBatch
 from envkit.engine.torch_engine import TorchEngine
 from envkit.engine.updates import Update, read_adapter, updates_of
@@ -123,14 +123,14 @@ def test_rows_that_join_and_leave_decode_as_alone(ref: ModelRef, peft: Any, pref
 def read_in(batch: RunningBatch, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """Run a batch to its end; returns the prompt tokens of each row, by forward pass."""
     passes: list[list[int]] = []
-    select = Ragged.select
+    select = RaggedLayout.select
 
-    def spy(layout: Ragged, slots: Sequence[Any], counts: Sequence[int]) -> None:
+    def spy(layout: RaggedLayout, slots: Sequence[Any], counts: Sequence[int]) -> None:
         if max(counts) > 1:
             passes.append([*counts])
         select(layout, slots, counts)
 
-    monkeypatch.setattr(Ragged, "select", spy)
+    monkeypatch.setattr(RaggedLayout, "select", spy)
     run(batch)
     return passes
 
@@ -173,14 +173,14 @@ def test_the_more_rows_wait_for_their_prompts_the_more_is_read_in_a_tick(
         for number in range(waiting):
             batch.submit(row(33 + number, number))
         counts: list[int] = []
-        select = Ragged.select
+        select = RaggedLayout.select
 
-        def spy(layout: Ragged, slots: Sequence[Any], new: Sequence[int]) -> None:
+        def spy(layout: RaggedLayout, slots: Sequence[Any], new: Sequence[int]) -> None:
             counts.extend(count for count in new if count > 1)
             select(layout, slots, new)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Ragged, "select", spy)
+            patch.setattr(RaggedLayout, "select", spy)
             batch.tick()
         return sum(counts)
 
@@ -564,7 +564,7 @@ def test_bfloat16_adapters_decode_as_alone_in_any_company(ref: ModelRef, peft: A
             pool.release(name)
             pool.unregister(name)
         numbers = [number for name in names if (number := pool.acquire(name)) is not None]
-        layout = Ragged(1024)
+        layout = RaggedLayout(1024)
         slots = [layout.add(1) for _ in numbers]
         layout.select([slot for slot in slots if slot is not None], [1] * len(numbers))
         return engine.next_logits([100] * len(numbers), [0] * len(numbers), layout, numbers)[0]
@@ -626,13 +626,13 @@ def test_a_long_prompt_is_prefilled_in_pieces_that_get_smaller(
     monkeypatch.setattr(running, "_PREFILL_PAIRS", 8_000)
     batch, request = make(ref, peft, prefill_tokens=64), row(400, max_new_tokens=3)
     masks: list[int] = []
-    attend = Ragged.attend
+    attend = RaggedLayout.attend
 
-    def spy(layout: Ragged, layer: int, query: torch.Tensor, *others: Any) -> torch.Tensor:
+    def spy(layout: RaggedLayout, layer: int, query: torch.Tensor, *others: Any) -> torch.Tensor:
         masks.extend(part.bias.numel() for part in layout._parts)
         return attend(layout, layer, query, *others)
 
-    monkeypatch.setattr(Ragged, "attend", spy)
+    monkeypatch.setattr(RaggedLayout, "attend", spy)
     batch.submit(request)
     assert_as_alone(peft, request, run(batch)[1])
     assert max(masks) <= 8_000

@@ -142,11 +142,12 @@ class TestWithVLLM:
         engine.load([])
         prompt = tiny.prompt(20, seed=1)
         batch = [Request(prompt, (3, row)) for row in range(2000)]
-        sampling = Sampling(2.0, 1, top_k=4)
-        drawn = [completion.ids[0] for completion in engine.generate(batch, sampling)]
         with torch.no_grad():
-            top = plain(torch.tensor([prompt])).logits[0, -1].double().topk(4)
-        probabilities = torch.softmax(top.values / 2.0, -1)
+            logits = plain(torch.tensor([prompt])).logits[0, -1].double()
+        top = torch.softmax(logits / 2.0, -1).topk(4)
+        sampling = Sampling(2.0, 1, top_p=float(top.values.sum() - top.values[-1] / 2))  # keeps these four
+        drawn = [completion.ids[0] for completion in engine.generate(batch, sampling)]
+        probabilities = top.values / top.values.sum()
         counts = [drawn.count(token) for token in top.indices.tolist()]
         assert sum(counts) == len(batch)
         assert chisquare(counts, probabilities.numpy() * len(batch)).pvalue > 1e-4

@@ -25,6 +25,7 @@ from envkit.display import Silent
 from envkit.errors import ModelError, StoreError, UsageError
 from envkit.models.adapter_folder import BASE
 from envkit.serving.access import Access, Client, digest
+from envkit.serving.app import make_app
 from envkit.serving.choice import Choice
 from envkit.serving.ledger import Ledger
 from envkit.serving.server import Server
@@ -138,6 +139,89 @@ def test_more_prompts_than_a_key_allows_are_refused_before_one_is_encoded(
     assert not encoded
 
 
+@pytest.mark.parametrize("name", ["unknown", "blue"])
+def test_a_model_that_a_key_may_not_use_is_refused_before_a_prompt_is_encoded(
+    model: Path, adapters: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = Access({digest(b"key"): Client("ann", frozenset({"red", "unknown"}))})
+    server = make(model, adapters, access=access)
+    encoded: list[str] = []
+    monkeypatch.setattr(server.renderer, "plain", encoded.append)
+    monkeypatch.setattr(server.renderer, "messages", encoded.append)
+
+    async def run() -> list[httpx2.Response]:
+        async with asking(server) as client:
+            headers = {"Authorization": "Bearer key"}
+            text, chat = {"prompt": "Once"}, {"messages": [{"role": "user", "content": "Once"}]}
+            return [
+                await client.post(path, json={"model": name, **body}, headers=headers)
+                for path, body in (("/v1/completions", text), ("/v1/chat/completions", chat))
+            ]
+
+    for reply in asyncio.run(run()):
+        assert (reply.status_code, reply.json()["error"]["code"]) == (404, "model_not_found")
+    assert not encoded
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("leaves", ["encoding", "decoding"])
+def test_a_request_whose_client_has_left_ends_with_status_499(
+    model: Path, path: str, stream: bool, leaves: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, left, sent = make(model), asyncio.Event(), list[Any]()
+    go_on, began = threading.Event(), threading.Event()
+    if leaves == "encoding":
+
+        def slow(*_: object) -> tuple[int, ...]:
+            began.set()
+            go_on.wait(10)
+            return (5,)
+
+        monkeypatch.setattr(server.renderer, "plain", slow)
+        monkeypatch.setattr(server.renderer, "messages", slow)
+    given = (
+        {"prompt": "Once"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "a"}]}
+    )
+    body = json.dumps({"model": "tiny", "max_tokens": 400, "stream": stream, **given}).encode()
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive() -> Any:
+        if (message := next(messages, None)) is not None:
+            return message
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json"), (b"host", b"server")],
+    }
+
+    async def run() -> None:
+        app = make_app(server)
+        async with app.router.lifespan_context(app):
+            with resting(server) if leaves == "decoding" else contextlib.nullcontext():
+                asked = asyncio.create_task(app(scope, receive, send))
+                if leaves == "decoding":
+                    await until(lambda: server.decoder.waiting == 1)
+                else:
+                    await asyncio.to_thread(began.wait, 10)
+                left.set()
+                go_on.set()
+                await asked
+
+    asyncio.run(run())
+    assert [message["status"] for message in sent if message["type"] == "http.response.start"] == [499]
+    assert value(server.metrics.render().decode(), 'envkit_errors_total{status="499"}') == 1
+
+
 def value(text: str, name: str) -> float:
     """A value in Prometheus's text; 0 if it is not there."""
     found = [line.rpartition(" ")[2] for line in text.splitlines() if line.startswith(name + " ")]
@@ -218,15 +302,15 @@ def test_rows_that_wait_are_answered_while_their_adapter_changes(
                 return asyncio.create_task(client.post("/v1/completions", json=body))
 
             replies = [ask("red", 400)]
-            await until(lambda: server.worker.running == 1)
+            await until(lambda: server.decoder.running == 1)
             for waiting, (file, time_s) in enumerate(((weights, 1), (weights, 2), (weights, 1), (config, 1))):
                 os.utime(file, (time_s, time_s))
                 replies.append(ask("red", 2))
-                await until(lambda count=waiting + 1: server.worker.waiting == count)
+                await until(lambda count=waiting + 1: server.decoder.waiting == count)
             return [reply.status_code for reply in await asyncio.gather(*replies)]
 
     assert asyncio.run(run()) == [200] * 5
-    assert len(server.pool.names) == 5
+    assert len(server.adapters.names) == 5
 
 
 def test_an_adapter_that_has_left_the_folder_leaves_the_pool(
@@ -242,7 +326,7 @@ def test_an_adapter_that_has_left_the_folder_leaves_the_pool(
             for name in ("red", "blue"):
                 body = {"model": name, "prompt": "Once", "max_tokens": 2}
                 assert (await client.post("/v1/completions", json=body)).status_code == 200
-                found.append([version.partition("@")[0] for version in server.pool.names])
+                found.append([version.partition("@")[0] for version in server.adapters.names])
                 shutil.rmtree(tmp_path / name)
         return found
 
@@ -272,7 +356,7 @@ def resting(server: Server) -> Generator[None]:
         began.set()
         go_on.wait(60)
 
-    server.worker.do(rest)
+    server.decoder.do(rest)
     began.wait(60)
     try:
         yield
@@ -341,7 +425,7 @@ def test_the_prompt_of_a_client_that_leaves_before_the_first_token_counts_for_it
             body = {"model": "tiny", "prompt": "word " * 300, "max_tokens": 2}
             with resting(server):
                 asked = asyncio.create_task(client.post("/v1/completions", json=body, headers=headers))
-                await until(lambda: server.worker.waiting == 1)
+                await until(lambda: server.decoder.waiting == 1)
                 asked.cancel()
                 await asyncio.wait({asked})
             reply = await client.post("/v1/completions", json=body | {"prompt": "Once"}, headers=headers)
@@ -374,11 +458,10 @@ def test_a_fault_with_one_request_leaves_the_decoder_alive(
     model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = make(model)
-    register = server.models.version
+    versions = iter(["no name of a version"] * 2)  # a request asks for it before and after it is encoded
 
     def version(name: str) -> str | None:
-        monkeypatch.setattr(server.models, "version", register)
-        return "no name of a version"
+        return next(versions, None)
 
     def broken(*parts: object) -> None:
         raise ValueError("an unknown fault")
@@ -452,7 +535,7 @@ def test_a_client_that_leaves_pays_for_the_prompts_that_were_read(model: Path, t
         async with asking(server) as client:
             body = {"model": "tiny", "prompt": prompts, "max_tokens": 400, "temperature": 1, "stream": True}
             asked = asyncio.create_task(client.post("/v1/completions", json=body))
-            await until(lambda: server.worker.running == 1)
+            await until(lambda: server.decoder.running == 1)
             await asyncio.sleep(0.2)  # for its first tokens
             asked.cancel()
             await asyncio.wait({asked})

@@ -272,5 +272,5 @@ def test_a_fault_while_a_prompt_is_read_fails_its_request_only(
     first, second = ask(server, chat(TASKS["red"].format(1)), chat(TASKS["red"].format(1)))
     assert first.status_code == 500
     assert second.json()["model"] == "red"
-    assert server.worker.waiting == 0
+    assert server.decoder.waiting == 0
     assert not server.open_rows.total()

@@ -21,7 +21,7 @@ HERE = {"cpu": "one", "cores": 2, "threads": 2, "dtype": "float32", "card": ""}
 @pytest.fixture
 def trained(tmp_path: Path) -> RunFolder:
     """A run that has trained: a warm start of 30 seconds, estimates of 5, and 100 of RL."""
-    run = RunFolder.create(tmp_path / "runs", "before-after", {"machine": HERE})
+    run = RunFolder.create(tmp_path / "runs", "before-after", {"machine": HERE, "plan": {"train": {}}})
     with run.journal("phases") as journal:
         for phase, seconds in (
             ("evaluate base", 50.0),
@@ -76,6 +76,10 @@ def test_training_time_of_an_earlier_checkpoint_is_unknown(trained: RunFolder) -
 def test_training_time_of_an_adapter_outside_a_run_is_unknown(trained: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "copied").mkdir()
     assert math.isnan(seconds(trained, tmp_path / "copied"))
+    support = RunFolder.create(tmp_path / "runs", "support", {"machine": HERE})
+    support.journal("phases").close()
+    (support.path / "steering").mkdir()
+    assert math.isnan(seconds(trained, support.path / "steering"))
 
 
 @pytest.mark.parametrize("other", [{"cores": 64}, {"card": "A100"}])

@@ -27,7 +27,6 @@ from envkit.env import Env
 from envkit.errors import TaskFileError, UsageError
 from envkit.registry import sandbox_backend
 from envkit.sandbox import SandboxBackend
-from envkit.stop import never
 from envkit.studies.attack import CHECK, SETTINGS, attack
 from envkit.types import Task
 
@@ -73,7 +72,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def attacked(kind: type[Env], model: str) -> Any:
     settings = replace(SETTINGS, model=model, max_steps=2, groups_per_step=2, num_generations=4, max_turns=1)
     settings = replace(settings, max_completion_length=4, dtype="float32")
-    return attack(kind, TASKS, sandbox_backend(), 1.0, Silent(), never, settings)
+    return attack(kind, TASKS, sandbox_backend(), 1.0, Silent(), settings)
 
 
 def test_a_way_around_the_reward_is_found(model: str) -> None:
@@ -95,7 +94,7 @@ def test_the_default_model_finds_holes_that_the_audit_misses(
 ) -> None:
     """tests/audit/test_sabotages.py shows that it misses them."""
     tasks = kind.make_tasks("train", sandbox=backend, display=Silent())
-    found = attack(kind, tasks, backend, 3.0, Silent(), never)
+    found = attack(kind, tasks, backend, 3.0, Silent())
     assert len(found.cases) >= 3, found.finding().detail
     keep_cases(found.cases, kind)
     subject = AuditedEnv(kind, tasks, backend, kind.max_turns)

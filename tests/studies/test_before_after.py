@@ -39,6 +39,7 @@ from envkit.studies.before_after_setup import RunSetup, prepare
 from envkit.studies.before_after_setup import start as start_study
 from envkit.studies.build_report import _latest_steps, _learning_curve
 from envkit.studies.claim import read_claim
+from envkit.studies.env_eval import MODEL_ROWS, _description, _over_baselines
 from envkit.studies.provenance import require_unchanged
 from envkit.studies.run_records import EnvironmentPart, LoggedStep
 from envkit.studies.warm_start import split_for_warm_start
@@ -176,8 +177,23 @@ def test_without_rl_the_report_has_no_row_for_it_and_the_warm_start_makes_the_cl
     study(run, backend).run()
     data = load_report(run.path)
     assert [row.name for row in data.rows] == [*SCRIPTS, "base", "SFT"]
+    assert "SFT over enumerate" in [pair.meaning for pair in data.differences]
     [claimed] = read_claim(run.path / "sft").environments
     assert [*claimed.tasks] == [task.id for task in HELDOUT[: len(claimed.tasks)]]
+
+
+def test_rows_are_described_and_compared_by_how_the_run_trained() -> None:
+    warm, begun = TrainConfig(), TrainConfig(sft_examples=0, warm_start="an/adapter")
+    assert _description("SFT", warm) == MODEL_ROWS["SFT"]
+    assert _description("SFT", begun) == "the adapter that training began with"
+    assert _description("SFT+RL", begun) == MODEL_ROWS["SFT+RL"]
+    assert {pair.row for pair in _over_baselines(CodeEditorEnv, warm)} == {"SFT+RL", "RL"}
+    alone = _over_baselines(CodeEditorEnv, replace(warm, max_steps=0))
+    assert [(pair.row, pair.against) for pair in alone] == [
+        ("SFT", "blind-mutant"),
+        ("SFT", "enumerate"),
+        ("SFT", "base"),
+    ]
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from api_server import USAGE, Api, Body, call, completion, refusal
 from notes_env import Notes
 from stops import StopWhenShown
 from transformers import AutoTokenizer
+from typer.testing import CliRunner
 
 import envkit
 from envkit import registry
@@ -30,6 +31,7 @@ from envkit.agents.recorded import write_recorded
 from envkit.authored import ActionResult
 from envkit.benchmark.report import load_report, load_reports
 from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
+from envkit.cli.main import app
 from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
 from envkit.environments.sql_desk import SqlDeskEnv
@@ -436,6 +438,9 @@ def test_a_broken_environment_does_not_end_the_others(
     found = {report.environment: report for report in load_reports(run.path)}
     assert any("fix the environment" in warning for warning in found["sql-desk"].warnings)
     assert [row.name for row in found["code-editor"].rows] == ["oracle", "no-op"]
+    with pytest.raises(ContractError, match="fix the environment and start again"):
+        finish(run, backend)  # resumed: nothing of it is played again
+    assert [row.name for row in load_reports(run.path)[1].rows] == ["oracle"]
 
 
 def test_rows_after_a_stop_by_the_user_are_not_played(tmp_path: Path, backend: SandboxBackend) -> None:
@@ -546,6 +551,18 @@ def test_stored_episodes_are_graded_again_and_changes_are_named(
     assert [(one.agent, one.key.task, one.after) for one in changed] == [
         ("oracle", tasks[0].id, "failed, reward 0")
     ]
+
+
+def test_only_what_was_played_is_graded_again(tmp_path: Path, backend: SandboxBackend) -> None:
+    both = EnvironmentSpec("sql-desk", limit=6), EnvironmentSpec("code-editor", str(starters(tmp_path)))
+    rows = (AgentSpec("oracle", script="oracle"), AgentSpec("enumerate", script="enumerate"))
+    run = begin(tmp_path / "runs", replace(spec(*rows), environments=both), backend)
+    finish(run, backend)
+    said = CliRunner().invoke(app, ["rescore", str(run.path), "--root", str(tmp_path / "again")])
+    assert "0 of 12 episodes changed" in said.output
+    [again] = (tmp_path / "again").iterdir()
+    for folder in (run.path, again):
+        assert [path.name for path in (folder / "sql-desk").glob("eval-*")] == ["eval-oracle.jsonl"]
 
 
 def _refuse_first(apply: Any, task: str) -> Any:

@@ -23,6 +23,7 @@ from envkit.sandbox import SandboxBackend
 from envkit.stop import never
 from envkit.studies.before_after import BeforeAfter
 from envkit.studies.before_after_setup import prepare, start
+from envkit.studies.claim import check_environment, read_claim
 from envkit.training.config import TrainConfig
 from envkit.types import Task
 
@@ -92,6 +93,18 @@ def test_a_claim_is_reproduced_to_the_bit(trained: Path) -> None:
         ]
         assert "6 episodes" in result.findings[4].detail
         assert result.findings[4].detail.endswith("every id and log-probability, to the bit")
+
+
+def test_an_environment_that_had_no_certificate_is_told(adapter: Path) -> None:
+    [claimed] = read_claim(adapter).environments
+    told = "as claimed; it had no valid certificate"
+    for certificate, detail in (
+        ("ab" * 32, "as claimed, certificate abababababab"),
+        ("it was never audited; run: envkit audit code-editor", told),
+        ("none", told),
+    ):
+        [code, _] = check_environment(replace(claimed, certificate=certificate), CodeEditorEnv, {})
+        assert (code.what, code.ok, code.detail) == ("code-editor: code", True, detail)
 
 
 def flip_a_weight(adapter: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, cast, final
 
 import pytest
 from guess_env import TASKS, Backend, GuessEnv, halve
@@ -16,8 +16,13 @@ from envkit.benchmark.summary import summarise_row
 from envkit.display import Silent
 from envkit.errors import ContractError, SandboxError, Stopped
 from envkit.rollout import Rollouts
+from envkit.stop import never
 from envkit.store import RunFolder
+from envkit.studies.env_eval import EnvEval
 from envkit.studies.eval_runner import EvalRunner
+from envkit.studies.plan import Plan
+from envkit.training.config import TrainConfig
+from envkit.training.policy import Policy
 
 HALVING = ScriptedAgent("halving", lambda key, turn, observation: halve(observation))
 
@@ -117,10 +122,22 @@ def test_a_bug_in_the_environment_is_shown_counted_and_warned_of(tmp_path: Path)
 
 
 def test_an_evaluation_in_which_nearly_all_raise_ends_with_the_cause(tmp_path: Path) -> None:
-    with pytest.raises(
-        ContractError, match=r"raised in 24 of 24 episodes, first: ZeroDivisionError: bug; fix"
-    ):
+    fault = r"raised in 24 of 24 episodes, first: ZeroDivisionError: bug; fix"
+    with pytest.raises(ContractError, match=fault):
         played_raising(tmp_path, [task.id for task in TASKS], Lines())
+    # A resumed run plays nothing of it again, and does not pass over it.
+    [folder] = tmp_path.iterdir()
+    run = RunFolder.open(folder)
+    no_policy = cast("Policy", None)
+    plan = Plan(TrainConfig(), heldout_tasks=len(TASKS), samples=8)
+    env_eval = EnvEval(run, run, GuessEnv, TASKS, plan, Backend(), Silent(), never)
+    with (
+        pytest.raises(ContractError, match=fault),
+        Rollouts(lambda: Raising([]), workers=1) as rollouts,
+    ):
+        EvalRunner(run, TASKS, Silent()).play(rollouts, HALVING, "halving", 8)
+    with pytest.raises(ContractError, match=fault):
+        env_eval.evaluate(no_policy, "halving")
 
 
 def test_a_stop_keeps_what_is_finished_and_a_resumed_run_plays_the_rest(tmp_path: Path) -> None:

@@ -187,6 +187,17 @@ def test_a_search_that_found_no_better_prompt_is_no_rival(tmp_path: Path) -> Non
     assert any("found none that is better than the environment's own" in said for said in found.sentences)
 
 
+def test_a_better_prompt_counts_whichever_seed_found_it(tmp_path: Path) -> None:
+    for arm, rate, seeds in (("base", 0.2, 1), ("shots", 0.25, 1), ("r16", 0.4, 2), ("sft-6x", 0.4, 2)):
+        write(tmp_path, arm, [solving(rate)] * seeds)
+    write(tmp_path, "prompt", [solving(0.2), solving(0.3)])
+    found = found_by("cost", tmp_path)
+    assert "minus a prompt that was searched for" in found.sentences[1]
+    assert any(
+        said.startswith("The search found a better prompt with 1 of 2 seeds; ") for said in found.sentences
+    )
+
+
 def test_break_even_counts_the_upper_ends_of_our_dollars(tmp_path: Path) -> None:
     """A model whose price lies within our interval might be cheaper."""
     for arm, rate, seeds in (("base", 0.2, 1), ("shots", 0.25, 1), ("prompt", 0.3, 2), ("r16", 0.4, 2)):
@@ -793,6 +804,23 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
     assert said.exit_code == 0, said.output
     assert [each["name"] for each in json.loads(said.stdout)] == [*STUDIES]
     assert all(each["missing"] == each["parts"] > 0 for each in json.loads(said.stdout))
+
+
+def test_the_command_on_a_page_repeats_the_study(tmp_path: Path) -> None:
+    budget = tmp_path / "my sizes.toml"
+    budget.write_text(BUDGET.format(model="a-model"))
+    cells = tmp_path / "grid" / "my sizes" / "cells"
+    for arm in STUDIES["rank"].arms:
+        write(cells, arm, [solving(0.2)])
+    script = Row("enumerate", "a script", tuple(solving(0.05)))
+    CellFolder.of(cells, ARMS["base"], 0).write_others(SOLVE, Others((script,), CONDITIONS, "1.0"))
+    options: dict[str, Any] = {
+        "budget": str(budget), "measure": False, "root": tmp_path / "grid", "display": "quiet",
+    }  # fmt: skip
+    for model, shown in ((None, ""), ("a-model", ""), ("other", " --model other")):
+        page = envkit.study("rank", **options, model=model).page
+        assert page is not None
+        assert f"Command: `envkit study rank --budget '{budget}'{shown} --seeds 1`." in page.read_text()
 
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "studies"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sample_runs
@@ -16,7 +17,7 @@ from envkit.cli.main import app
 from envkit.errors import EnvkitError, UsageError
 from envkit.models import ModelRef
 from envkit.serving.router import AUTO, read_router
-from envkit.store import RunFolder, trajectory_to_json
+from envkit.store import RunFolder, folder_name, trajectory_to_json
 from envkit.studies.routing import first_prompts
 from envkit.taskfile import write_tasks
 from envkit.training.config import TrainConfig, to_mapping
@@ -81,15 +82,17 @@ def test_prompts_are_those_of_the_episodes_one_for_each_task(runs: dict[str, Pat
 
 def test_prompts_of_a_run_of_several_environments_are_found(model: ModelRef, tmp_path: Path) -> None:
     """Its tasks and episodes stand beside each other, and an episode names its environment."""
-    run = RunFolder.create(tmp_path, "several", {"environments": ["red", "blue"]})
+    environments = {"red": "red@programs/own.toml", "blue": "blue"}
+    manifest: dict[str, Any] = {"environments": [*environments.values()], "plan": {}}
+    run = RunFolder.create(tmp_path, "several", manifest)
     run.journal("phases").append({"phase": "done"})
-    for name in FIRST:
+    for name, environment in environments.items():
         task = Task("0", "train", "Do it.", {}, {"source": f"{name} thing"})
-        write_tasks(run.path / name / "tasks" / "train.jsonl", [task], 0)
+        write_tasks(run.path / folder_name(environment) / "tasks" / "train.jsonl", [task], 0)
         with run.journal("episodes") as journal:
             turn = sample_runs.turn(tokens=Tokens(prompt(name, 0), (5,), (-0.5,)))
-            episode = sample_runs.played(f"{name} 0", turns=[turn], row=0, step=1)
-            journal.append({"phase": "rl", **trajectory_to_json(episode), "env": name})
+            episode = sample_runs.played(f"{environment} 0", turns=[turn], row=0, step=1)
+            journal.append({"phase": "rl", **trajectory_to_json(episode), "env": environment})
     found = first_prompts(run.path / "checkpoints" / "step-000001", 50, 0)
     assert {one.source: one.ids for one in found} == {f"{name} thing": prompt(name, 0) for name in FIRST}
 

@@ -68,6 +68,23 @@ def test_cells_of_another_process_come_last_and_what_is_made_of_them_too(
         assert is_free
 
 
+def test_what_is_made_of_a_postponed_cell_is_postponed_too(tmp_path: Path) -> None:
+    """The other process is stopped after its cell was postponed, and before what is made of it is reached."""
+    missing, order = cells_of(tmp_path, "r16", "r1", "warm"), list[str]()
+    other = missing[0][0]
+    other.path.mkdir(parents=True)
+    with ExitStack() as lock:
+        lock.enter_context(locked_folder(other.path))
+
+        def measure(cell: CellFolder, part: str) -> None:
+            lock.close()
+            order.append(cell.arm.name)
+            mark(cell, part)
+
+        assert measure_missing(Grid(tmp_path, 1), missing, measure, Silent()) is None
+    assert order == ["r1", "r16", "warm"]
+
+
 def test_a_signal_ends_it(tmp_path: Path) -> None:
     missing = cells_of(tmp_path, "base", "r1")
 

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from envkit import Env, SandboxBackend, Task, check, tool
 from envkit.display import Silent
-from envkit.stop import never
 from envkit.studies.validate_tasks import validate_tasks, with_transcripts
 from envkit.tools import format_call
 
@@ -48,7 +47,7 @@ class Lamp(Env):
 
 def test_a_failed_oracle_is_shown_with_what_each_action_was_answered(backend: SandboxBackend) -> None:
     tasks = Lamp.make_tasks("train")
-    faults = validate_tasks(Lamp, tasks, backend, Silent(), never, seed=0)
+    faults = validate_tasks(Lamp, tasks, backend, Silent(), seed=0)
     [fault] = with_transcripts(faults, Lamp, tasks, backend, seed=0)
     assert (fault.agent, fault.task) == ("oracle", "misspelt")
     refused, ended = fault.transcript
@@ -63,7 +62,7 @@ def test_long_answers_are_cut(backend: SandboxBackend) -> None:
             return False
 
     tasks = Lamp.make_tasks("train")[:1]
-    faults = validate_tasks(Dim, tasks, backend, Silent(), never, seed=0)
+    faults = validate_tasks(Dim, tasks, backend, Silent(), seed=0)
     found = with_transcripts(faults, Dim, tasks, backend, seed=0)
     assert [fault.agent for fault in found] == ["oracle"]
     answer = found[0].transcript[0].partition(" -> ")[2]

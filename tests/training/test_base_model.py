@@ -164,7 +164,7 @@ def test_a_damaged_adapter_folder_is_refused_or_works(
     path = data.draw(st.sampled_from(mutations(file)))
     mutate(file, path, data.draw(st.sampled_from([*ODD, 10**9])), delete=data.draw(st.booleans()))
     try:
-        server.load_adapters([damaged])
+        server.load_into_engine([damaged])
         server.engine.generate([Request(tiny.prompt(5, seed=1), (1,))], Sampling(1.0, 2))
     except ModelError as error:
         assert len(str(error).splitlines()) == 1  # noqa: PT017

@@ -221,10 +221,10 @@ def test_a_step_of_full_fine_tuning_changes_all_layers_and_leaves_the_base(
     sampled = [Request(PROMPT, (1,))]
     policy.sync()
     expected = policy.engine.generate(sampled, Sampling(1.0, 20))
-    policy.load_adapters([None, tmp_path / "adapter"])
+    policy.load_into_engine([None, tmp_path / "adapter"])
     served = [Request(PROMPT, (1,), adapter=number) for number in range(2)]
     assert policy.engine.generate(served, Sampling(1.0, 20))[1].ids == expected[0].ids
-    fresh.load_adapters([None])
+    fresh.load_into_engine([None])
     assert policy.engine.generate(served[:1], Sampling(1.0, 20)) == fresh.engine.generate(
         sampled, Sampling(1.0, 20)
     )
@@ -311,7 +311,7 @@ def test_an_adapter_without_a_layer_that_its_settings_name_is_not_served(
         kept = {name: tensor for name, tensor in load_file(weights).items() if "layers.1." not in name}
         save_file(kept, weights)
         with pytest.raises(ModelError, match=r"the weights lack model\.layers\.1\."):
-            tiny.policy(ref).load_adapters([tmp_path / control])
+            tiny.policy(ref).load_into_engine([tmp_path / control])
 
 
 def test_a_budget_holds_whatever_comes_after_many_small_adapters(ref: ModelRef) -> None:

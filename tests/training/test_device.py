@@ -142,7 +142,7 @@ def test_the_engine_allocates_all_tensors_on_the_models_device(
     engine = TorchEngine(tiny.plain(ref).to("meta"), [3], max_rows=8)
     engine.load([to_meta(policy), to_meta(policy)])
     first = first_requests()
-    drawn = engine.generate(first, Sampling(0.7, 4, top_p=0.9, top_k=50))
+    drawn = engine.generate(first, Sampling(0.7, 4, top_p=0.9))
     again = next_requests(first, drawn, further=False)
     assert len(engine.generate(again, Sampling(0.7, 2))) == len(again) == 8
     assert len({*drawn_rows}) > 2  # rows have branched and ended
@@ -184,9 +184,9 @@ def test_the_engine_draws_the_same_on_gpu_and_cpu(device: str, family: str, tmp_
         policies = [tiny.policy(ref, seed=seed, noise=0.1, device=place) for seed in (1, 2)]
         engine = policies[0].engine
         engine.load([updates_of(policy.model, "default") for policy in policies])
-        first = engine.generate(first_requests(), Sampling(0.7, 6, top_p=0.9, top_k=50))
+        first = engine.generate(first_requests(), Sampling(0.7, 6, top_p=0.9))
         later = next_requests(first_requests(), first, further=True)
-        second = engine.generate(later, Sampling(0.7, 6, top_k=50))
+        second = engine.generate(later, Sampling(0.7, 6, top_p=0.8))
         last = next_requests(later, second, further=False)  # their KV cache has empty slots now
         drawn.append([*first, *second, *engine.generate(last, Sampling(0.7, 6))])
         assert len(drawn[-1]) == 12 + 8 + 8
@@ -294,7 +294,7 @@ def test_full_fine_tuning_on_a_gpu_samples_what_it_learns(ref: ModelRef, device:
     policy.save_adapter(tmp_path)
     asked = [dataclasses.replace(request, adapter=0, keep_cache=False) for request in first_requests()]
     expected = policy.engine.generate(asked, Sampling(0.0, 6))
-    policy.load_adapters([None, tmp_path])
+    policy.load_into_engine([None, tmp_path])
     found = policy.engine.generate(
         [dataclasses.replace(request, adapter=1) for request in asked], Sampling(0.0, 6)
     )

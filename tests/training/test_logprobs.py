@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from envkit.engine.head import Head
-from envkit.training.logprobs import chosen_logprobs
+from envkit.training.logprobs import selective_logprobs
 
 ROWS, WIDTH, VOCABULARY = 11, 7, 50
 
@@ -30,16 +30,18 @@ def test_pieces_equal_the_whole(
     expected = whole.log_softmax(-1).gather(1, targets[:, None])[:, 0]
     upstream = torch.randn(ROWS)
     [slope] = torch.autograd.grad(expected, hidden, upstream)
-    found = chosen_logprobs(hidden, Head(layer), targets, temperature)
+    found = selective_logprobs(hidden, Head(layer), targets, temperature)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad(found, hidden, upstream)[0], slope)
     with torch.no_grad():
-        torch.testing.assert_close(chosen_logprobs(hidden, Head(layer), targets, temperature), expected)
+        torch.testing.assert_close(selective_logprobs(hidden, Head(layer), targets, temperature), expected)
 
 
 def test_no_rows_have_no_log_probabilities() -> None:
     hidden = torch.randn(0, WIDTH, requires_grad=True)
-    found = chosen_logprobs(hidden, Head(output_layer(VOCABULARY, WIDTH)), torch.zeros(0, dtype=torch.long))
+    found = selective_logprobs(
+        hidden, Head(output_layer(VOCABULARY, WIDTH)), torch.zeros(0, dtype=torch.long)
+    )
     assert found.shape == (0,)
     found.sum().backward()
     assert hidden.grad is not None
@@ -60,7 +62,7 @@ def test_no_tensor_of_all_logits_is_made(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(Head, "__call__", watched)
     hidden = torch.randn(rows, 8, requires_grad=True)
     targets = torch.randint(vocabulary, (rows,))
-    chosen_logprobs(hidden, Head(output_layer(vocabulary, 8)), targets).sum().backward()
+    selective_logprobs(hidden, Head(output_layer(vocabulary, 8)), targets).sum().backward()
     assert largest == 2**18
 
 

@@ -61,6 +61,27 @@ def test_other_kinds_of_adapters_are_left_to_peft(settings: dict[str, Any]) -> N
     assert all(torch.equal(some, other) for some, other in zip(ours, theirs, strict=True))
 
 
+def test_whether_a_bias_is_all_of_an_adapter_is_looked_up_once_for_each_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, theirs = (layer(own, torch.float32, lora_bias=True) for own in (True, False))
+    look, looks, x = torch.Tensor.any, list[int](), torch.randn(3, WIDTHS[0])
+
+    def counting(weight: Tensor) -> Tensor:
+        looks.append(weight.numel())
+        return look(weight)
+
+    monkeypatch.setattr(torch.Tensor, "any", counting)
+    for number in (0.0, 0.5, 0.0):
+        for made in (ours, theirs):
+            with torch.no_grad():
+                made.lora_B["default"].weight.fill_(number)
+        looks.clear()
+        for _ in range(3):
+            torch.testing.assert_close(ours(x), theirs(x))
+        assert len(looks) == 1
+
+
 def test_no_float32_copy_of_the_input_is_kept() -> None:
     made, kept = layer(True, torch.bfloat16), set[tuple[torch.Size, torch.dtype]]()
 

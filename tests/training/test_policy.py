@@ -131,7 +131,7 @@ def test_one_base_serves_many_adapters(ref: ModelRef, tmp_path: Path) -> None:
     server = tiny.policy(ref, seed=3, noise=0.3)
     server.sync()
     before = server.engine.generate(requests, Sampling(1.0, 8)), tiny.weights(server), scores(server)
-    server.load_adapters([tmp_path / "2", None, tmp_path / "1"])
+    server.load_into_engine([tmp_path / "2", None, tmp_path / "1"])
     numbered = [Request(PROMPT, (1,), adapter=number) for number in range(3)]
     found = [server.engine.generate([request], Sampling(1.0, 8)) for request in numbered]
     assert found[::2] == drawn[::-1]

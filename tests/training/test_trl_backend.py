@@ -126,6 +126,19 @@ def test_a_resumed_run_ends_with_the_bits_of_a_straight_one(make: Make, ref: Mod
     assert tiny.equal(tiny.weights(straight), tiny.weights(again))
 
 
+def test_the_last_step_may_change_before_training_and_between_steps(make: Make, ref: ModelRef) -> None:
+    trainer = make(TRLTrainer, "run", tiny.policy(ref), dataclasses.replace(CONFIG, max_steps=1))
+    trainer.last_step, seen = 2, list[int]()
+
+    def on_step(metrics: StepMetrics) -> bool:
+        seen.append(metrics.step)
+        trainer.last_step = 3
+        return True
+
+    trainer.train(on_step)
+    assert seen == [1, 2, 3]
+
+
 def test_void_episodes_are_counted_and_too_many_end_training(make: Make, ref: ModelRef) -> None:
     config, policy = dataclasses.replace(CONFIG, max_steps=1, max_turns=1), tiny.policy(ref)
     before = tiny.weights(policy)
@@ -178,8 +191,9 @@ def test_conversations_that_branch_are_refused() -> None:
         _padded([TrainingGroup((1,), [row], True, True)], 1, 0)
 
 
+@pytest.mark.parametrize("changes", [{}, {"max_kl": 100.0}], ids=str)
 def test_a_step_that_nothing_is_learned_from_leaves_the_weights(
-    make: Make, ref: ModelRef, monkeypatch: pytest.MonkeyPatch
+    make: Make, ref: ModelRef, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     """The optimizer's momentum, of the step before, would move them."""
     seen: list[list[torch.Tensor]] = []
@@ -200,6 +214,6 @@ def test_a_step_that_nothing_is_learned_from_leaves_the_weights(
         ]
 
     monkeypatch.setattr(trl_backend, "training_groups", groups)
-    train(make(TRLTrainer, "trl", policy, dataclasses.replace(CONFIG, max_steps=2)))
+    train(make(TRLTrainer, "trl", policy, dataclasses.replace(CONFIG, max_steps=2, **changes)))
     assert not all(torch.equal(one, other) for one, other in zip(*seen, strict=True)), "the first step learns"
     assert all(torch.equal(one, other) for one, other in zip(seen[1], tiny.weights(policy), strict=True))

@@ -45,8 +45,9 @@ def judge(grid: Grid) -> StudyFinding:
         "the prompt with solved tasks": lambda level: grid.difference("r16", "shots", level=level),
     }
     searched = grid.difference("prompt", "base")
-    is_found = not _are_same(grid.rows("prompt")[0], grid.rows("base")[0])
-    if is_found:
+    [base], prompted = grid.rows("base"), grid.rows("prompt")
+    better = sum(not _are_same(row, base) for row in prompted)
+    if better:
         against["a prompt that was searched for"] = lambda level: grid.difference(
             "r16", "prompt", level=level
         )
@@ -54,8 +55,9 @@ def judge(grid: Grid) -> StudyFinding:
         against[name] = lambda level, row=row: grid.difference_from(row, "r16", level=level)
     compared = [f"{name}: {in_points(each(LEVEL))}" for name, each in against.items()]
     found = (
-        f"The prompt that was searched for, minus the base: {in_points(searched)}. "
-        if is_found
+        f"The search found a better prompt with {better} of {len(prompted)} seeds; the prompts of all seeds, "
+        f"minus the base: {in_points(searched)}. "
+        if better
         else "The search for a prompt found none that is better than the environment's own, so that this arm "
         "is the base. "
     )

@@ -53,7 +53,7 @@ def judge(grid: Grid) -> StudyFinding:
     most = max(together)
     base, many = found.speeds["base"], found.speeds[f"{most} together"]
     share, times = _ratio(many, base), _ratio(many, found.speeds[f"{one_by_one[-1]} one by one"])
-    is_claimed = (found.rows, len(base) >= _ROUNDS) == (_ROWS, True)
+    is_claimed = found.rows == _ROWS and len(base) >= _ROUNDS
     verdict = all_of(
         [above(share, _SHARE), above(times, _TIMES), HELD if found.difference <= _EXACT else FAILED]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from envkit.benchmark.svg_charts import bars, svg_file
 from envkit.benchmark.tables import Table
 from envkit.store import write_atomic
 from envkit.studies.founding.arms import ARMS, BASE, SPECIALISTS
-from envkit.studies.founding.budget import StudyBudget
+from envkit.studies.founding.budget import StudyBudget, load_budget
 from envkit.studies.founding.catalogue import Study
 from envkit.studies.founding.finding import UNDECIDED, StudyFinding, in_points
 from envkit.studies.founding.grid import Grid
@@ -81,8 +82,17 @@ def _scripts_table(study: Study, grid: Grid, part: str) -> Table:
     )
 
 
-def write_page(study: Study, finding: StudyFinding, grid: Grid, budget: StudyBudget, folder: Path) -> Path:
-    """Write a study's page and its plot to a folder, in place of older ones; returns the page's path."""
+def write_page(
+    study: Study, finding: StudyFinding, grid: Grid, budget: StudyBudget, typed: str, folder: Path
+) -> Path:
+    """Write a study's page and its plot to a folder, in place of older ones; returns the page's path.
+
+    Args:
+        study, finding, grid: what was judged, and by which cells.
+        budget: the sizes, with the model that was given, if one was.
+        typed: the name or the file of the budget, for the command that the page shows.
+        folder: where they are written.
+    """
     plot = folder / f"{study.name}.svg"
     write_atomic(plot, _plot(study, finding).encode())
     text = (
@@ -98,7 +108,7 @@ def write_page(study: Study, finding: StudyFinding, grid: Grid, budget: StudyBud
             tables=finding.tables,
             published=study.published,
             setup=_setup(study, budget, grid),
-            command=_command(study, folder.name, grid.seeds),
+            command=_command(study, budget, typed, grid.seeds),
             versions=_versions(study, grid),
         )
     )
@@ -107,9 +117,13 @@ def write_page(study: Study, finding: StudyFinding, grid: Grid, budget: StudyBud
     return page
 
 
-def _command(study: Study, budget: str, seeds: int) -> str:
-    benchmark = " --benchmark FORMAT:PATH" if FRONTIER in study.parts else ""
-    return f"envkit study {study.name} --budget {budget}{benchmark} --seeds {seeds}"
+def _command(study: Study, budget: StudyBudget, typed: str, seeds: int) -> str:
+    words = ["envkit", "study", study.name, "--budget", typed]
+    if budget.model != load_budget(typed).model:
+        words += ["--model", budget.model]
+    if FRONTIER in study.parts:
+        words += ["--benchmark", "FORMAT:PATH"]
+    return shlex.join([*words, "--seeds", str(seeds)])
 
 
 def _plot(study: Study, finding: StudyFinding) -> str:

@@ -18,7 +18,6 @@ from envkit.environments.code_editor import CodeEditorEnv
 from envkit.environments.code_editor.actions import HELP, HELP_WHOLE, replace_text_message
 from envkit.environments.code_editor.exploits import attack_actions
 from envkit.environments.code_editor.formats.asserts import WEAKNESS
-from envkit.stop import never
 from envkit.studies.validate_tasks import validate_tasks
 
 # Made-up items: before, after, tests.
@@ -142,7 +141,7 @@ def ending(backend: SandboxBackend, task: Task, source: str) -> Mapping[str, Any
 def test_every_control_agent_earns_its_expected_reward(
     tasks: Mapping[str, Task], backend: SandboxBackend
 ) -> None:
-    assert validate_tasks(CodeEditorEnv, [*tasks.values()], backend, Silent(), never, seed=1) == []
+    assert validate_tasks(CodeEditorEnv, [*tasks.values()], backend, Silent(), seed=1) == []
 
 
 def test_control_agents_find_items_whose_tests_do_not_distinguish_programs(
@@ -155,7 +154,7 @@ def test_control_agents_find_items_whose_tests_do_not_distinguish_programs(
     }
     path = write_rows(tmp_path / "edits.jsonl", *(row(*one) for one in items.items()))
     posed = CodeEditorEnv.import_tasks("canitedit", path).tasks
-    broken = validate_tasks(CodeEditorEnv, posed, backend, Silent(), never, seed=1)
+    broken = validate_tasks(CodeEditorEnv, posed, backend, Silent(), seed=1)
     assert [(one.task, one.agent) for one in broken] == [
         ("canitedit/wrong", "oracle"),
         ("canitedit/dead", "oracle"),

@@ -13,7 +13,6 @@ from envkit.environments.code_editor import CodeEditorEnv
 from envkit.environments.code_editor.env import oracle_action
 from envkit.mining.suite.miner import mine_checkout
 from envkit.sandbox import SandboxBackend
-from envkit.stop import never
 from envkit.studies.validate_tasks import validate_tasks
 from envkit.types import Task
 
@@ -42,7 +41,7 @@ def played(task: Task, backend: SandboxBackend, *actions: str) -> tuple[list[str
 
 def test_the_oracle_earns_1_and_the_no_op_0(tasks: list[Task], backend: SandboxBackend) -> None:
     assert len({task.source for task in tasks}) > 4
-    assert validate_tasks(CodeEditorEnv, tasks, backend, Silent(), never, seed=0) == []
+    assert validate_tasks(CodeEditorEnv, tasks, backend, Silent(), seed=0) == []
 
 
 def test_the_held_out_check_is_skipped_if_no_inputs_are_drawn(due: Task, backend: SandboxBackend) -> None:

@@ -26,7 +26,7 @@ _BASE = "@base"
 
 
 @final
-class VLLMWorker:
+class VLLMDecoder:
     """Decodes with vLLM. Implements `envkit.serving.decoder.Decoder`.
 
     vLLM makes the random draws, seeded by each row's key. It tells the model's own log-probabilities only, so

@@ -46,7 +46,7 @@ class _Listener:
 
 
 @final
-class Worker:
+class TorchDecoder:
     """Owns the running batch. Other threads only leave requests here and get events back.
 
     Implements `envkit.serving.decoder.Decoder`.
