@@ -294,8 +294,10 @@ def _require_few(client: Client, prompts: int, count: int) -> None:
 def _require_model(server: Server, client: Client, body: ChatBody | CompletionBody) -> None:
     """Refuse a model that does not exist or that the key may not use, before a prompt is encoded.
 
+    A routed request has no model yet: the router chooses one by its prompt.
+
     Raises:
-        ApiError: 404. A router may choose any model of its own.
+        ApiError: 404.
     """
     if not _is_routed(server, body):
         find(client, body.model, server.models.version)

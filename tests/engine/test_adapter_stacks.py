@@ -51,7 +51,7 @@ def expected(x_SI: Tensor, adapter: Sequence[Update | None]) -> Tensor:
 
 
 def added(stacks: AdapterStacks, x_BSI: Tensor, owners: Sequence[int | None], positions: range) -> Tensor:
-    """What is added to a base's outputs of one."""
+    """Return the term that adapters add to a base whose outputs are all 1."""
     rows = [row for row, owner in enumerate(owners) if owner is not None]
     chosen = [owner - positions.start for owner in owners if owner is not None]
     some: Tensor | slice | None = None
