@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,49 +19,211 @@ if TYPE_CHECKING:
     from envkit.studies.founding.grid import Grid
 
 
-def make(
-    grid: Grid, cell: CellFolder, sizes: StudyBudget, sandbox: SandboxBackend | str, display: Display
-) -> signal.Signals | None:
-    """Make a cell's adapter or message, unless it has one or needs none; returns what stopped it.
+@dataclass(frozen=True, slots=True)
+class ArmMaker:
+    """Make the adapters and messages of a grid's cells.
 
-    Goes on with a run that was stopped.
+    Args:
+        grid: the cells of all arms.
+        sizes: of the grid.
+        sandbox: a backend or its registered name.
+        display: live view.
     """
-    from envkit.studies.founding.arms import PROMPTED
 
-    if cell.arm.kind == PROMPTED and cell.prompt is None:
-        return _search_message(cell, sizes, sandbox, display)
-    if cell.arm.has_adapter and cell.made is None:
-        return _make_adapter(grid, cell, sizes, sandbox, display)
-    return None
+    grid: Grid
+    sizes: StudyBudget
+    sandbox: SandboxBackend | str
+    display: Display
 
+    def make(self, cell: CellFolder) -> signal.Signals | None:
+        """Make a cell's adapter or message, unless it has one or needs none; returns what stopped it.
 
-def _make_adapter(
-    grid: Grid, cell: CellFolder, sizes: StudyBudget, sandbox: SandboxBackend | str, display: Display
-) -> signal.Signals | None:
-    from envkit.models import weights_digest
-    from envkit.studies.controls import control_of
-    from envkit.studies.founding.arms import COMPUTED, MERGED, TRAINED, WARM
-    from envkit.studies.founding.measurements import Made
-    from envkit.studies.provenance import commit
-    from envkit.training.checkpoint import step_of
+        Goes on with a run that was stopped.
+        """
+        from envkit.studies.founding.arms import PROMPTED
 
-    make = {COMPUTED: _compute, MERGED: _merge, TRAINED: _train, WARM: _copy_warm_start}[cell.arm.kind]
-    adapter = make(grid, cell, sizes, sandbox, display)
-    if isinstance(adapter, signal.Signals):
-        return adapter
-    cell.write_made(
-        Made(
-            str(adapter.resolve().relative_to(cell.path.resolve())),
-            weights_digest(adapter),
-            control_of(cell.name, adapter),
-            step_of(adapter),
-            sizes.config_of(cell.arm).max_steps if cell.arm.kind == TRAINED else 0,
-            commit(),
-            grid.parts(cell),
-            settings_of(sizes, cell.arm),
+        if cell.arm.kind == PROMPTED and cell.prompt is None:
+            return self._search_message(cell)
+        if cell.arm.has_adapter and cell.made is None:
+            return self._make_adapter(cell)
+        return None
+
+    def _make_adapter(self, cell: CellFolder) -> signal.Signals | None:
+        from envkit.models import weights_digest
+        from envkit.studies.controls import control_of
+        from envkit.studies.founding.arms import COMPUTED, MERGED, TRAINED, WARM
+        from envkit.studies.founding.measurements import Made
+        from envkit.studies.provenance import commit
+        from envkit.training.checkpoint import step_of
+
+        make = {
+            COMPUTED: self._compute,
+            MERGED: self._merge,
+            TRAINED: self._train,
+            WARM: self._copy_warm_start,
+        }[cell.arm.kind]
+        adapter = make(cell)
+        if isinstance(adapter, signal.Signals):
+            return adapter
+        cell.write_made(
+            Made(
+                str(adapter.resolve().relative_to(cell.path.resolve())),
+                weights_digest(adapter),
+                control_of(cell.name, adapter),
+                step_of(adapter),
+                self.sizes.config_of(cell.arm).max_steps if cell.arm.kind == TRAINED else 0,
+                commit(),
+                self.grid.parts(cell),
+                settings_of(self.sizes, cell.arm),
+            )
         )
-    )
-    return None
+        return None
+
+    def _train(self, cell: CellFolder) -> Path | signal.Signals:
+        """Train a cell's adapter.
+
+        Raises:
+            UsageError: its run was begun with other settings.
+        """
+        from envkit.api.training import resume_train, train
+        from envkit.store import RunFolder
+        from envkit.studies.founding.grid import differing_settings
+        from envkit.training.config import of_run, to_mapping
+
+        folder = cell.work / "training"
+        began = runs_of(folder)
+        if began:
+            run, settings = RunFolder.open(began[-1]), settings_of(self.sizes, cell.arm)
+            # "auto" has become a dtype of this machine's in the run.
+            theirs = to_mapping(of_run(run)) | ({"dtype": "auto"} if settings["dtype"] == "auto" else {})
+            if differing := differing_settings(theirs, settings):
+                raise UsageError(
+                    f"the run of {cell.name} was begun with {differing[0]}, and now it would be "
+                    f"{differing[1]}; go on with the version that began it ({run.manifest.get('commit')}), "
+                    f"or delete {run.path} to begin again"
+                )
+        result = (
+            resume_train(began[-1], sandbox=self.sandbox, trackers=(), display=self.display)
+            if began
+            else train(
+                cell.arm.environments or self.sizes.environment,
+                config={**self.sizes.settings_of(cell.arm), "seed": cell.seed},
+                max_task_chars=self.sizes.max_task_chars_of(cell.arm),
+                evaluate=False,
+                sandbox=self.sandbox,
+                trackers=(),
+                root=folder,
+                display=self.display,
+                command=f"envkit study: {cell.name}",
+            )
+        )
+        return result.stopped_by or result.adapter
+
+    def _copy_warm_start(self, cell: CellFolder) -> Path:
+        """Copy what an arm's RL of the same seed began with.
+
+        Raises:
+            UsageError: it is not trained yet.
+            StoreError: it is gone.
+        """
+        from envkit.studies.founding.arms import RL_ARM
+        from envkit.training.checkpoint import copy_adapter
+
+        trained = self.grid.cells(RL_ARM)[cell.seed]
+        if adapter_of(trained) is None:
+            raise UsageError(f"{trained.name} is not trained yet; run the study to train it")
+        began = runs_of(trained.work / "training")[-1] / "sft"
+        if not began.exists():
+            raise StoreError(
+                f"{began} is gone, which RL of {trained.name} began with; delete the folder {trained.path} "
+                "to train and measure it again"
+            )
+        adapter = cell.work / "adapter"
+        if adapter.exists():  # stopped before it was written down
+            shutil.rmtree(adapter)
+        cell.work.mkdir(parents=True, exist_ok=True)
+        copy_adapter(began, adapter)
+        return adapter
+
+    def _compute(self, cell: CellFolder) -> Path | signal.Signals:
+        """Compute a steering vector from what the base solves and fails."""
+        from envkit.api.steering import steer
+        from envkit.api.supporting import support
+
+        adapter = cell.work / "vector"
+        if not adapter.exists():
+            # A search that was stopped begins anew: it stops by what it finds, so it has no end to go on to.
+            played = support(
+                self.sizes.environment,
+                config=self.sizes.settings_of(cell.arm),
+                seed=cell.seed,
+                max_task_chars=self.sizes.max_task_chars,
+                sandbox=self.sandbox,
+                root=cell.work / "training",
+                display=self.display,
+            )
+            if played.stopped_by:
+                return played.stopped_by
+            steer(played.run, adapter, display=self.display)
+        return adapter
+
+    def _search_message(self, cell: CellFolder) -> signal.Signals | None:
+        """Search for a cell's system message."""
+        from envkit.api.prompting import resume_prompt_search, search_prompt
+        from envkit.studies.founding.measurements import SystemPrompt
+        from envkit.studies.provenance import commit
+
+        folder = cell.work / "search"
+        began = runs_of(folder)
+        result = (
+            resume_prompt_search(began[-1], sandbox=self.sandbox, display=self.display)
+            if began
+            else search_prompt(
+                self.sizes.environment,
+                config=self.sizes.settings_of(cell.arm),
+                **asdict(self.sizes.prompt_sizes),
+                seed=cell.seed,
+                max_task_chars=self.sizes.max_task_chars,
+                sandbox=self.sandbox,
+                root=folder,
+                display=self.display,
+                command=f"envkit study: {cell.name}",
+            )
+        )
+        if result.found is None:
+            return result.stopped_by
+        cell.write_prompt(SystemPrompt(result.found.system, result.found.sampled_tokens, commit()))
+        return None
+
+    def _merge(self, cell: CellFolder) -> Path:
+        """Merge the specialists of the same seed."""
+        from envkit.models import resolve
+        from envkit.training.merging import merge_adapters
+
+        adapter = cell.work / "merged"
+        if adapter.exists():  # stopped before it was written down
+            shutil.rmtree(adapter)
+        cell.work.mkdir(parents=True, exist_ok=True)
+        parts = [*self._specialists(cell.seed).values()]
+        merge_adapters(resolve(self.sizes.model, self.display), parts, adapter, cell.arm.merging)
+        return adapter
+
+    def _specialists(self, seed: int) -> dict[str, Path]:
+        """Adapters of the specialists of a seed, by the environment that each was trained on.
+
+        Raises:
+            UsageError: one is not trained yet.
+            StoreError: one is gone.
+        """
+        from envkit.studies.founding.arms import SPECIALISTS
+
+        found: dict[str, Path] = {}
+        for environment, arm in SPECIALISTS.items():
+            cell = self.grid.cells(arm.name)[seed]
+            if (adapter := adapter_of(cell)) is None:
+                raise UsageError(f"{cell.name} is not trained yet; run the study to train it")
+            found[environment] = adapter
+        return found
 
 
 def settings_of(sizes: StudyBudget, arm: Arm) -> dict[str, object]:
@@ -76,168 +238,6 @@ def settings_of(sizes: StudyBudget, arm: Arm) -> dict[str, object]:
     if any(kind.harness is not None for kind in kinds):  # it has no known answers
         settings["sft_examples"] = 0
     return {name: value for name, value in settings.items() if name not in ("seed", "kv_cache_mb")}
-
-
-def _train(
-    grid: Grid, cell: CellFolder, sizes: StudyBudget, sandbox: SandboxBackend | str, display: Display
-) -> Path | signal.Signals:
-    """Train a cell's adapter.
-
-    Raises:
-        UsageError: its run was begun with other settings.
-    """
-    from envkit.api.training import resume_train, train
-    from envkit.store import RunFolder
-    from envkit.studies.founding.grid import differing_settings
-    from envkit.training.config import of_run, to_mapping
-
-    folder = cell.work / "training"
-    began = runs_of(folder)
-    if began:
-        run, settings = RunFolder.open(began[-1]), settings_of(sizes, cell.arm)
-        # "auto" has become a dtype of this machine's in the run.
-        theirs = to_mapping(of_run(run)) | ({"dtype": "auto"} if settings["dtype"] == "auto" else {})
-        if differing := differing_settings(theirs, settings):
-            raise UsageError(
-                f"the run of {cell.name} was begun with {differing[0]}, and now it would be {differing[1]}; "
-                f"go on with the version that began it ({run.manifest.get('commit')}), or delete {run.path} "
-                "to begin again"
-            )
-    result = (
-        resume_train(began[-1], sandbox=sandbox, trackers=(), display=display)
-        if began
-        else train(
-            cell.arm.environments or sizes.environment,
-            config={**sizes.settings_of(cell.arm), "seed": cell.seed},
-            max_task_chars=sizes.max_task_chars_of(cell.arm),
-            evaluate=False,
-            sandbox=sandbox,
-            trackers=(),
-            root=folder,
-            display=display,
-            command=f"envkit study: {cell.name}",
-        )
-    )
-    return result.stopped_by or result.adapter
-
-
-def _copy_warm_start(
-    grid: Grid, cell: CellFolder, sizes: StudyBudget, sandbox: SandboxBackend | str, display: Display
-) -> Path:
-    """Copy what an arm's RL of the same seed began with.
-
-    Raises:
-        UsageError: it is not trained yet.
-        StoreError: it is gone.
-    """
-    from envkit.studies.founding.arms import RL_ARM
-    from envkit.training.checkpoint import copy_adapter
-
-    trained = grid.cells(RL_ARM)[cell.seed]
-    if adapter_of(trained) is None:
-        raise UsageError(f"{trained.name} is not trained yet; run the study to train it")
-    began = runs_of(trained.work / "training")[-1] / "sft"
-    if not began.exists():
-        raise StoreError(
-            f"{began} is gone, which RL of {trained.name} began with; delete the folder {trained.path} to "
-            "train and measure it again"
-        )
-    adapter = cell.work / "adapter"
-    if adapter.exists():  # stopped before it was written down
-        shutil.rmtree(adapter)
-    cell.work.mkdir(parents=True, exist_ok=True)
-    copy_adapter(began, adapter)
-    return adapter
-
-
-def _compute(
-    grid: Grid, cell: CellFolder, sizes: StudyBudget, sandbox: SandboxBackend | str, display: Display
-) -> Path | signal.Signals:
-    """Compute a steering vector from what the base solves and fails."""
-    from envkit.api.steering import steer
-    from envkit.api.supporting import support
-
-    adapter = cell.work / "vector"
-    if not adapter.exists():
-        # A search that was stopped begins anew: it stops by what it finds, so it has no end to go on to.
-        played = support(
-            sizes.environment,
-            config=sizes.settings_of(cell.arm),
-            seed=cell.seed,
-            max_task_chars=sizes.max_task_chars,
-            sandbox=sandbox,
-            root=cell.work / "training",
-            display=display,
-        )
-        if played.stopped_by:
-            return played.stopped_by
-        steer(played.run, adapter, display=display)
-    return adapter
-
-
-def _search_message(
-    cell: CellFolder, sizes: StudyBudget, sandbox: SandboxBackend | str, display: Display
-) -> signal.Signals | None:
-    """Search for a cell's system message."""
-    from envkit.api.prompting import resume_prompt_search, search_prompt
-    from envkit.studies.founding.measurements import SystemPrompt
-    from envkit.studies.provenance import commit
-
-    folder = cell.work / "search"
-    began = runs_of(folder)
-    result = (
-        resume_prompt_search(began[-1], sandbox=sandbox, display=display)
-        if began
-        else search_prompt(
-            sizes.environment,
-            config=sizes.settings_of(cell.arm),
-            **asdict(sizes.prompt_sizes),
-            seed=cell.seed,
-            max_task_chars=sizes.max_task_chars,
-            sandbox=sandbox,
-            root=folder,
-            display=display,
-            command=f"envkit study: {cell.name}",
-        )
-    )
-    if result.found is None:
-        return result.stopped_by
-    cell.write_prompt(SystemPrompt(result.found.system, result.found.sampled_tokens, commit()))
-    return None
-
-
-def _merge(
-    grid: Grid, cell: CellFolder, sizes: StudyBudget, sandbox: SandboxBackend | str, display: Display
-) -> Path:
-    """Merge the specialists of the same seed."""
-    from envkit.models import resolve
-    from envkit.training.merging import merge_adapters
-
-    adapter = cell.work / "merged"
-    if adapter.exists():  # stopped before it was written down
-        shutil.rmtree(adapter)
-    cell.work.mkdir(parents=True, exist_ok=True)
-    parts = [*_specialists(grid, cell.seed).values()]
-    merge_adapters(resolve(sizes.model, display), parts, adapter, cell.arm.merging)
-    return adapter
-
-
-def _specialists(grid: Grid, seed: int) -> dict[str, Path]:
-    """Adapters of the specialists of a seed, by the environment that each was trained on.
-
-    Raises:
-        UsageError: one is not trained yet.
-        StoreError: one is gone.
-    """
-    from envkit.studies.founding.arms import SPECIALISTS
-
-    found: dict[str, Path] = {}
-    for environment, arm in SPECIALISTS.items():
-        cell = grid.cells(arm.name)[seed]
-        if (adapter := adapter_of(cell)) is None:
-            raise UsageError(f"{cell.name} is not trained yet; run the study to train it")
-        found[environment] = adapter
-    return found
 
 
 def runs_of(folder: Path) -> list[Path]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 import signal
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envkit.api.bench_runs import LIMITS
-from envkit.api.study_arms import adapter_of, make, runs_of
+from envkit.api.study_arms import ArmMaker, adapter_of, runs_of
 from envkit.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -22,219 +22,252 @@ if TYPE_CHECKING:
     from envkit.types import Task
 
 
-def measure(
-    grid: Grid,
-    cell: CellFolder,
-    part: str,
-    sizes: StudyBudget,
-    benchmark: str,
-    sandbox: SandboxBackend | str,
-    display: Display,
-) -> signal.Signals | None:
-    """Measure a part of a cell, after making its adapter if it has none; returns what stopped it.
+@dataclass(frozen=True, slots=True)
+class CellMeasurer:
+    """Measure the cells of a grid.
 
     Args:
         grid: the cells of all arms, of which some are made.
-        cell: the cell.
-        part: one that is not measured yet; see `envkit.studies.founding.measurements`.
         sizes: of the grid.
         benchmark: tasks that other models have answered, ``FORMAT:PATH``; for ``"frontier"`` alone.
         sandbox: a backend or its registered name.
         display: live view.
-
-    Raises:
-        EnvkitError: it cannot be measured.
     """
-    from envkit.studies.founding.arms import ROUTED
-    from envkit.studies.founding.measurements import DISTANCE, FRONTIER, MULTIPLEX, answered_part
 
-    if part == MULTIPLEX:
-        _multiplex(cell, sizes, display)
-        return None
-    tasks = benchmark if FRONTIER in (part, answered_part(part)) else ""
-    if (played := answered_part(part)) is not None:
-        return _play_others(cell, played, sizes, tasks, sandbox, display)
-    if cell.arm.kind == ROUTED:
-        _route(grid, cell, sizes, sandbox, display)
-        return None
-    if stopped := make(grid, cell, sizes, sandbox, display):
-        return stopped
-    if part == DISTANCE:
-        _measure_distance(cell, sizes, sandbox, display)
-        return None
-    return _play(cell, part, sizes, tasks, sandbox, display)
+    grid: Grid
+    sizes: StudyBudget
+    benchmark: str
+    sandbox: SandboxBackend | str
+    display: Display
 
+    def measure(self, cell: CellFolder, part: str) -> signal.Signals | None:
+        """Measure a part of a cell, after making its adapter if it has none; returns what stopped it.
 
-def _play(
-    cell: CellFolder,
-    part: str,
-    sizes: StudyBudget,
-    tasks: str,
-    sandbox: SandboxBackend | str,
-    display: Display,
-) -> signal.Signals | None:
-    """Play a cell's held-out episodes."""
-    from envkit.studies.founding.measurements import Measured, message_digest
+        Args:
+            cell: the cell.
+            part: one that is not measured yet; see `envkit.studies.founding.measurements`.
 
-    system = "" if cell.prompt is None else cell.prompt.system
-    report, stopped = _evaluated(
-        cell.work / part,
-        sizes.play_of(part),
-        sandbox,
-        display,
-        f"envkit study: {cell.name}, {part}",
-        tasks,
-        model=sizes.model,
-        adapter=adapter_of(cell),
-        shots=cell.arm.shots,
-        system=system,
-    )
-    if report is None:
-        return stopped
-    assert report.conditions is not None  # only reports of earlier versions lack them
-    [row] = [row for row in report.rows if row.expected is None]
-    if system:  # seeds that found the same message are still several
-        row = replace(row, origin=replace(row.origin, system=message_digest(system, cell.seed)))
-    row = replace(row, name=cell.name, description=cell.arm.meaning)
-    cell.write_measured(part, Measured(row, report.conditions, report.machine, report.commit))
-    return None
+        Raises:
+            EnvkitError: it cannot be measured.
+        """
+        from envkit.studies.founding.arms import ROUTED
+        from envkit.studies.founding.measurements import DISTANCE, FRONTIER, MULTIPLEX, answered_part
 
+        if part == MULTIPLEX:
+            self._multiplex(cell)
+            return None
+        tasks = self.benchmark if FRONTIER in (part, answered_part(part)) else ""
+        if (played := answered_part(part)) is not None:
+            return self._play_others(cell, played, tasks)
+        if cell.arm.kind == ROUTED:
+            self._route(cell)
+            return None
+        if stopped := ArmMaker(self.grid, self.sizes, self.sandbox, self.display).make(cell):
+            return stopped
+        if part == DISTANCE:
+            self._measure_distance(cell)
+            return None
+        return self._play(cell, part, tasks)
 
-def _play_others(
-    cell: CellFolder,
-    part: str,
-    sizes: StudyBudget,
-    tasks: str,
-    sandbox: SandboxBackend | str,
-    display: Display,
-) -> signal.Signals | None:
-    """Let the environment's baselines play the tasks of a part, and grade answers that came with them."""
-    from envkit import registry
-    from envkit.studies.founding.measurements import Others, others_part
-    from envkit.studies.provenance import commit
+    def _play(self, cell: CellFolder, part: str, tasks: str) -> signal.Signals | None:
+        """Play a cell's held-out episodes."""
+        from envkit.studies.founding.measurements import Measured, message_digest
 
-    play, work = sizes.play_of(part), cell.work / others_part(part)
-    rows: list[Row] = []
-    conditions: Conditions | None = None
-    if play.recorded:  # baselines play beside them
-        report, stopped = _evaluated(
-            work, play, sandbox, display, f"envkit study: {part}", tasks, others=True
+        system = "" if cell.prompt is None else cell.prompt.system
+        report, stopped = self._evaluated(
+            cell.work / part,
+            self.sizes.play_of(part),
+            f"envkit study: {cell.name}, {part}",
+            tasks,
+            model=self.sizes.model,
+            adapter=adapter_of(cell),
+            shots=cell.arm.shots,
+            system=system,
         )
         if report is None:
             return stopped
-        rows += [row for row in report.rows if row.expected is None]
-        conditions = report.conditions
-    else:
-        for baseline in registry.environment(play.environment).baselines:
-            report, stopped = _evaluated(
-                work / baseline.name,
-                play if baseline.is_random else replace(play, samples=1),
-                sandbox,
-                display,
-                f"envkit study: {baseline.name}",
-                agent=baseline.name,
-            )
+        assert report.conditions is not None  # only reports of earlier versions lack them
+        [row] = [row for row in report.rows if row.expected is None]
+        if system:  # seeds that found the same message are still several
+            row = replace(row, origin=replace(row.origin, system=message_digest(system, cell.seed)))
+        row = replace(row, name=cell.name, description=cell.arm.meaning)
+        cell.write_measured(part, Measured(row, report.conditions, report.machine, report.commit))
+        return None
+
+    def _play_others(self, cell: CellFolder, part: str, tasks: str) -> signal.Signals | None:
+        """Let the environment's baselines play the tasks of a part, and grade answers that came with them."""
+        from envkit import registry
+        from envkit.studies.founding.measurements import Others, others_part
+        from envkit.studies.provenance import commit
+
+        play, work = self.sizes.play_of(part), cell.work / others_part(part)
+        rows: list[Row] = []
+        conditions: Conditions | None = None
+        if play.recorded:  # baselines play beside them
+            report, stopped = self._evaluated(work, play, f"envkit study: {part}", tasks, others=True)
             if report is None:
                 return stopped
-            rows += [row for row in report.rows if row.name == baseline.name]
+            rows += [row for row in report.rows if row.expected is None]
             conditions = report.conditions
-    cell.write_others(part, Others(tuple(rows), conditions, commit()))
-    return None
+        else:
+            for baseline in registry.environment(play.environment).baselines:
+                report, stopped = self._evaluated(
+                    work / baseline.name,
+                    play if baseline.is_random else replace(play, samples=1),
+                    f"envkit study: {baseline.name}",
+                    agent=baseline.name,
+                )
+                if report is None:
+                    return stopped
+                rows += [row for row in report.rows if row.name == baseline.name]
+                conditions = report.conditions
+        cell.write_others(part, Others(tuple(rows), conditions, commit()))
+        return None
 
+    def _evaluated(
+        self,
+        folder: Path,
+        play: EpisodePlan,
+        command: str,
+        tasks: str = "",
+        *,
+        others: bool = False,
+        agent: str = "model",
+        **model: Any,
+    ) -> tuple[ReportData | None, signal.Signals | None]:
+        """Evaluate an agent, or others' answers; goes on with an evaluation that was stopped.
 
-def _evaluated(
-    folder: Path,
-    play: EpisodePlan,
-    sandbox: SandboxBackend | str,
-    display: Display,
-    command: str,
-    tasks: str = "",
-    *,
-    others: bool = False,
-    agent: str = "model",
-    **model: Any,
-) -> tuple[ReportData | None, signal.Signals | None]:
-    """Evaluate an agent, or others' answers; goes on with an evaluation that was stopped.
+        Returns:
+            Its report, or what stopped it.
+        """
+        from envkit.api.measuring import bench, bench_spec, evaluate, resume_bench
+        from envkit.benchmark.report import load_reports
 
-    Returns:
-        Its report, or what stopped it.
-    """
-    from envkit.api.measuring import bench, bench_spec, evaluate, resume_bench
-    from envkit.benchmark.report import load_reports
+        common: dict[str, Any] = {
+            "tasks": tasks,
+            "limit": play.tasks,
+            "split": play.split,
+            "max_task_chars": play.max_task_chars,
+            "max_turns": play.config.max_turns or None,
+        }
+        running: dict[str, Any] = {"sandbox": self.sandbox, "display": self.display}
+        starting: dict[str, Any] = {**running, "root": folder, "command": command}
+        if began := runs_of(folder):
+            result = resume_bench(began[-1], **running)
+        elif others:
+            spec = bench_spec(recorded=play.recorded, environment=play.environment, samples=1, **common)
+            result = bench(spec, **starting)
+        else:
+            if agent == "model":  # the same limits with an adapter and without, whatever it was trained with
+                limits = {name: getattr(play.config, name) for name in LIMITS if name != "max_turns"}
+                model |= {**limits, "temperature": play.temperature, "device": play.config.device}
+            result = evaluate(
+                play.environment, agent=agent, samples=play.samples, **common, **starting, **model
+            )
+        if result.stopped_by:
+            return None, result.stopped_by
+        [report] = load_reports(result.run)
+        return report, None
 
-    common: dict[str, Any] = {
-        "tasks": tasks,
-        "limit": play.tasks,
-        "split": play.split,
-        "max_task_chars": play.max_task_chars,
-        "max_turns": play.config.max_turns or None,
-    }
-    running: dict[str, Any] = {"sandbox": sandbox, "display": display}
-    starting: dict[str, Any] = {**running, "root": folder, "command": command}
-    if began := runs_of(folder):
-        result = resume_bench(began[-1], **running)
-    elif others:
-        spec = bench_spec(recorded=play.recorded, environment=play.environment, samples=1, **common)
-        result = bench(spec, **starting)
-    else:
-        if agent == "model":  # the same limits with an adapter and without, whatever it was trained with
-            limits = {name: getattr(play.config, name) for name in LIMITS if name != "max_turns"}
-            model |= {**limits, "temperature": play.temperature, "device": play.config.device}
-        result = evaluate(play.environment, agent=agent, samples=play.samples, **common, **starting, **model)
-    if result.stopped_by:
-        return None, result.stopped_by
-    [report] = load_reports(result.run)
-    return report, None
+    def _route(self, cell: CellFolder) -> None:
+        """Train a router on the specialists' train tasks, and ask it who answers the held-out ones."""
+        from envkit import registry
+        from envkit.api.common import isolated_backend, load_train_tasks
+        from envkit.api.routing import DEFAULT_PROMPTS, DEFAULT_TOKENS
+        from envkit.models import resolve
+        from envkit.serving.router import write_router
+        from envkit.studies.founding.arms import BASE, SPECIALISTS
+        from envkit.studies.founding.measurements import ON, RoutedTasks
+        from envkit.studies.machine import resolve_dtype, use_threads
+        from envkit.studies.provenance import commit
+        from envkit.studies.routing import Posed, train_on_tasks
+        from envkit.training.config import TrainConfig
 
-
-def _route(
-    grid: Grid, cell: CellFolder, sizes: StudyBudget, sandbox: SandboxBackend | str, display: Display
-) -> None:
-    """Train a router on the specialists' train tasks, and ask it who answers the held-out ones."""
-    from envkit import registry
-    from envkit.api.common import isolated_backend, load_train_tasks
-    from envkit.api.routing import DEFAULT_PROMPTS, DEFAULT_TOKENS
-    from envkit.models import resolve
-    from envkit.serving.router import write_router
-    from envkit.studies.founding.arms import BASE, SPECIALISTS
-    from envkit.studies.founding.measurements import ON, RoutedTasks
-    from envkit.studies.machine import resolve_dtype, use_threads
-    from envkit.studies.provenance import commit
-    from envkit.studies.routing import Posed, train_on_tasks
-    from envkit.training.config import TrainConfig
-
-    use_threads()
-    ref, dtype = resolve(sizes.model, display), resolve_dtype(TrainConfig(), display.say).dtype
-    backend = isolated_backend(sandbox, display)
-    [base] = grid.cells(BASE)
-    train_tasks: dict[str, Posed] = {}
-    held_out: dict[str, Posed] = {}
-    for environment, arm in SPECIALISTS.items():
-        kind, part = registry.environment(environment), ON[environment]
-        turns = sizes.config_of(arm).turns
-        short = load_train_tasks(kind, None, sizes.max_task_chars_of(arm), backend, display)
-        drawn = random.Random(cell.seed).sample(short, min(DEFAULT_PROMPTS, len(short)))
-        train_tasks[arm.name] = Posed(kind, drawn, turns)
-        held_out[part] = Posed(kind, _played_tasks(base, part, environment), turns)
-    router, facts, answering = train_on_tasks(
-        ref,
-        dtype,
-        train_tasks,
-        held_out,
-        backend,
-        tokens=DEFAULT_TOKENS,
-        seed=cell.seed,
-        display=display,
-    )
-    cell.work.mkdir(parents=True, exist_ok=True)
-    file = cell.work / "router.safetensors"
-    write_router(router, file)
-    base_bytes = sum(weights.stat().st_size for weights in ref.path.glob("*.safetensors"))
-    for part, posed in held_out.items():
-        arms = {task.id: arm or BASE for task, arm in zip(posed.tasks, answering[part], strict=True)}
-        cell.write_chosen(
-            part, RoutedTasks(arms, facts.learned, facts.read_ms, file.stat().st_size, base_bytes, commit())
+        use_threads()
+        ref = resolve(self.sizes.model, self.display)
+        dtype = resolve_dtype(TrainConfig(), self.display.say).dtype
+        backend = isolated_backend(self.sandbox, self.display)
+        [base] = self.grid.cells(BASE)
+        train_tasks: dict[str, Posed] = {}
+        held_out: dict[str, Posed] = {}
+        for environment, arm in SPECIALISTS.items():
+            kind, part = registry.environment(environment), ON[environment]
+            turns = self.sizes.config_of(arm).turns
+            short = load_train_tasks(kind, None, self.sizes.max_task_chars_of(arm), backend, self.display)
+            drawn = random.Random(cell.seed).sample(short, min(DEFAULT_PROMPTS, len(short)))
+            train_tasks[arm.name] = Posed(kind, drawn, turns)
+            held_out[part] = Posed(kind, _played_tasks(base, part, environment), turns)
+        router, facts, answering = train_on_tasks(
+            ref,
+            dtype,
+            train_tasks,
+            held_out,
+            backend,
+            tokens=DEFAULT_TOKENS,
+            seed=cell.seed,
+            display=self.display,
         )
+        cell.work.mkdir(parents=True, exist_ok=True)
+        file = cell.work / "router.safetensors"
+        write_router(router, file)
+        base_bytes = sum(weights.stat().st_size for weights in ref.path.glob("*.safetensors"))
+        for part, posed in held_out.items():
+            arms = {task.id: arm or BASE for task, arm in zip(posed.tasks, answering[part], strict=True)}
+            cell.write_chosen(
+                part,
+                RoutedTasks(arms, facts.learned, facts.read_ms, file.stat().st_size, base_bytes, commit()),
+            )
+
+    def _measure_distance(self, cell: CellFolder) -> None:
+        """Measure how far a cell's adapter has moved from its base."""
+        from envkit.api.forgotten import forgetting
+        from envkit.studies.founding.measurements import Distance
+        from envkit.studies.provenance import commit
+
+        adapter, made = adapter_of(cell), cell.made
+        assert adapter is not None
+        assert made is not None
+        found = forgetting(
+            adapter,
+            environment=self.sizes.environment,
+            model=self.sizes.model,
+            config=self.sizes.config_of(cell.arm),
+            max_task_chars=self.sizes.max_task_chars,
+            limit=self.sizes.passages,
+            sandbox=self.sandbox,
+            display=self.display,
+        )
+        if found.task is None:
+            raise UsageError(f"all episodes of {cell.name} are void; read why in a run of `envkit eval`")
+        text = found.text
+        cell.write_distance(Distance(made.digest, text.sources, text.rises, found.task.kl, commit()))
+
+    def _multiplex(self, cell: CellFolder) -> None:
+        """Measure what decoding with many adapters costs."""
+        from envkit.models import resolve
+        from envkit.studies.founding.measurements import Multiplexed
+        from envkit.studies.founding.multiplexing import RANK, counts_of
+        from envkit.studies.machine import machine, resolve_dtype, use_threads
+        from envkit.studies.multiplexing import ManyAdapters
+        from envkit.studies.provenance import commit
+        from envkit.training.config import from_mapping
+        from envkit.training.policy import find_device
+
+        threads = use_threads()
+        config = resolve_dtype(from_mapping(self.sizes.training, "training"), self.display.say)
+        ref, dtype, device = resolve(self.sizes.model, self.display), config.dtype, config.device
+        find_device(device)
+        together, one_by_one = counts_of(self.sizes.rows)
+        most = max(together)
+        speeds = ManyAdapters(ref, dtype, most, RANK, self.sizes.rows, self.sizes.ticks, device).speeds(
+            together, one_by_one, self.sizes.rounds
+        )
+        exact = ManyAdapters(
+            ref, "float32", most, RANK, self.sizes.rows, self.sizes.ticks, device
+        ).largest_difference(most)
+        found = {way: tuple(each) for way, each in speeds.items()}
+        here = machine(threads, dtype, device)
+        cell.write_multiplexed(Multiplexed(RANK, self.sizes.rows, found, exact, here, commit()))
 
 
 def _played_tasks(cell: CellFolder, part: str, environment: str) -> list[Task]:
@@ -252,56 +285,3 @@ def _played_tasks(cell: CellFolder, part: str, environment: str) -> list[Task]:
             f"{cell.work / part} is gone, whose tasks a router is asked about; {cell.again(part)}"
         )
     return read_tasks(runs[-1] / folder_name(environment) / TASKS_FILE)
-
-
-def _measure_distance(
-    cell: CellFolder, sizes: StudyBudget, sandbox: SandboxBackend | str, display: Display
-) -> None:
-    """Measure how far a cell's adapter has moved from its base."""
-    from envkit.api.forgotten import forgetting
-    from envkit.studies.founding.measurements import Distance
-    from envkit.studies.provenance import commit
-
-    adapter, made = adapter_of(cell), cell.made
-    assert adapter is not None
-    assert made is not None
-    found = forgetting(
-        adapter,
-        environment=sizes.environment,
-        model=sizes.model,
-        config=sizes.config_of(cell.arm),
-        max_task_chars=sizes.max_task_chars,
-        limit=sizes.passages,
-        sandbox=sandbox,
-        display=display,
-    )
-    if found.task is None:
-        raise UsageError(f"all episodes of {cell.name} are void; read why in a run of `envkit eval`")
-    text = found.text
-    cell.write_distance(Distance(made.digest, text.sources, text.rises, found.task.kl, commit()))
-
-
-def _multiplex(cell: CellFolder, sizes: StudyBudget, display: Display) -> None:
-    """Measure what decoding with many adapters costs."""
-    from envkit.models import resolve
-    from envkit.studies.founding.measurements import Multiplexed
-    from envkit.studies.founding.multiplexing import RANK, counts_of
-    from envkit.studies.machine import machine, resolve_dtype, use_threads
-    from envkit.studies.multiplexing import ManyAdapters
-    from envkit.studies.provenance import commit
-    from envkit.training.config import from_mapping
-    from envkit.training.policy import find_device
-
-    threads = use_threads()
-    config = resolve_dtype(from_mapping(sizes.training, "training"), display.say)
-    ref, dtype, device = resolve(sizes.model, display), config.dtype, config.device
-    find_device(device)
-    together, one_by_one = counts_of(sizes.rows)
-    most = max(together)
-    speeds = ManyAdapters(ref, dtype, most, RANK, sizes.rows, sizes.ticks, device).speeds(
-        together, one_by_one, sizes.rounds
-    )
-    exact = ManyAdapters(ref, "float32", most, RANK, sizes.rows, sizes.ticks, device).largest_difference(most)
-    found = {way: tuple(each) for way, each in speeds.items()}
-    here = machine(threads, dtype, device)
-    cell.write_multiplexed(Multiplexed(RANK, sizes.rows, found, exact, here, commit()))

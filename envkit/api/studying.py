@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from envkit.sandbox import SandboxBackend
     from envkit.studies.founding.budget import StudyBudget
     from envkit.studies.founding.catalogue import Study
-    from envkit.studies.founding.cells import CellFolder
     from envkit.studies.founding.grid import Grid
 
 #: Default folder of the studies' grids.
@@ -60,7 +58,7 @@ def study(
         StoreError: the grid has other sizes, or a file of it is damaged.
         EnvkitError: a run failed; see `envkit.errors`.
     """
-    from envkit.api.study_cells import measure as measure_cell
+    from envkit.api.study_cells import CellMeasurer
     from envkit.api.study_queue import measure_missing
     from envkit.models import require_training, resolve
     from envkit.studies.founding.budget import load_budget
@@ -91,11 +89,8 @@ def study(
                 resolve(sizes.model, progress)  # before its name is kept
             folder.mkdir(parents=True, exist_ok=True)
             _keep(folder, sizes)
-
-            def measure_one(cell: CellFolder, part: str) -> signal.Signals | None:
-                return measure_cell(grid, cell, part, sizes, str(benchmark), sandbox, progress)
-
-            if stopped := measure_missing(grid, missing, measure_one, progress):
+            measurer = CellMeasurer(grid, sizes, str(benchmark), sandbox, progress)
+            if stopped := measure_missing(grid, missing, measurer.measure, progress):
                 return StudyResult(name, None, None, stopped)
     found = judge(chosen, grid, load_budget(budget).seeds)
     return StudyResult(name, found, write_page(chosen, found, grid, sizes, budget, folder), None)
