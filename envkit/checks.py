@@ -104,6 +104,8 @@ def check(
     `Env.judge`. Its scores are labelled in every report. By default it is not required; it can be, if another
     check that asks no model is required as well.
 
+    A subclass replaces a check with a method that is marked again, and drops it with ``name = None``.
+
     Some exceptions are results. `SubmissionRejected` is the grade that it carries. ``FileNotFoundError`` and
     `UsageError` are a FAIL with the message as evidence, because the agent's files may be unreadable. Errors
     of the setup, such as `ConfigError`, end the run. Any other exception becomes a `CheckError`.
@@ -135,16 +137,46 @@ def check(
 
 
 def find_checks(cls: type) -> tuple[Check, ...]:
-    """The checks of a class, base classes first, in order of definition."""
+    """The checks of a class, base classes first, in order of definition.
+
+    Raises:
+        ContractError: see `find_marked`.
+    """
     judges: list[str | Path] = [*getattr(cls, "judges", ())]
-    found: dict[str, Check] = {}
+    found: list[Check] = []
+    for name, method in find_marked(cls, _MARK, "check").items():
+        marked: Any = getattr(method, _MARK)
+        is_judged = judges and marked[-1] is not None
+        found.append(Check(name, *marked, judge=card_name(judges[0]) if is_judged else ""))
+    return tuple(found)
+
+
+def find_marked(cls: type, mark: str, kind: str) -> dict[str, Any]:
+    """The methods of a class that have a mark, base classes first, in order of definition.
+
+    A subclass drops one with ``name = None``.
+
+    Args:
+        mark: the attribute that the decorator sets.
+        kind: name of the decorator, for the message.
+
+    Raises:
+        ContractError: an override lacks the decorator. Nobody would notice that it is no check or tool.
+    """
+    found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
-        for name in vars(base):
-            marked: Any = getattr(getattr(cls, name, None), _MARK, None)
-            if marked is not None:
-                is_judged = judges and marked[-1] is not None
-                found[name] = Check(name, *marked, judge=card_name(judges[0]) if is_judged else "")
-    return tuple(found.values())
+        for name, member in vars(base).items():
+            if member is None:
+                found.pop(name, None)
+            elif name in found or hasattr(member, mark):
+                found[name] = getattr(cls, name)
+    for name, method in found.items():
+        if not hasattr(method, mark):
+            raise ContractError(
+                f"{cls.__name__}.{name} replaces a {kind} and is not marked with @{kind}; mark it, or drop "
+                f"the {kind} with {name} = None"
+            )
+    return found
 
 
 def run_checks(env: object, checks: tuple[Check, ...], *, held_out: bool = False) -> Score:

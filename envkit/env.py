@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, cast, final, get_args
 
@@ -77,9 +78,9 @@ class Env(gymnasium.Env[str, str], ABC):
         UsageError: no tasks, two tasks of one id, ``max_turns`` < 1, an unknown render mode, or one of
             `secrets` is not set, or a card cannot be used.
         SandboxUnavailable: no sandbox is given, and code cannot be isolated on this machine.
-        ContractError: the class has no ``id``, no check with weight, neither tools nor an `apply`, a
-            `reward_range` or `turn_cost` that it cannot have, `hosts` of no phase, or judged checks
-            without two `judges` or without a required check beside them.
+        ContractError: the class has no ``id``, no check with weight, no required check, neither tools nor an
+            `apply`, a `reward_range` or `turn_cost` that it cannot have, `hosts` of no phase, or judged
+            checks without two `judges` or without a required check beside them.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012  (Gymnasium's own attribute)
@@ -124,7 +125,7 @@ class Env(gymnasium.Env[str, str], ABC):
     #: cannot be made without them. Their values are blotted out in observations and evidence; see `secret`.
     secrets: ClassVar[Sequence[str]] = ()
     #: Hosts outside the sandbox that `envkit.external.open_http` may ask, by phase. Written as in a URL, with
-    #: the port if it is not the scheme's own.
+    #: the port if it is not the scheme's own. Asked by https, unless an entry begins with ``http://``.
     hosts: ClassVar[Mapping[Phase, Sequence[str]]] = {}
     #: Cards of two models for judged checks: the first one judges, and audits compare it with the second. A
     #: card is a name or a path; see `envkit.agents.cards.load_card`.
@@ -156,7 +157,8 @@ class Env(gymnasium.Env[str, str], ABC):
         """Find the class's checks and tools.
 
         Raises:
-            ContractError: one of them, or another method, would replace a method of the base class.
+            ContractError: one of them, or another method, would replace a method of the base class; or a
+                method replaces a check or a tool and lacks the decorator.
         """
         super().__init_subclass__()
         cls.checks, cls.tools = find_checks(cls), find_tools(cls)
@@ -213,6 +215,7 @@ class Env(gymnasium.Env[str, str], ABC):
         self._simulator = open_model(self.simulator) if self.simulator else None
         self._backend = self.equip(sandbox)
         self._sandbox: Sandbox | None = None
+        self._setup_began = False
         self._task: Task | None = None
         self._visit_seed = 0
         self._held_out = False
@@ -228,7 +231,10 @@ class Env(gymnasium.Env[str, str], ABC):
         """Prepare a task and return the first observation. The fresh `sandbox` holds the task's files."""
 
     def teardown(self) -> None:
-        """Undo what `setup` did outside the sandbox. Called once per episode, however it ends."""
+        """Undo what `setup` did outside the sandbox. Called once per episode, however it ends.
+
+        It is called if `setup` raises, too, and then finds only what `setup` has done so far.
+        """
 
     @classmethod
     def clear_caches(cls) -> None:
@@ -425,7 +431,7 @@ class Env(gymnasium.Env[str, str], ABC):
             return ActionResult(str(error)), True
         if isinstance(found, str):
             found = ActionResult(found)
-        effect = _returned(found, ActionResult, f"tool {tool.name}", "a str or an ActionResult")
+        effect = _checked_result(found, f"tool {tool.name}", "a str or an ActionResult")
         return replace(effect, done=effect.done or tool.ends), False
 
     # State of the running episode, for hooks, tools and checks.
@@ -558,6 +564,7 @@ class Env(gymnasium.Env[str, str], ABC):
         with self._ending_on_error():
             for path, content in self._task.files.items():
                 self._sandbox.write(path, content if isinstance(content, bytes) else content.encode())
+            self._setup_began = True
             seen = _returned(self.setup(self._task), str, "setup", "a str, the first observation")
             if self.tools is not type(self).tools and not self.tools_in_setup:
                 name = type(self).__name__
@@ -581,7 +588,7 @@ class Env(gymnasium.Env[str, str], ABC):
             self._turns += 1
             self.phase = "turn"
             if self.action_space.contains(action):
-                effect = _returned(self.apply(action), ActionResult, "apply", "an ActionResult")
+                effect = _checked_result(self.apply(action), "apply", "an ActionResult")
             else:
                 limit = self.action_space.max_bytes
                 effect = ActionResult(
@@ -591,7 +598,7 @@ class Env(gymnasium.Env[str, str], ABC):
             truncated = not effect.done and self._turns >= self.max_turns
             info: StepInfo = {"task": self.task.id, "turn": self._turns}
             self.phase = "check"
-            by_actions = self._earned.get(ACTIONS, 0.0) + self._required_finite(effect.reward)
+            by_actions = self._earned.get(ACTIONS, 0.0) + effect.reward
             if not (effect.done or truncated):
                 with self._naming_task():
                     parts = run_turn_checks(self, self.checks)
@@ -627,16 +634,6 @@ class Env(gymnasium.Env[str, str], ABC):
         always = (ACTIONS, TURN_COST, LIMIT)
         return {name: value for name, value in rewards.items() if value or name not in always}
 
-    def _required_finite(self, reward: float) -> float:
-        """Return an action's reward.
-
-        Raises:
-            ContractError: it is no finite number.
-        """
-        if not math.isfinite(reward):
-            raise ContractError(f"{type(self).__name__}: an action's reward is {reward}; expected a number")
-        return reward
-
     @contextmanager
     def _naming_task(self) -> Generator[None]:
         """Add environment and task to the message of a `CheckError`."""
@@ -659,19 +656,27 @@ class Env(gymnasium.Env[str, str], ABC):
 
     @contextmanager
     def _ending_on_error(self) -> Generator[None]:
-        """End the episode if an exception leaves the block, so that no action follows in a broken state."""
+        """End the episode if an exception leaves the block, so that no action follows in a broken state.
+
+        If ending it raises as well, the exception gets a note of that.
+        """
         try:
             yield
-        except BaseException:
-            self._end()
+        except BaseException as error:
+            try:
+                self._end()
+            except Exception as another:
+                error.add_note(f"Ending the episode raised too: {type(another).__name__}: {another}")
             raise
 
     def _end(self) -> None:
         self.phase = "setup"
         sandbox, self._sandbox = self._sandbox, None
+        setup_began, self._setup_began = self._setup_began, False
         if sandbox is not None:
             try:
-                self.teardown()
+                if setup_began:
+                    self.teardown()
             finally:
                 sandbox.close()
 
@@ -689,6 +694,23 @@ def _returned(found: object, kind: type[Returned], method: str, expected: str) -
     if not isinstance(found, kind):
         raise ContractError(f"{method} returned {found!r}; expected {expected}")
     return found
+
+
+def _checked_result(found: object, method: str, expected: str) -> ActionResult:
+    """Check the types of what an author's action returned.
+
+    Raises:
+        ContractError: it is no `ActionResult`, its observation no text, or its reward no finite number.
+    """
+    result = _returned(found, ActionResult, method, expected)
+    observation, reward = cast("tuple[object, object]", (result.observation, result.reward))
+    if not isinstance(observation, str):
+        wrong = f"observation {observation!r:.60}; expected a str"
+    elif not (isinstance(reward, Real) and math.isfinite(reward)):  # numpy's numbers are real ones, too
+        wrong = f"reward {reward!r:.60}; expected a finite number"
+    else:
+        return result
+    raise ContractError(f"{method} returned an ActionResult with {wrong}")
 
 
 def _random_calls(kind: type[Env]) -> Callable[[Task, int, SandboxBackend], Sequence[str]]:
@@ -725,6 +747,11 @@ def _require_complete(kind: type[Env]) -> None:
                 f"{name}: a model alone decides what is solved; expected a required check with weight that "
                 "asks no model"
             )
+    if not any(item.required for item in kind.checks):
+        raise ContractError(
+            f"{name} has no required check, so every episode would be solved; mark the one that decides with "
+            "@check(required=True)"
+        )
     if not (kind.tools or kind.tools_in_setup) and kind.apply is Env.apply:
         raise ContractError(f"{name} has no actions; mark methods with @tool, or write apply()")
     for declared in ("secrets", "judges"):

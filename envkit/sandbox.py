@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import resources
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self, runtime_checkable
@@ -23,6 +24,11 @@ OCI_LAYOUT: Final = "oci:"
 #: Options for a sandbox's Python that let a program import only the standard library. Unlike with ``-I``,
 #: Python reads the sandbox's environment variables, so that sets have the same order on every run.
 PYTHON_OPTIONS: Final = ("-P", "-S")
+
+
+def guest_source(package: str, name: str) -> str:
+    """Return the source of a program that runs in sandboxes, from a file of a package."""
+    return resources.files(package).joinpath(name).read_text("utf-8")
 
 
 class StopReason(enum.StrEnum):
@@ -183,12 +189,15 @@ class PeerGone(Exception):
     Args:
         reason: what happened, for a human reader.
         tampered: it wrote something that an honest program never writes.
+        timed_out: wall time ended it, by a limit or as silence. On a stalled machine that happens to healthy
+            programs too.
     """
 
-    def __init__(self, reason: str, *, tampered: bool = False) -> None:
+    def __init__(self, reason: str, *, tampered: bool = False, timed_out: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.tampered = tampered
+        self.timed_out = timed_out
 
 
 class Peer(Protocol):

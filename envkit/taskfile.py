@@ -113,7 +113,7 @@ def read_tasks(path: Path, kind: type[Env] | None = None) -> list[Task]:
         TaskFileError: names the file, and the line and field of the fault.
     """
     try:
-        lines = read_regular_file(path, MAX_BYTES).decode().splitlines()
+        text = read_regular_file(path, MAX_BYTES).decode()
     except FileNotFoundError:
         raise TaskFileError(
             f"{path} does not exist; make it with: envkit tasks mine PACKAGE -o {path}"
@@ -122,8 +122,10 @@ def read_tasks(path: Path, kind: type[Env] | None = None) -> list[Task]:
         raise TaskFileError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:  # not UTF-8, or a path with a null byte
         raise TaskFileError(f"{path} cannot be read: {error}") from error
-    if not lines:
+    if not text:
         raise TaskFileError(f"{path} is empty; expected a header line and one task per line")
+    # Not `str.splitlines`: JSON texts may hold its other line separators, such as U+2028.
+    lines = text.removesuffix("\n").split("\n")
     header = _object(path, 1, lines[0])
     if header.get("schema") != SCHEMA:
         raise TaskFileError(

@@ -7,7 +7,7 @@ import functools
 import inspect
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from envkit.errors import UsageError
@@ -20,27 +20,41 @@ def run_tool(
 
     Coroutines of all environments share one event loop, in a thread of its own. So a client that a tool keeps
     from one call to the next stays usable, and an environment can be stepped from code that is async itself.
+    One that blocks instead of awaiting holds up the others.
 
     Args:
         name: the tool's name, for messages.
         method: the method; a coroutine function is awaited.
         arguments: by name.
-        timeout_s: longest time that a coroutine may take; ``None`` for no limit.
+        timeout_s: longest time that a coroutine may take once it has begun; ``None`` for no limit.
 
     Raises:
-        UsageError: a coroutine took too long and was cancelled; the agent may go on.
+        UsageError: a coroutine took too long, was cancelled and has cleaned up; the agent may go on.
     """
     if not inspect.iscoroutinefunction(method):
         return method(**arguments)
-    future = asyncio.run_coroutine_threadsafe(method(**arguments), _loop(os.getpid()))
+    limited = _within(timeout_s, name, method(**arguments))
+    future = asyncio.run_coroutine_threadsafe(limited, _loop(os.getpid()))
     try:
-        return future.result(timeout_s)
+        return future.result()
+    finally:
+        future.cancel()  # if this thread was interrupted
+
+
+async def _within(timeout_s: float | None, name: str, coroutine: Coroutine[Any, Any, object]) -> object:
+    """Await a tool's coroutine.
+
+    Raises:
+        UsageError: it took too long.
+    """
+    limit = asyncio.timeout(timeout_s)
+    try:
+        async with limit:
+            return await coroutine
     except TimeoutError:
-        if future.done():  # the tool's own
+        if not limit.expired():  # the tool's own
             raise
         raise UsageError(f"{name} took longer than {timeout_s:g} s and was stopped.") from None
-    finally:
-        future.cancel()  # also if this thread was interrupted
 
 
 _MAKING = threading.Lock()

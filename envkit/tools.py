@@ -18,6 +18,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypeVar, cast, final, get_type_hints, overload
 
+from envkit.checks import find_marked
 from envkit.errors import ContractError
 from envkit.syntax import parse_expression
 
@@ -105,6 +106,8 @@ def tool(method: Any = None, *, ends: bool = False, timeout_s: float | None = No
     `envkit.authored.ActionResult`. If it raises `envkit.errors.UsageError`, the agent made a mistake, and the
     message is the observation.
 
+    A subclass replaces a tool with a method that is marked again, and drops it with ``name = None``.
+
     Args:
         method: the method, when used without parentheses.
         ends: a call ends the episode.
@@ -135,16 +138,10 @@ def find_tools(cls: type) -> tuple[Tool, ...]:
     """The tools of a class, base classes first, in order of definition.
 
     Raises:
-        ContractError: an argument has no type hint, or cannot be given by name.
+        ContractError: an argument has no type hint, or cannot be given by name; or see `find_marked`.
     """
-    found: dict[str, Tool] = {}
-    for base in reversed(cls.__mro__):
-        for name in vars(base):
-            method: Any = getattr(cls, name, None)
-            marked = getattr(method, _MARK, None)
-            if marked is not None:
-                found[name] = _described(name, method, *marked)
-    return tuple(found.values())
+    marked = find_marked(cls, _MARK, "tool")
+    return tuple(_described(name, method, *getattr(method, _MARK)) for name, method in marked.items())
 
 
 def describe_tools(tools: Sequence[Tool], max_calls: int = 1) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -40,11 +41,13 @@ class GymnasiumEnv(Env):
     A task is a seed of its ``reset``. The reward is its return (the sum of its rewards), scaled by
     `return_range`. It runs on the host, so `Env.isolation` is ``"external"``.
 
-    A subclass writes `make`, and `oracle` for an audit. `show` and `read` may be replaced, for observations
-    and actions in other forms.
+    A subclass writes `make` and `max_turns`, and `oracle` for an audit. `show` and `read` may be replaced,
+    for observations and actions in other forms.
     """
 
     isolation: ClassVar[str] = "external"
+    #: Actions per episode. A subclass sets it, because a number for all would end some episodes too early.
+    max_turns = 0
     #: The return that earns nothing, such as that of doing nothing, and the return that earns 1.
     return_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     #: The return from which on a task is solved; by default the one that earns 1.
@@ -55,6 +58,25 @@ class GymnasiumEnv(Env):
     prompt: ClassVar[str] = ""
 
     _inner: gymnasium.Env[Any, Any]
+
+    def __init_subclass__(cls) -> None:
+        """Check `max_turns` and `return_range`.
+
+        Raises:
+            ContractError: the class writes `make` and no `max_turns`, or its range has no width.
+        """
+        super().__init_subclass__()
+        if cls.max_turns < 1 and not getattr(cls.make, "__isabstractmethod__", False):
+            raise ContractError(
+                f"{cls.__name__} sets no max_turns; expected the number of actions that a task needs, at "
+                "most what the environment allows, make().spec.max_episode_steps"
+            )
+        low, high = cls.return_range
+        if not -math.inf < low < high < math.inf:
+            raise ContractError(
+                f"{cls.__name__}.return_range is {cls.return_range}; expected a lower return and a higher "
+                "one, both finite"
+            )
 
     @classmethod
     @abstractmethod
@@ -168,7 +190,10 @@ def wrap(
         id: the class's `Env.id`. The class has the same name in capitals, ``FrozenLake`` for
             ``"frozen-lake"``; assign it to that name in a module, so that other processes find it.
         oracle: actions that solve the task of a seed. An audit needs them.
-        attributes: others of the class, such as ``max_turns``; see `GymnasiumEnv` and `envkit.env.Env`.
+        attributes: others of the class, ``max_turns`` among them; see `GymnasiumEnv` and `envkit.env.Env`.
+
+    Raises:
+        ContractError: there is no ``max_turns``, or another attribute is wrong.
     """
 
     def make_inner(cls: type) -> gymnasium.Env[Any, Any]:

@@ -148,9 +148,12 @@ class Supervisor:
         if newline and unread:
             raise PeerGone("the program answered before it had read the request", tampered=True)
         if silent:
-            raise PeerGone(f"the program did not answer within {timeout_s:g} s")
+            raise PeerGone(f"the program did not answer within {timeout_s:g} s", timed_out=True)
         ended = f"the program ended ({result.stop}{'' if result.exit is None else f', status {result.exit}'})"
-        raise PeerGone(f"{ended} {result.stderr[-500:].decode(errors='replace')}".strip())
+        raise PeerGone(
+            f"{ended} {result.stderr[-500:].decode(errors='replace')}".strip(),
+            timed_out=result.stop is StopReason.WALL,
+        )
 
     def close(self) -> ExecResult:
         """Kill the whole tree if it still runs, and return its result. Idempotent.

@@ -73,8 +73,8 @@ class BubblewrapBackend(SandboxBackend):
 
     def __init__(self, contents: Contents = Contents(), quota: Quota = Quota()) -> None:
         layers.require_no_image(self.name, contents)
-        self.contents, self.quota = contents, quota
-        self._quota = quota
+        self.contents = contents
+        self.quota: Quota = quota  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def available(self) -> str | None:
         """See `envkit.sandbox.SandboxBackend.available`; runs Python in a sandbox to find out."""
@@ -94,7 +94,7 @@ class BubblewrapBackend(SandboxBackend):
 
     def with_contents(self, contents: Contents, warm: Sequence[str] = ()) -> BubblewrapBackend:
         """See `envkit.sandbox.SandboxBackend.with_contents`."""
-        made = BubblewrapBackend(contents, self._quota)
+        made = BubblewrapBackend(contents, self.quota)
         made.warm = (*warm,)
         layers.folders(os.geteuid() or NOBODY, contents)
         return made
@@ -105,7 +105,7 @@ class BubblewrapBackend(SandboxBackend):
         require_system_calls()
         with system_errors("make a sandbox"):
             shared = {"/": root_folder(user), **layers.folders(user, self.contents)}
-            return _BubblewrapSandbox(user, shared, self._quota)
+            return _BubblewrapSandbox(user, shared, self.quota)
 
 
 @final

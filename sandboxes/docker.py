@@ -66,8 +66,8 @@ class DockerBackend(SandboxBackend):
         runtime: str | None = None,
         quota: Quota = Quota(),
     ) -> None:
-        self.contents, self.quota = contents, quota
-        self._quota = quota
+        self.contents = contents
+        self.quota: Quota = quota  # pyright: ignore[reportIncompatibleVariableOverride]
         self.image = image or os.environ.get(IMAGE_VARIABLE) or "host"
         self.runtime = runtime or os.environ.get(RUNTIME_VARIABLE) or None
         images.require_kind(self.image)
@@ -100,7 +100,7 @@ class DockerBackend(SandboxBackend):
 
     def with_contents(self, contents: Contents, warm: Sequence[str] = ()) -> DockerBackend:
         """See `envkit.sandbox.SandboxBackend.with_contents`."""
-        made = DockerBackend(contents, self.image, self.runtime, self._quota)
+        made = DockerBackend(contents, self.image, self.runtime, self.quota)
         made.warm = (*warm,)
         layers.folders(docker_engine.user(), contents)
         if contents.image:
@@ -116,11 +116,11 @@ class DockerBackend(SandboxBackend):
             base = self._base(client)
             added = tuple(layers.folders(user, self.contents).items())
             with _MAKING:  # the cache alone would let two threads make one each
-                pool = _pool(client, base, added, self.runtime, user, self._quota)
+                pool = _pool(client, base, added, self.runtime, user, self.quota)
             with docker_errors("make a workspace"), known_runtime(self.runtime):
                 pool.shared_files()  # made now, because it takes a moment
                 volume = pool.acquire()
-            return _DockerSandbox(self, client, base, user, self.runtime, pool, volume, self._quota)
+            return _DockerSandbox(self, client, base, user, self.runtime, pool, volume, self.quota)
 
     def _base(self, client: Any) -> Base:
         if self.contents.image:

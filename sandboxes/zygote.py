@@ -48,8 +48,8 @@ class ZygoteBackend(SandboxBackend):
         self, contents: Contents = Contents(), warm: Sequence[str] = (), quota: Quota = Quota()
     ) -> None:
         layers.require_no_image(self.name, contents)
-        self.contents, self.warm, self.quota = contents, tuple(warm), quota
-        self._quota = quota
+        self.contents, self.warm = contents, tuple(warm)
+        self.quota: Quota = quota  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def available(self) -> str | None:
         """See `envkit.sandbox.SandboxBackend.available`; runs Python in a sandbox to find out."""
@@ -67,7 +67,7 @@ class ZygoteBackend(SandboxBackend):
 
     def with_contents(self, contents: Contents, warm: Sequence[str] = ()) -> ZygoteBackend:
         """See `envkit.sandbox.SandboxBackend.with_contents`."""
-        made = ZygoteBackend(contents, warm, self._quota)
+        made = ZygoteBackend(contents, warm, self.quota)
         layers.folders(os.geteuid() or NOBODY, contents)
         return made
 
@@ -75,7 +75,7 @@ class ZygoteBackend(SandboxBackend):
         """See `envkit.sandbox.SandboxBackend.create`."""
         require_system_calls()
         with system_errors("make a sandbox"):
-            return _ZygoteSandbox(shared_zygote(os.getpid(), self.contents, self.warm), self._quota)
+            return _ZygoteSandbox(shared_zygote(os.getpid(), self.contents, self.warm), self.quota)
 
 
 @final

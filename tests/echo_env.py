@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
-from envkit import Env, Exploit, Task, UsageError, check, tool
+from envkit import Env, Exploit, Task, TaskFileError, UsageError, check, tool
 from envkit.tools import format_call
 
 
@@ -123,6 +124,35 @@ class Restless(Echo):
     def make_tasks(cls, split: str, **_: Any) -> Sequence[Task]:
         cls.calls.append(split)
         return [Task(f"{split}-{len(cls.calls)}", split, "Say tea backwards.", {})]
+
+
+class Undisclosed(Echo):
+    """Faulty: the tasks for final reports are train tasks that name another split."""
+
+    @classmethod
+    def make_tasks(cls, split: str, **options: Any) -> Sequence[Task]:
+        tasks = super().make_tasks("train" if split == "test" else split, **options)
+        return [replace(task, split="heldout") for task in tasks] if split == "test" else tasks
+
+
+class Unreported(Echo):
+    """Faulty: what makes the tasks for final reports crashes."""
+
+    @classmethod
+    def make_tasks(cls, split: str, **options: Any) -> Sequence[Task]:
+        if split == "test":
+            raise KeyError("tset")
+        return super().make_tasks(split, **options)
+
+
+class Unreadable(Echo):
+    """Faulty: the file of the tasks for final reports is damaged."""
+
+    @classmethod
+    def make_tasks(cls, split: str, **options: Any) -> Sequence[Task]:
+        if split == "test":
+            raise TaskFileError("test.jsonl, line 3: not JSON")
+        return super().make_tasks(split, **options)
 
 
 class Unmeasured(Echo):

@@ -41,6 +41,7 @@ class SumsEnv(GymnasiumEnv):
     """`Sums`, which is solved from a return of 1 on; two is the most."""
 
     id: ClassVar[str] = "sums"
+    max_turns = 3
     return_range = (0.0, 2.0)
     solved_at = 1.0
 
@@ -73,6 +74,7 @@ class NumbersEnv(GymnasiumEnv):
     """`Numbers`, shown in words."""
 
     id: ClassVar[str] = "numbers"
+    max_turns = 3
 
     @classmethod
     def make(cls) -> gymnasium.Env[Any, Any]:

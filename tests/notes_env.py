@@ -27,9 +27,12 @@ class Notes(McpEnv):
     only = ("add", "show")
 
     @classmethod
-    def make_tasks(cls, split: str, **_: Any) -> Sequence[Task]:
-        words = HELD_OUT if split == "heldout" else WORDS
-        return [_task("heldout" if split == "heldout" else "train", word) for word in words]
+    def make_tasks(cls, split: str, **options: Any) -> Sequence[Task]:
+        if split == "heldout":
+            return [_task(split, word) for word in HELD_OUT]
+        if split in ("train", "starter"):
+            return TASKS
+        return super().make_tasks(split, **options)
 
     @classmethod
     def oracle(cls, task: Task) -> Sequence[str]:

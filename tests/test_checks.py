@@ -53,17 +53,50 @@ def test_checks_are_found_base_class_first_in_order_of_definition() -> None:
     )
 
 
-def test_an_override_without_the_decorator_is_not_a_check() -> None:
-    class Base:
-        @check()
-        def gone(self) -> bool:
+class OneCheck:
+    @check()
+    def right(self) -> bool:
+        return True
+
+
+def test_an_override_without_the_decorator_is_refused() -> None:
+    class Derived(OneCheck):
+        def right(self) -> bool:
+            return False
+
+    said = "Derived.right replaces a check .* @check; mark it, or drop the check with right = None"
+    with pytest.raises(ContractError, match=said):
+        find_checks(Derived)
+
+
+def test_none_drops_a_check_and_frees_its_name() -> None:
+    class Without(OneCheck):
+        right = None  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+
+    class Helped(Without):
+        def right(self) -> bool:  # type: ignore[override]
             return True
 
-    class Derived(Base):
-        def gone(self) -> bool:
+    class Again(Helped):
+        @check(weight=2)
+        def right(self) -> bool:
             return True
 
-    assert find_checks(Derived) == ()
+    assert find_checks(Without) == find_checks(Helped) == ()
+    assert find_checks(Again) == (Check("right", 2, False),)
+
+
+def test_a_class_between_that_lacks_the_decorator_does_not_matter() -> None:
+    class Mixin:
+        def right(self) -> bool:
+            return True
+
+    class Derived(Mixin, OneCheck):
+        @check(weight=3)
+        def right(self) -> bool:
+            return super().right()
+
+    assert find_checks(Derived) == (Check("right", 3, False),)
 
 
 def test_the_reward_is_the_weighted_mean_of_scores() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import gymnasium
+import numpy as np
 import pytest
 from guess_env import TASKS, Backend, GuessEnv, NarrowingEnv
 from gymnasium.utils.env_checker import check_env
@@ -133,13 +135,63 @@ def test_a_range_or_cost_that_cannot_be_is_refused(name: str, value: object, sai
         type("Wrong", (GuessEnv,), {name: value})()
 
 
-def test_a_reward_that_is_no_number_is_refused(backend: Backend) -> None:
+@pytest.mark.parametrize("reward", [None, "0.5", float("nan"), float("-inf"), 1j])
+def test_a_reward_that_is_no_number_is_refused(backend: Backend, reward: Any) -> None:
     class Lost(GuessEnv):
         def apply(self, action: str) -> ActionResult:
-            return ActionResult("", reward=float("nan"))
+            return ActionResult("", reward=reward)
 
-    with pytest.raises(ContractError, match="Lost: an action's reward is nan; expected a number"):
+    said = re.escape(f"apply returned an ActionResult with reward {reward!r}; expected a finite number")
+    with pytest.raises(ContractError, match=said):
         played(Lost(sandbox=backend), lambda _: "")
+
+
+@pytest.mark.parametrize("observation", [None, b"text", 3])
+def test_an_observation_that_is_no_text_is_refused(backend: Backend, observation: Any) -> None:
+    class Lost(GuessEnv):
+        def apply(self, action: str) -> ActionResult:
+            return ActionResult(observation)
+
+    said = re.escape(f"apply returned an ActionResult with observation {observation!r}; expected a str")
+    with pytest.raises(ContractError, match=said):
+        played(Lost(sandbox=backend), lambda _: "")
+
+
+def test_a_reward_may_be_any_real_number(backend: Backend) -> None:
+    class Scientific(GuessEnv):
+        def apply(self, action: str) -> ActionResult:
+            return ActionResult("", reward=np.float32(0.25))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+    assert played(Scientific(sandbox=backend), lambda _: "")[0][1] == 0.25
+
+
+def test_a_class_without_a_required_check_is_refused(backend: Backend) -> None:
+    class Style(Env):
+        id: ClassVar[str] = "style"
+
+        def setup(self, task: Task) -> str:
+            return ""
+
+        def apply(self, action: str) -> ActionResult:
+            return ActionResult("", done=True)
+
+        @check(required=False)
+        def short(self) -> float:
+            return 0.0
+
+        @check(held_out=True)
+        def right(self) -> bool:
+            return False
+
+    with pytest.raises(ContractError, match="Style has no required check, so every episode would be solved"):
+        Style(tasks=TASKS, sandbox=backend)
+
+    class Gated(Style):
+        @check(weight=0, required=True)
+        def sane(self) -> bool:
+            return True
+
+    Gated(tasks=TASKS, sandbox=backend).close()
 
 
 class Secretive(GuessEnv):

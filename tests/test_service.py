@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,7 @@ def sandbox() -> Iterator[Sandbox]:
         yield made
 
 
-def started(sandbox: Sandbox, program: str = PROGRAM, ready_s: float = 20.0, **options: bool) -> Service:
+def started(sandbox: Sandbox, program: str = PROGRAM, ready_s: float = 20.0, **options: Any) -> Service:
     argv = [sandbox.python, *PYTHON_OPTIONS, "-c", program]
     return Service(sandbox, argv, port=8123, ready_path="/ready", ready_s=ready_s, **options)
 
@@ -58,6 +59,20 @@ def test_requests_carry_token_and_body(sandbox: Sandbox) -> None:
     assert posted.json() == ["POST", "/rows", True, "application/json", '{"row": ["\\u2603", 1]}']
     posted = service.request("POST", "/csv", "a,b\r\n1,\N{SNOWMAN}", {"Content-Type": "text/csv"})
     assert posted.json() == ["POST", "/csv", True, "text/csv", "a,b\r\n1,\N{SNOWMAN}"]
+
+
+def test_a_large_answer_arrives_whole(sandbox: Sandbox) -> None:
+    text = "\N{SNOWMAN}" * 300_000
+    assert started(sandbox).request("POST", "/", text).json()[-1] == text
+
+
+def test_an_answer_that_is_too_large_is_refused_with_its_size(sandbox: Sandbox) -> None:
+    service = started(sandbox, limits=Limits(output_bytes=20_000, wall_s=60.0))
+    assert service.request("POST", "/", "a" * 19_000).status == 200
+    with pytest.raises(
+        SandboxError, match=r"an answer takes 20,\d{3} bytes as JSON; expected fewer than 20,000: send less"
+    ):
+        service.request("POST", "/", "a" * 20_000)
 
 
 #: Tells what a program finds around itself.

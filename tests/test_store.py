@@ -76,6 +76,25 @@ def test_a_torn_last_line_is_moved_to_another_file(tmp_path: Path) -> None:
     assert aside.read_bytes() == torn
 
 
+@pytest.mark.parametrize("piece", [1, 7, 2**16])
+def test_a_journal_that_is_too_long_to_be_read_can_be_appended_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    monkeypatch.setattr("envkit.store._MAX_JOURNAL_BYTES", 20)
+    monkeypatch.setattr("envkit.store._PIECE_BYTES", piece)
+    path = tmp_path / "a.jsonl"
+    whole = b'{"schema":1,"n":1}\n' * 3
+    for torn in (b"", b'{"schema"'):
+        path.write_bytes(whole + torn)
+        with Journal(path) as journal:
+            journal.append({"n": 1})
+        assert path.read_bytes() == whole + b'{"schema":1,"n":1}\n'
+    (aside,) = tmp_path.glob("a.jsonl.torn-*")
+    assert aside.read_bytes() == b'{"schema"'
+    with pytest.raises(StoreError, match="larger than 20 bytes"):
+        read_lines(path)
+
+
 def test_a_file_with_only_a_torn_line_has_no_records(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"schema"')

@@ -47,6 +47,18 @@ def test_tasks_survive_writing_and_reading(tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["tasks.jsonl"]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_only_a_newline_ends_a_line(tmp_path: Path, end: str) -> None:
+    """Other tools write other line separators of Unicode as they are."""
+    tasks = [task(1, "one\u2028two\u2029three\x85four\x7f\u00a0"), task(2)]
+    write_tasks(tmp_path / "made.jsonl", tasks, seed=0)
+    lines = [json.loads(line) for line in (tmp_path / "made.jsonl").read_text().splitlines()]
+    text = "".join(json.dumps(line, ensure_ascii=False) + end for line in lines)
+    for name, content in (("whole", text), ("without the last newline", text.removesuffix(end))):
+        (tmp_path / name).write_bytes(content.encode())
+        assert read_tasks(tmp_path / name) == tasks
+
+
 def test_binary_files_survive_byte_by_byte(tmp_path: Path) -> None:
     every = bytes(range(256))
     tasks = [replace(task(1), files={"a.bin": every, "b.bin": b"", "c.txt": "é", "d.txt": ""}), task(2)]

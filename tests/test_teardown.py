@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 
-from envkit import Env, SandboxBackend, SandboxError, Task, check, tool
+from envkit import ContractError, Env, SandboxBackend, SandboxError, Task, UsageError, check, tool
 from envkit.registry import sandbox_backend
 
 
@@ -97,6 +97,25 @@ def test_the_sandbox_is_closed_if_teardown_fails(env: StatefulEnv, monkeypatch: 
     with pytest.raises(SandboxError, match="cannot be undone"):
         env.close()
     assert closed == [True]
+
+
+def test_teardown_does_not_run_for_a_setup_that_never_began(backend: SandboxBackend) -> None:
+    StatefulEnv.kept.clear()
+    outside = Task("outside", "train", "plain", {"../outside": "x"})
+    env = StatefulEnv(tasks=[outside], sandbox=backend)
+    with pytest.raises(UsageError, match=r"\.\./outside") as caught:
+        env.reset()  # else `teardown` would pop from an empty list
+    assert not hasattr(caught.value, "__notes__")
+    env.close()
+
+
+def test_an_error_of_teardown_does_not_replace_the_first_one(env: StatefulEnv) -> None:
+    env.reset(options={"task": "stays"})
+    with pytest.raises(SandboxError, match="on purpose") as caught:
+        env.step("stumble()")
+    assert caught.value.__notes__ == ["Ending the episode raised too: SandboxError: cannot be undone"]
+    with pytest.raises(ContractError, match="call reset"):
+        env.step("look()")
 
 
 def test_dispose_runs_only_on_close(env: StatefulEnv, monkeypatch: pytest.MonkeyPatch) -> None:

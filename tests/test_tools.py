@@ -501,6 +501,36 @@ def test_a_missing_return_is_named(forgets: str, message: str) -> None:
     env.close()
 
 
+class Mistaken(Desk):
+    """Its tools return results of wrong types."""
+
+    max_calls = 2
+
+    @tool
+    def unpaid(self) -> ActionResult:
+        return ActionResult("", reward=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+    @tool
+    def unread(self) -> ActionResult:
+        return ActionResult(b"text")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("unpaid()", "tool unpaid returned an ActionResult with reward None; expected a finite number"),
+        ("unread()", "tool unread returned an ActionResult with observation b'text'; expected a str"),
+    ],
+)
+def test_a_tool_whose_result_has_a_wrong_type_is_named(call: str, said: str) -> None:
+    env = Mistaken(tasks=TASKS, sandbox=Backend())
+    for action in (call, f"look_up('tea')\n{call}"):
+        env.reset(seed=0)
+        with pytest.raises(ContractError, match=said):
+            env.step(action)
+    env.close()
+
+
 def test_help_is_empty_without_tools() -> None:
     assert GuessEnv().help == ""
 
@@ -518,6 +548,25 @@ def test_an_argument_without_a_type_or_a_name_is_refused() -> None:
     ):
         with pytest.raises(ContractError, match=message):
             find_tools(type("Made", (), {"t": tool(method)}))
+
+
+def test_an_override_without_the_decorator_is_refused() -> None:
+    with pytest.raises(ContractError, match="look_up replaces a tool and is not marked with @tool"):
+
+        class Deaf(Desk):
+            def look_up(self, word: str) -> str:  # type: ignore[override]  # pyright: ignore
+                return ""
+
+
+def test_none_drops_a_tool() -> None:
+    class Mute(Desk):
+        scold = None  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+
+    assert [each.name for each in Mute.tools] == ["look_up", "give_up"]
+    env = Mute(tasks=TASKS, sandbox=Backend())
+    env.reset(seed=0)
+    assert env.step("scold()")[0].startswith("No call of a tool in that.")
+    env.close()
 
 
 def test_text_behind_a_complete_call_is_ignored() -> None:

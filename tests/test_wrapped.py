@@ -10,7 +10,7 @@ import pytest
 from guess_env import Backend
 from lakes import FrozenLake, NumbersEnv, SumsEnv
 
-from envkit import ContractError, Env, GymnasiumEnv, UsageError, wrap
+from envkit import ContractError, Env, Grade, GymnasiumEnv, UsageError, wrap
 from envkit.audit.certificate import certify
 from envkit.audit.suite import EnvSuite
 from envkit.display import Silent
@@ -67,6 +67,20 @@ def test_the_return_is_scaled_paid_turn_by_turn_and_compared_with_the_goal() -> 
     env.close()
 
 
+def test_a_task_can_be_solved_only_by_a_required_check() -> None:
+    with pytest.raises(ContractError, match="reached replaces a check and is not marked"):
+
+        class Lenient(SumsEnv):
+            def reached(self) -> Grade:
+                return Grade(score=0.0)
+
+    class Aimless(SumsEnv):
+        reached = None  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+
+    with pytest.raises(ContractError, match="Aimless has no required check"):
+        made(Aimless)
+
+
 def test_a_task_is_a_seed_and_no_split_shares_one() -> None:
     splits = {
         split: {
@@ -84,7 +98,7 @@ def test_an_environment_that_cannot_be_made_says_why() -> None:
     def fail() -> Any:
         raise RuntimeError("the real cause")
 
-    env = made(wrap(fail, id="none"))
+    env = made(wrap(fail, id="none", max_turns=1))
     for _ in range(2):
         with pytest.raises(RuntimeError, match="the real cause"):
             env.reset(seed=0)
@@ -117,7 +131,30 @@ def test_a_class_made_in_one_call_can_be_pickled_and_lives_where_it_was_made() -
         "lakes",
         "external",
     )
-    here = wrap(SumsEnv.make, id="sums_here", solved_at=1.0)
+    here = wrap(SumsEnv.make, id="sums_here", max_turns=3, solved_at=1.0)
     assert (here.__name__, here.__module__) == ("SumsHere", __name__)
     with pytest.raises(ContractError, match="SumsHere has no oracle"):
         here.oracle(here.make_tasks("starter", sandbox=Backend(), display=Silent())[0])
+
+
+def test_a_class_says_how_many_turns_an_episode_has() -> None:
+    with pytest.raises(ContractError, match=r"Hasty sets no max_turns; .* make\(\)\.spec\.max_episode_steps"):
+        wrap(SumsEnv.make, id="hasty")
+
+    class Family(GymnasiumEnv):
+        """A base for others, which makes nothing itself."""
+
+    class Member(Family):
+        id = "member"
+        make = SumsEnv.make
+        max_turns = 7
+
+    assert made(Member).max_turns == 7
+
+
+@pytest.mark.parametrize("found", [(1.0, 1.0), (1.0, 0.0), (0.0, float("nan")), (0.0, float("inf"))])
+def test_a_range_of_returns_must_have_a_width(found: tuple[float, float]) -> None:
+    with pytest.raises(
+        ContractError, match=r"Flat\.return_range is \(.*; expected a lower return and a higher"
+    ):
+        wrap(SumsEnv.make, id="flat", max_turns=3, return_range=found)

@@ -192,7 +192,7 @@ class CodeEditorEnv(Env):
                 raise SandboxError(found.evidence)
             return dataclasses.replace(found, weakness=found.weakness or grader.weakness)
 
-        return _GRADES.get((grader.cache_key(count, seed), source), make)
+        return _GRADES.get((grader.cache_key(count, seed), source), make, lambda found: not found.timed_out)
 
 
 def grader_for(task: Task) -> Grader:

@@ -8,7 +8,7 @@ from typing import Final, TypeAlias, final
 
 from envkit.environments.code_editor.hidden import as_run
 from envkit.environments.code_editor.result_cache import ResultCache
-from envkit.grading import Answer, Program, answers
+from envkit.grading import Answer, Program, answers_and_end
 from envkit.mining.build import SOLUTION, shown_answer
 from envkit.mining.search import Example, examples_of
 from envkit.sandbox import Limits, SandboxBackend
@@ -31,10 +31,12 @@ class ExampleResults:
     Args:
         lines: one per example: the call, its answer, and the expected one unless it is the same.
         failed: the lines of those that do not hold.
+        timed_out: wall time ended the program; a stalled machine can cause that too.
     """
 
     lines: tuple[str, ...]
     failed: frozenset[str]
+    timed_out: bool = False
 
     def since(self, before: ExampleResults) -> str:
         """The lines, with those marked that fail as they did before."""
@@ -78,14 +80,17 @@ def example_runner(
 
         def make() -> ExampleResults:
             # One call in a message, so that one that ends the program does not take earlier answers with it.
-            return _results(examples, answers(backend, program, calls, RUN_LIMITS, at_once=1), judge())
+            found, gone = answers_and_end(backend, program, calls, RUN_LIMITS, at_once=1)
+            return _results(examples, found, judge(), timed_out=gone is not None and gone.timed_out)
 
-        return EXAMPLE_RESULTS.get((asked, file), make)
+        return EXAMPLE_RESULTS.get((asked, file), make, lambda results: not results.timed_out)
 
     return run if examples else None
 
 
-def _results(examples: Sequence[Example], found: Sequence[Answer], holds: Holds) -> ExampleResults:
+def _results(
+    examples: Sequence[Example], found: Sequence[Answer], holds: Holds, *, timed_out: bool
+) -> ExampleResults:
     lines: list[str] = []
     failed: set[str] = set()
     for index, example in enumerate(examples):
@@ -96,7 +101,7 @@ def _results(examples: Sequence[Example], found: Sequence[Answer], holds: Holds)
         else:
             lines.append(f"{seen}; expected {example.value}")
             failed.add(lines[-1])
-    return ExampleResults(tuple(lines), frozenset(failed))
+    return ExampleResults(tuple(lines), frozenset(failed), timed_out)
 
 
 def _shown(example: Example, answer: Answer | None) -> str:

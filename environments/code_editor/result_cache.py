@@ -28,14 +28,25 @@ class ResultCache:
         with self._lock:
             self._entries.clear()
 
-    def get(self, key: object, make: Callable[[], Value]) -> Value:
-        """Return the result for a key; the first call computes it with ``make``."""
+    def get(
+        self, key: object, make: Callable[[], Value], keep: Callable[[Value], bool] = lambda _: True
+    ) -> Value:
+        """Return the result for a key.
+
+        Args:
+            key: equal keys have the same result.
+            make: computes it, if it is not cached. An exception is not cached.
+            keep: False for a result that is not cached either.
+        """
         with self._lock:
             lock, box = self._entries.setdefault(key, (threading.Lock(), []))
             self._entries.move_to_end(key)
             while len(self._entries) > self._size:
                 self._entries.popitem(last=False)
         with lock:
-            if not box:
-                box.append(make())
-            return cast("Value", box[0])
+            if box:
+                return cast("Value", box[0])
+            value = make()
+            if keep(value):
+                box.append(value)
+            return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any, ClassVar, final
 from urllib.parse import quote
 
@@ -14,7 +13,7 @@ from envkit.env import Env
 from envkit.environments.service_desk.tasks import PEOPLE, STORE, TicketHidden, changed, generate, tickets_of
 from envkit.errors import UsageError
 from envkit.grading import Grade
-from envkit.sandbox import PYTHON_OPTIONS, SandboxBackend
+from envkit.sandbox import PYTHON_OPTIONS, SandboxBackend, guest_source
 from envkit.service import PRELOAD, Service
 from envkit.tools import format_call, tool
 from envkit.types import Task, Verdict
@@ -114,7 +113,7 @@ class ServiceDeskEnv(Env):
         ]
 
     def setup(self, task: Task) -> str:
-        program = (resources.files("envkit.environments.service_desk") / "service.py").read_text()
+        program = guest_source("envkit.environments.service_desk", "service.py")
         argv = [self.sandbox.python, *PYTHON_OPTIONS, "-c", program, STORE, str(PORT), str(self._warm_up_s)]
         self._service = Service(
             self.sandbox, argv, port=PORT, ready_path="/health", ready_s=self._ready_s, with_token=True

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any, Final, final
 
 from envkit.environments.sql_desk.database import COMPARED_ROWS, ENDED, SHOWN_ROWS, Result
 from envkit.errors import SandboxError
-from envkit.sandbox import PYTHON_OPTIONS, Limits, Peer, PeerGone, Sandbox
+from envkit.sandbox import PYTHON_OPTIONS, Limits, Peer, PeerGone, Sandbox, guest_source
 
 #: Limits for all statements of one database together. Wall time is long, because it runs while the agent
 #: thinks.
@@ -80,7 +78,8 @@ class SqliteDatabase:
             SandboxError: the process could not start, or the script fails.
         """
         if self._peer is None:
-            argv = [self._sandbox.python, *PYTHON_OPTIONS, "-c", _worker()]
+            worker = guest_source("envkit.environments.sql_desk", "sqlite_worker.py")
+            argv = [self._sandbox.python, *PYTHON_OPTIONS, "-c", worker]
             self._peer = self._sandbox.open(argv, limits=self._limits)
             self.load(self._script)
         timeout_s = _REQUEST_TIMEOUT_S * len(requests)
@@ -90,8 +89,3 @@ class SqliteDatabase:
             self.close()
             raise SandboxError(f"the database could not be loaded: {fault}")
         return answers
-
-
-@functools.cache
-def _worker() -> str:
-    return resources.files("envkit.environments.sql_desk").joinpath("sqlite_worker.py").read_text()

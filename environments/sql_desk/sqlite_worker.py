@@ -117,7 +117,7 @@ class MemoryDatabase:
         statements = split(text)
         if not statements:
             return {"error": "no statement"}
-        self.base.execute("SAVEPOINT request")
+        self.base.execute("BEGIN")
         before = self.base.total_changes
         self.base.set_progress_handler(count, COUNT_EVERY)
         self.base.set_authorizer(authorize)
@@ -129,6 +129,8 @@ class MemoryDatabase:
                 found = cursor.fetchmany(rows + 1)
                 columns = [column[0] for column in cursor.description or ()]
                 cursor.close()
+            self.base.set_authorizer(None)
+            self.base.execute("COMMIT")  # which checks deferred constraints
         except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
             answer = {"error": f"too slow: more than {MAX_STEPS:,} steps" if left < 0 else str(error)}
         else:
@@ -140,9 +142,9 @@ class MemoryDatabase:
             }
         self.base.set_authorizer(None)
         self.base.set_progress_handler(None, 0)
-        if "error" in answer:
-            self.base.execute("ROLLBACK TO request")
-        self.base.execute("RELEASE request")
+        # An error may have ended the transaction: OR ROLLBACK does, and a change that is stopped as too slow.
+        if self.base.in_transaction:
+            self.base.execute("ROLLBACK")
         return answer
 
     def state(self, tables: dict[str, list[str]]) -> dict[str, Any]:

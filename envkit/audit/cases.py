@@ -6,9 +6,12 @@ environment's module, and on this machine in the cache.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import inspect
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -19,7 +22,7 @@ from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable
 from envkit.cache import cache_dir
 from envkit.env import Env
 from envkit.errors import TaskFileError
-from envkit.taskfile import read_tasks, write_tasks
+from envkit.taskfile import digest, read_tasks, write_tasks
 from envkit.types import Task
 
 #: Name of the file in an environment's own package.
@@ -51,27 +54,51 @@ def write_cases(path: Path, cases: Sequence[Case], environment: str) -> None:
     Raises:
         TaskFileError: see `envkit.taskfile.write_tasks`.
     """
-    tasks = [
-        replace(
-            case.task,
-            id=f"{_NUMBER.sub('', case.task.id)}#{number}",
-            metadata={**case.task.metadata, _ATTACK: {"actions": case.actions, "seed": case.seed}},
-        )
-        for number, case in enumerate(cases)
-    ]
-    write_tasks(path, tasks, 0, environment)
+    tasks = [_as_task(case) for case in cases]
+    numbered = [replace(task, id=f"{task.id}#{number}") for number, task in enumerate(tasks)]
+    write_tasks(path, numbered, 0, environment)
 
 
 def keep_cases(cases: Sequence[Case], kind: type[Env]) -> Path:
-    """Add cases to those that were found on this machine; returns the path of the file."""
+    """Add cases to those that were found on this machine; returns the path of the file.
+
+    Raises:
+        TaskFileError: the file is damaged, or cannot be written.
+    """
     path = cached_cases(kind)
-    known = read_cases(path, kind) if path.exists() else []
-    new = [case for case in cases if case.actions not in {one.actions for one in known}]
-    fresh = path.with_suffix(".new")
-    fresh.unlink(missing_ok=True)
-    write_cases(fresh, [*known, *new], kind.id)
-    fresh.replace(path)
+    with _locked(path.parent):
+        known = read_cases(path, kind) if path.exists() else []
+        different = {digest([_as_task(case)]): case for case in [*known, *cases]}
+        fresh = path.with_suffix(".new")
+        fresh.unlink(missing_ok=True)
+        write_cases(fresh, [*different.values()], kind.id)
+        fresh.replace(path)
     return path
+
+
+def _as_task(case: Case) -> Task:
+    """The task that a case is stored as, without its number."""
+    attack = {"actions": case.actions, "seed": case.seed}
+    task_id = _NUMBER.sub("", case.task.id)
+    return replace(case.task, id=task_id, metadata={**case.task.metadata, _ATTACK: attack})
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Generator[None]:
+    """Let one audit at a time change the cases in a folder; the others wait.
+
+    Raises:
+        TaskFileError: the folder cannot be made or locked.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            raise TaskFileError(f"cannot lock {folder}: {error.strerror or error}") from error
+        yield
 
 
 def read_cases(path: Path, kind: type[Env]) -> list[Case]:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
@@ -25,7 +26,8 @@ class EnvSuite:
     """Tests of an environment: one for each check of `envkit audit`, some with fewer episodes.
 
     The environment should come from a module that other processes can import, because some checks play it in
-    others. A subclass may replace the fixtures ``backend`` and ``tasks``, which have class scope.
+    others. A subclass may replace the fixtures ``backend`` and ``tasks``, which have class scope. With other
+    tasks, the environment's splits are not checked, as with ``envkit audit --tasks``.
 
     Args:
         kind: the environment.
@@ -52,7 +54,8 @@ class EnvSuite:
     def audited(cls, backend: SandboxBackend, tasks: Sequence[Task]) -> AuditedEnv:
         """The environment under audit."""
         turns = cls.kind.max_turns if cls.max_turns is None else cls.max_turns
-        return AuditedEnv(cls.kind, tasks, backend, turns, own_tasks=True, quick=True)
+        are_own = inspect.getattr_static(cls, "tasks") is vars(EnvSuite)["tasks"]
+        return AuditedEnv(cls.kind, tasks, backend, turns, own_tasks=are_own, quick=True)
 
     @pytest.fixture
     def env(self, backend: SandboxBackend, tasks: Sequence[Task]) -> Iterator[Env]:

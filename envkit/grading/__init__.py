@@ -19,6 +19,7 @@ from envkit.grading.oracle import (
     Questions,
     answerable,
     answers,
+    answers_and_end,
     grade,
     same,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "SubmissionRejected",
     "answerable",
     "answers",
+    "answers_and_end",
     "canonical",
     "equal",
     "grade",

@@ -94,7 +94,7 @@ def contract_of(
         defaults: parameter -> source of its default.
     """
     any_order = leniency.any_order
-    if _promises_any_order(statement) or _returns_listed_set(source, function):
+    if promises_any_order(statement) or _returns_listed_set(source, function):
         any_order = max(any_order, 1)
     if _SUBSETS.search(f"{function.replace('_', ' ')} {statement}"):
         any_order = max(any_order, 2)
@@ -107,7 +107,7 @@ def contract_of(
     return Contract(policy, replace(leniency, any_order=any_order), tolerance, default)
 
 
-def _promises_any_order(statement: str) -> bool:
+def promises_any_order(statement: str) -> bool:
     """True if a sentence says that an order is free, and does not mean that of the input alone."""
     sentences = re.split(r"[.;\n]\s", statement)
     return any(

@@ -22,6 +22,8 @@ class Grade:
             oracle itself.
         passed: calls or tests that passed, for people. It does not change the score.
         total: calls or tests in all.
+        timed_out: wall time ended the candidate, not CPU time. A stalled machine can cause that, so the grade
+            holds for this episode only and is not cached.
 
     Raises:
         ContractError: neither verdict nor score is given, they contradict each other, or what should be a
@@ -34,6 +36,7 @@ class Grade:
     weakness: str
     passed: int
     total: int
+    timed_out: bool
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class Grade:
         weakness: str = "",
         passed: int = 0,
         total: int = 0,
+        timed_out: bool = False,
     ) -> None:
         if verdict is None:
             if score is None:
@@ -61,6 +65,6 @@ class Grade:
                 f"a Grade has score {score} and verdict {verdict}; expected 1 for PASS, below 1 for FAIL, "
                 "and 0 otherwise"
             )
-        values = (verdict, evidence, float(score), weakness, passed, total)
+        values = (verdict, evidence, float(score), weakness, passed, total, timed_out)
         for name, value in zip(self.__slots__, values, strict=True):
             object.__setattr__(self, name, value)

@@ -7,9 +7,7 @@ import json
 import random
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib import resources
 from typing import Self, cast, final
 
 from envkit.errors import ContractError, SandboxError
@@ -27,7 +25,16 @@ from envkit.grading.compare import (
 from envkit.grading.grade import Grade
 from envkit.grading.submission import SubmissionRejected, reject_reserved
 from envkit.inputs.call import Call
-from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Limits, Peer, PeerGone, Sandbox, SandboxBackend
+from envkit.sandbox import (
+    PACKAGES,
+    PYTHON_OPTIONS,
+    Limits,
+    Peer,
+    PeerGone,
+    Sandbox,
+    SandboxBackend,
+    guest_source,
+)
 from envkit.types import JSON, Verdict
 
 #: Enough to import one module and make a few dozen calls of small functions.
@@ -114,8 +121,7 @@ class _Worker:
     def __init__(self, sandbox: Sandbox, program: Program, limits: Limits) -> None:
         for path, data in program.files.items():
             sandbox.write(path, data)
-        source = resources.files("envkit.grading").joinpath("worker.py").read_text()
-        argv = [sandbox.python, *PYTHON_OPTIONS, "-c", source]
+        argv = [sandbox.python, *PYTHON_OPTIONS, "-c", guest_source("envkit.grading", "worker.py")]
         argv += [program.module, program.function, ",".join(program.modules)]
         argv += [PACKAGES] if program.packages else []
         self._limits = limits
@@ -179,14 +185,14 @@ def answers(
     limits: Limits = GRADING_LIMITS,
     at_once: int = CALLS_AT_ONCE,
 ) -> list[Answer]:
-    """Call a trusted program, such as an original or a mutant of one, and return its answers.
+    """Call a program in a new sandbox and return its answers.
 
-    The sandbox is new and is never shared with a candidate. If the program dies, the list is shorter than
-    ``calls``: it ends before the message with the call at which the program died.
+    If the program dies, the list is shorter than ``calls``: it ends before the message with the call at which
+    the program died.
 
     Args:
         backend: makes the sandbox.
-        program: the trusted program.
+        program: the program, such as an original or a mutant of one.
         calls: the calls, made in this order.
         limits: for all calls together.
         at_once: calls in one message.
@@ -194,11 +200,30 @@ def answers(
     Raises:
         SandboxError: the machinery failed.
     """
+    return answers_and_end(backend, program, calls, limits, at_once)[0]
+
+
+def answers_and_end(
+    backend: SandboxBackend,
+    program: Program,
+    calls: Sequence[Call],
+    limits: Limits = GRADING_LIMITS,
+    at_once: int = CALLS_AT_ONCE,
+) -> tuple[list[Answer], PeerGone | None]:
+    """Return the answers as `answers` does, and how the program ended early; ``None`` if it did not.
+
+    Raises:
+        SandboxError: the machinery failed.
+    """
     found: list[Answer] = []
-    with backend.create() as sandbox, suppress(PeerGone), _Worker(sandbox, program, limits) as worker:
-        for some in _answers_to(worker, calls, at_once):
-            found += some
-    return found
+    with backend.create() as sandbox:
+        try:
+            with _Worker(sandbox, program, limits) as worker:
+                for some in _answers_to(worker, calls, at_once):
+                    found += some
+        except PeerGone as gone:
+            return found, gone
+    return found, None
 
 
 def answerable(
@@ -265,7 +290,7 @@ def grade(
     in an order that depends on the candidate's files. So being asked tells nothing, even to a candidate that
     remembers earlier gradings. A candidate cannot cause an exception here: crashes, timeouts, too much output
     and malformed answers are FAIL. Forged messages and files under reserved names are TAMPERED. Broken
-    machinery is INFRA.
+    machinery is INFRA. `Grade.timed_out` tells if wall time ended the candidate.
 
     Args:
         backend: makes the sandbox.
@@ -305,7 +330,7 @@ def grade(
     more = f"{other.total} others confirm it" if confirmed else f"others do not confirm it: {other.evidence}"
     evidence = f"{one.total} calls answered as expected, {more}"
     passed, total = one.passed + other.passed, one.total + other.total
-    return Grade(other.verdict, evidence, passed=passed, total=total)
+    return Grade(other.verdict, evidence, passed=passed, total=total, timed_out=other.timed_out)
 
 
 def _examined(
@@ -345,7 +370,7 @@ def _examined(
 
 def _ended(gone: PeerGone, passed: int, total: int) -> Grade:
     verdict = Verdict.TAMPERED if gone.tampered else Verdict.FAIL
-    return Grade(verdict, gone.reason, passed=passed, total=total)
+    return Grade(verdict, gone.reason, passed=passed, total=total, timed_out=gone.timed_out)
 
 
 def _order(program: Program, calls: Sequence[Call]) -> list[int]:

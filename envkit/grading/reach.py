@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Collection, Sequence
-from importlib import resources
 
 from envkit.grading.oracle import Program
 from envkit.inputs.call import Call
 from envkit.inputs.edges import Edge, Examples, ReachedEdge, edge_call, edges_of
-from envkit.sandbox import PYTHON_OPTIONS, Limits, SandboxBackend
+from envkit.sandbox import PYTHON_OPTIONS, Limits, SandboxBackend, guest_source
 
 #: Lines of Python, and seconds of CPU, that a call at an edge may take. A grade makes dozens of them.
 MAX_STEPS, MAX_CPU_S = 8_000, 0.04
@@ -79,7 +78,7 @@ def _ends(backend: SandboxBackend, program: Program, ladders: Sequence[Sequence[
     """How each call ended, in order; see `envkit.grading.trial_worker`."""
     count = sum(len(rung) for ladder in ladders for rung in ladder)
     job = {
-        "encoder": _source("worker.py"),
+        "encoder": guest_source("envkit.grading", "worker.py"),
         "text": program.files[program.module].decode(),
         "function": program.function,
         "modules": program.modules,
@@ -90,12 +89,8 @@ def _ends(backend: SandboxBackend, program: Program, ladders: Sequence[Sequence[
         "ladders": [[[call.to_plain() for call in rung] for rung in ladder] for ladder in ladders],
     }
     with backend.create() as sandbox:
-        argv = [sandbox.python, *PYTHON_OPTIONS, "-c", _source("trial_worker.py")]
+        argv = [sandbox.python, *PYTHON_OPTIONS, "-c", guest_source("envkit.grading", "trial_worker.py")]
         result = sandbox.run(argv, stdin=json.dumps(job).encode(), limits=_LIMITS)
     ends = result.stdout.decode(errors="replace").strip()
     # A program that breaks even this loses its edges, not its task: the other calls still grade it.
     return ends if result.ok and len(ends) == count else "c" * count
-
-
-def _source(name: str) -> str:
-    return resources.files("envkit.grading").joinpath(name).read_text()

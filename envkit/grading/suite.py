@@ -10,14 +10,23 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import PurePosixPath
 from typing import Final, cast
 
 from envkit.errors import ConfigError, ContractError, SandboxError
 from envkit.grading.grade import Grade
 from envkit.grading.submission import SubmissionRejected, reject_reserved
-from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Contents, ExecResult, Limits, Sandbox, SandboxBackend
+from envkit.sandbox import (
+    PACKAGES,
+    PYTHON_OPTIONS,
+    Contents,
+    ExecResult,
+    Limits,
+    Sandbox,
+    SandboxBackend,
+    StopReason,
+    guest_source,
+)
 from envkit.types import Verdict
 
 #: Packages that the sandbox needs. One version, so that the verdict of a suite does not depend on the day.
@@ -43,6 +52,12 @@ _STEERING: Final = (
     *("conftest.py", "pytest.toml", ".pytest.toml", "pytest.ini", ".pytest.ini"),
     *("pyproject.toml", "tox.ini", "setup.cfg"),
 )
+
+
+def is_test_file(path: str) -> bool:
+    """True if pytest collects tests from a file of this name."""
+    name = PurePosixPath(path).name
+    return name.endswith("_test.py") or (name.startswith("test_") and name.endswith(".py"))
 
 
 def with_pytest(backend: SandboxBackend, packages: Sequence[str] = ()) -> SandboxBackend:
@@ -102,7 +117,8 @@ def grade_suite(
 ) -> Grade:
     """Run a suite on a candidate's files in a new sandbox.
 
-    PASS needs every wanted test to pass. Broken machinery is INFRA. A candidate cannot cause an exception.
+    PASS needs every wanted test to pass. A run that wall time ended is a FAIL with `Grade.timed_out`. Broken
+    machinery is INFRA. A candidate cannot cause an exception.
 
     Args:
         backend: makes a sandbox that holds `PYTEST`.
@@ -125,6 +141,9 @@ def grade_suite(
         with backend.create() as sandbox:
             token, result = _run(sandbox, files, tests, limits)
             reject_reserved(sandbox, tests)
+        if result.stop is StopReason.WALL:
+            evidence = f"the tests took longer than {limits.wall_s:g} s ({result.stop})"
+            return Grade(Verdict.FAIL, evidence, weakness=WEAKNESS, total=total, timed_out=True)
         found = _reported(token, result)
     except SubmissionRejected as refused:
         return Grade(refused.verdict, refused.evidence, weakness=WEAKNESS, total=total)
@@ -146,10 +165,8 @@ def _run(
     for path, data in {**files, **tests}.items():
         sandbox.write(path, data)
     token = secrets.token_hex(16)
-    worker = resources.files("envkit.grading").joinpath("suite_worker.py").read_text()
-    modules = [path for path in tests if PurePosixPath(path).match("test_*.py") or path.endswith("_test.py")]
-    job = {"packages": PACKAGES, "tests": modules, "token": token}
-    argv = [sandbox.python, *PYTHON_OPTIONS, "-c", worker]
+    job = {"packages": PACKAGES, "tests": [path for path in tests if is_test_file(path)], "token": token}
+    argv = [sandbox.python, *PYTHON_OPTIONS, "-c", guest_source("envkit.grading", "suite_worker.py")]
     result = sandbox.run(argv, stdin=json.dumps(job).encode(), limits=limits)
     return token, result
 

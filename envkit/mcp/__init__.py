@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Literal
 
 from envkit.env import Env
 from envkit.errors import ContractError
-from envkit.mcp.session import MCP_LIMITS, McpSession
+from envkit.mcp.session import MCP_LIMITS, MCP_TIMEOUT_S, McpSession
+from envkit.sandbox import Limits
 from envkit.tools import Tool, describe_tools
 from envkit.types import Task
 
@@ -40,6 +41,11 @@ class McpEnv(Env):
 
     #: Names of the server's tools that agents may use; empty for all of them.
     only: ClassVar[Sequence[str]] = ()
+    #: Longest wait for an answer of the server, in seconds. A tool that takes longer is cancelled, and the
+    #: agent is told.
+    timeout_s: ClassVar[float] = MCP_TIMEOUT_S
+    #: Limits of the server and its launcher together, for the whole episode.
+    limits: ClassVar[Limits] = MCP_LIMITS
     tools_in_setup = True
     session: McpSession
     #: Names of this instance's methods that are the server's tools.
@@ -59,7 +65,7 @@ class McpEnv(Env):
         for name in self._served:
             delattr(self, name)
         self._served = ()
-        self.session = McpSession(self.sandbox, self.server())
+        self.session = McpSession(self.sandbox, self.server(), timeout_s=self.timeout_s, limits=self.limits)
         offered = {str(found["name"]): found for found in self.session.tools()}
         if missing := [name for name in self.only if name not in offered]:
             names = ", ".join(offered)
@@ -89,7 +95,7 @@ class McpEnv(Env):
             )
 
         def call(**arguments: Any) -> str:
-            return self.session.call(name, arguments)
+            return self.session.call(name, arguments, from_agent=True)
 
         setattr(self, name, call)
         self._served += (name,)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 from envkit.errors import SandboxError
 from envkit.grading import Answer
 from envkit.inputs.call import Call
 from envkit.inputs.doctests import modules_of
-from envkit.sandbox import PYTHON_OPTIONS, Limits, SandboxBackend
+from envkit.sandbox import PYTHON_OPTIONS, Limits, SandboxBackend, guest_source
 
 #: Lines of Python that one call may run: some ten milliseconds.
 MAX_STEPS = 20_000
@@ -57,14 +56,14 @@ def variant_answers(
         SandboxError: the machinery failed.
     """
     job = {
-        "encoder": _source("envkit.grading", "worker.py"),
+        "encoder": guest_source("envkit.grading", "worker.py"),
         "hash_seed": str(hash_seed),
         "steps": MAX_STEPS,
         "cpu_s": 1.0,
         "memory_bytes": _LIMITS.memory_bytes // 2,
         "batches": [_described(batch) for batch in batches],
     }
-    program = _source("envkit.mining", "run_variants_worker.py")
+    program = guest_source("envkit.mining", "run_variants_worker.py")
     with backend.create() as sandbox:
         argv = [sandbox.python, *PYTHON_OPTIONS, "-c", program]
         result = sandbox.run(argv, stdin=json.dumps(job).encode(), limits=_LIMITS)
@@ -95,7 +94,3 @@ def _answer(answers: dict[str, Any] | None) -> Answer | None:
     if answers is None or "hang" in answers or answers.get("raises") in _ACCIDENTS:
         return None
     return Answer(answers.get("value"), answers.get("after"), answers.get("raises"))
-
-
-def _source(package: str, name: str) -> str:
-    return resources.files(package).joinpath(name).read_text()

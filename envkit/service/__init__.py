@@ -10,19 +10,18 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Final, final
 
-from envkit.errors import ContractError, SandboxError
-from envkit.sandbox import PYTHON_OPTIONS, Limits, PeerGone, Sandbox, StopReason
+from envkit.errors import ContractError
+from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox
+from envkit.service.launcher import Launcher
 from envkit.types import JSON
 
 #: Limits of a service and its launcher together, per episode. Wall time is long, because it runs while the
-#: agent thinks.
-SERVICE_LIMITS: Final = Limits(cpu_s=20.0, wall_s=3600.0, memory_bytes=256 * 2**20, processes=8)
+#: agent thinks. A character that is not ASCII takes 6 or 12 bytes of output.
+SERVICE_LIMITS: Final = Limits(
+    cpu_s=20.0, wall_s=3600.0, memory_bytes=256 * 2**20, processes=8, output_bytes=8 * 2**20
+)
 #: Modules that the launcher and most services in Python import, for `envkit.Env.preload`.
 PRELOAD: Final = ("hmac", "http.client", "http.server", "subprocess", "urllib.parse")
-#: Seconds to wait for the launcher, in addition to what it waits for the service.
-_LAUNCHER_S: Final = 10.0
-#: Characters of its last output in an error.
-_SHOWN: Final = 500
 _PATH: Final = re.compile(r"/[!-~]*")
 
 
@@ -66,7 +65,8 @@ class Service:
             every request, as ``Authorization: Bearer TOKEN``. Other programs could read a command line or an
             environment variable.
         timeout_s: longest wait for an answer, in seconds.
-        limits: of the service and its launcher together, for the whole episode.
+        limits: of the service and its launcher together, for the whole episode. ``output_bytes`` also limits
+            each answer, as JSON.
 
     Raises:
         SandboxError: the service was not ready in time; the message quotes its last output.
@@ -84,9 +84,9 @@ class Service:
         timeout_s: float = 10.0,
         limits: Limits = SERVICE_LIMITS,
     ) -> None:
-        self._token, self._timeout_s = secrets.token_hex(16) if with_token else "", timeout_s
-        launcher = (resources.files("envkit.service") / "guest_launcher.py").read_text()
-        self._peer = sandbox.open([sandbox.python, *PYTHON_OPTIONS, "-c", launcher], limits=limits)
+        token, self._timeout_s = secrets.token_hex(16) if with_token else "", timeout_s
+        program = (resources.files("envkit.service") / "guest_launcher.py").read_text()
+        self._launcher = Launcher(sandbox, program, "service", limits, token)
         begin = [sandbox.python, *PYTHON_OPTIONS, "-c"]
         is_python = [*argv[: len(begin)]] == begin and len(argv) > len(begin)
         start = {
@@ -95,8 +95,10 @@ class Service:
             "port": port,
             "ready_path": ready_path,
             "ready_s": ready_s,
+            "answer_bytes": limits.output_bytes,
+            "token": token,
         }
-        self._send({**start, "token": self._token}, ready_s)
+        self._launcher.ask(start, ready_s)
 
     def request(
         self, method: str, path: str, body: JSON = None, headers: Mapping[str, str] | None = None
@@ -111,31 +113,13 @@ class Service:
 
         Raises:
             ContractError: the path holds a blank, a line break or another character that must be quoted.
-            SandboxError: no answer: the service has ended, or takes too long.
+            SandboxError: no answer: the service has ended, takes too long, or answers with more than
+                ``limits.output_bytes``.
         """
         if not _PATH.fullmatch(path):
             raise ContractError(f"the path {path!r} is not quoted; use urllib.parse.quote for its parts")
         text = body if isinstance(body, str) else "" if body is None else json.dumps(body)
         kind = {} if isinstance(body, str) or body is None else {"Content-Type": "application/json"}
         message = {"method": method, "path": path, "headers": {**kind, **(headers or {})}, "body": text}
-        answer = self._send({**message, "timeout_s": self._timeout_s}, self._timeout_s)
+        answer = self._launcher.ask({**message, "timeout_s": self._timeout_s}, self._timeout_s)
         return Response(answer["status"], answer["body"])
-
-    def _send(self, message: Mapping[str, Any], within_s: float) -> Mapping[str, Any]:
-        """Send a message to the launcher, and return its answer."""
-        answer: dict[str, Any] = {}
-        try:
-            answer = json.loads(self._peer.ask(json.dumps(message).encode(), within_s + _LAUNCHER_S))
-            failure = answer.get("failure")
-        except PeerGone:  # its message may quote half of the token, so it is not passed on
-            stop = self._peer.close().stop
-            by_limit = stop not in (StopReason.EXITED, StopReason.SIGNALED)
-            failure = f"a limit ended it: {stop}" if by_limit else "it ended, or did not answer"
-        if failure is not None:
-            last = self._without_token(self._peer.close().stderr.decode(errors="replace"))[-_SHOWN:]
-            problem = f"the service failed: {self._without_token(failure)}; its last output: {last or '-'}"
-            raise SandboxError(" ".join(problem.split()))
-        return answer
-
-    def _without_token(self, text: str) -> str:
-        return text.replace(self._token, "[token]") if self._token else text

@@ -3,12 +3,13 @@
 It runs beside the service, because only programs opened together share a loopback device. It reads JSON lines
 from standard input and answers each with one line. The first line describes the service to start:
 
-    {"argv": [...], "program": TEXT or null, "token": T,                    {"up": true}, or {"failure": WHY}
-     "port": N, "ready_path": P, "ready_s": S}
+    {"argv": [...], "program": TEXT or null, "token": T, "port": N,         {"up": true}, or {"failure": WHY}
+     "ready_path": P, "ready_s": S, "answer_bytes": N}
     {"method": M, "path": P, "headers": {...}, "body": TEXT, "timeout_s": S}  {"status": N, "body": TEXT}, or
                                                                               {"failure": WHY}
 
 The token is the service's first line of standard input, and in the header of every request. It may be empty.
+Each line of the answers has fewer bytes than ``answer_bytes``.
 
 A service that is a Python program is a fork of this process, which has most of what a service imports. A new
 interpreter would import all of it again.
@@ -127,12 +128,13 @@ def main() -> None:
     # What the service starts, such as an agent's code, must not write to the host in our place.
     if ctypes.CDLL(None, use_errno=True).prctl(SET_DUMPABLE, 0, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl failed")
-    service: Service | None = None
+    service, answer_bytes = None, 0
     for line in sys.stdin:
         message = json.loads(line)
         try:
             if service is None:
                 argv, program = message.pop("argv"), message.pop("program")
+                answer_bytes = message.pop("answer_bytes")
                 process = start(argv, program, message["token"])
                 if not process.pid:
                     sys.argv = ["-c", *argv[argv.index("-c") + 2 :]]
@@ -144,7 +146,11 @@ def main() -> None:
                 answer = service.request(**message)
         except (OSError, HTTPException, ValueError) as error:
             answer = {"failure": str(error) or type(error).__name__}
-        print(json.dumps(answer), flush=True)
+        text = json.dumps(answer)
+        if len(text) >= answer_bytes:
+            size = f"an answer takes {len(text):,} bytes as JSON; expected fewer than {answer_bytes:,}"
+            text = json.dumps({"failure": f"{size}: send less at once, or raise output_bytes in its limits"})
+        print(text, flush=True)
 
 
 #: The program to run, in a fork.

@@ -6,7 +6,7 @@ import echo_env
 import pytest
 from echo_env import Echo
 
-from envkit import ActionResult, Env, SandboxBackend, UsageError, tool
+from envkit import ActionResult, Env, SandboxBackend, TaskFileError, UsageError, tool
 from envkit.audit.audited_env import AuditedEnv, AuditFailure
 from envkit.audit.runner import AUDIT_CHECKS
 
@@ -46,6 +46,12 @@ FAULTY = [
     (echo_env.Local, "vectors play as single instances", "This is process "),
     (echo_env.Leaking, "splits share no task", "1 sources are of train and held-out tasks"),
     (echo_env.Restless, "splits share no task", "two calls of make_tasks give other train tasks"),
+    (echo_env.Undisclosed, "splits share no task", "a task of split test names the split 'heldout'"),
+    (
+        echo_env.Unreported,
+        "splits share no task",
+        r"make_tasks\('test'\) raises KeyError: 'tset'; expected tasks, or a UsageError if there are none",
+    ),
 ]
 
 
@@ -53,6 +59,11 @@ FAULTY = [
 def test_each_fault_is_named(kind: type[Env], check: str, words: str, backend: SandboxBackend) -> None:
     with pytest.raises(AuditFailure, match=words):
         run(kind, check, backend)
+
+
+def test_tasks_for_final_reports_that_cannot_be_read_are_not_left_out(backend: SandboxBackend) -> None:
+    with pytest.raises(TaskFileError, match=r"test\.jsonl, line 3"):
+        run(echo_env.Unreadable, "splits share no task", backend)
 
 
 def test_a_task_that_is_not_posed_is_found(backend: SandboxBackend) -> None:

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from echo_env import Echo, Gossip, Unmeasured
 
-from envkit import Env, SandboxBackend
+from envkit import Env, SandboxBackend, Task
 from envkit.audit.audited_env import AuditedEnv
 from envkit.audit.suite import EnvSuite
 
 
 class TestEcho(EnvSuite):
     kind = Echo
+
+
+class TestGivenTasks(EnvSuite):
+    """The environment's splits say nothing about tasks that a suite replaces."""
+
+    kind = Echo
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def tasks(cls) -> Sequence[Task]:
+        return Echo.make_tasks("of a customer")
+
+    @pytest.mark.parametrize("check", ["splits share no task"])
+    def test_audit(self, audited: AuditedEnv, check: str) -> None:
+        assert [task.split for task in audited.tasks] == ["of a customer"] * 3
+        with pytest.raises(pytest.skip.Exception, match="the audit was given tasks"):
+            super().test_audit(audited, check)
 
 
 def run(kind: type[Env], check: str, backend: SandboxBackend) -> None:

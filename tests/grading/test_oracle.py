@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -17,6 +18,7 @@ from envkit.grading import (
     Questions,
     answerable,
     answers,
+    answers_and_end,
     grade,
     oracle,
 )
@@ -168,6 +170,27 @@ def test_wrong_programs_fail(backend: SandboxBackend, source: str) -> None:
     found = judge(backend, source)
     assert found.verdict in (Verdict.FAIL, Verdict.TAMPERED), found
     assert found.passed < found.total
+
+
+@pytest.mark.parametrize(
+    ("body", "timed_out"),
+    [("time.sleep(60)", True), ("while True: pass", False), ("import os; os._exit(0)", False)],
+)
+def test_a_grade_tells_if_wall_time_ended_the_candidate(
+    backend: SandboxBackend, body: str, timed_out: bool
+) -> None:
+    limits = replace(LIMITS, cpu_s=0.5, wall_s=1 if timed_out else 60)
+    wrong = subject(f"import time\n{PREFIX}{body}")
+    found = grade(backend, wrong, Questions(CALLS, [Answer(0)] * 3), limits)
+    assert (found.verdict, found.timed_out) == (Verdict.FAIL, timed_out)
+    later = subject(f"import time\ndef total(n):\n    if n == 1: return 1\n    {body}")
+    first, second = Questions([Call(("1",))], [Answer(1, [])]), Questions([Call(("2",))], [Answer(2, [])])
+    found = grade(backend, later, first, limits, confirming=second)
+    assert (found.verdict, found.timed_out) == (Verdict.FAIL, timed_out)
+    _, gone = answers_and_end(backend, wrong, CALLS, limits)
+    assert gone is not None
+    assert gone.timed_out == timed_out
+    assert answers_and_end(backend, subject(ORIGINAL), CALLS)[1] is None
 
 
 TO_EVERY_FD = (

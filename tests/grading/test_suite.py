@@ -79,6 +79,14 @@ def test_ending_or_skipping_the_tests_does_not_pass(
     assert evidence in found.evidence, found
 
 
+@pytest.mark.parametrize("source", ["import time; time.sleep(60)", "while True: pass"])
+def test_a_suite_that_wall_time_ended_is_marked(zygote_with_pytest: SandboxBackend, source: str) -> None:
+    limits = replace(SUITE_LIMITS, **({"wall_s": 3} if "sleep" in source else {"cpu_s": 1}))
+    found = grade_suite(zygote_with_pytest, {"solution.py": source.encode()}, FILES, TEST_IDS, limits)
+    assert (found.verdict, found.timed_out) == (Verdict.FAIL, "sleep" in source)
+    assert ("wall limit" if "sleep" in source else "cpu limit") in found.evidence
+
+
 def test_a_candidate_can_neither_add_a_conftest_nor_replace_the_tests(
     zygote_with_pytest: SandboxBackend,
 ) -> None:

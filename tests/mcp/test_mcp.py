@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -13,7 +14,7 @@ from envkit import ContractError, Env, SandboxBackend, SandboxError
 from envkit.audit.audited_env import AuditedEnv, AuditFailure
 from envkit.audit.runner import AUDIT_CHECKS
 from envkit.audit.suite import EnvSuite
-from envkit.mcp import McpEnv, McpSession
+from envkit.mcp import MCP_LIMITS, McpEnv, McpSession
 from envkit.sandbox import PYTHON_OPTIONS
 from envkit.tools import ToolCall, parse_calls
 
@@ -90,6 +91,65 @@ def changed(old: str, new: str, **attributes: Any) -> type[Notes]:
     for name, value in attributes.items():
         setattr(Changed, name, value)
     return Changed
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(f"show({literal})" for literal in ("1j", "b'a'", "{1}", "...", "[1j]", "1e999", "{(1, 2): 3}")),
+        '<tool_call>{"name": "show", "arguments": {"number": [NaN]}}',
+    ],
+)
+def test_an_argument_that_is_no_json_is_an_observation(backend: SandboxBackend, call: str) -> None:
+    kind = changed('"number": {"type": "integer"}', '"number": {}')
+    with closing(kind(tasks=TASKS, sandbox=backend)) as env:
+        env.reset(seed=0)
+        assert env.step(call)[0].startswith("show takes arguments that JSON can hold, such as texts, ")
+
+
+#: Does not answer a call until the next one, and notes that it was told not to.
+_PATIENT = """
+        case "notifications/cancelled":
+            NOTES.append(f"call {params['requestId']} was cancelled")
+        case "tools/call" if params["name"] == "add" and not NOTES:
+            NOTES.append(request["id"])
+        case "tools/call" if NOTES and isinstance(NOTES[0], int):
+            say(id=NOTES[0], result=text("too late"))
+            NOTES[0] = str(NOTES[0])
+            say(id=request["id"], result=text(" ".join(NOTES)))
+"""
+
+
+def test_a_call_that_takes_too_long_is_an_observation_and_its_late_answer_is_dropped(
+    backend: SandboxBackend,
+) -> None:
+    start = '        case "tools/call" if params["name"] == "stop_server":'
+    kind = changed(start, _PATIENT + start, timeout_s=0.5)
+    with closing(kind(tasks=TASKS, sandbox=backend, max_turns=9)) as env:
+        env.reset(seed=0)
+        assert env.step("add('a')")[0] == "add took longer than 0.5 s and was cancelled."
+        seen, *_ = env.step("show(1)")
+        number = seen.partition(" ")[0]
+        assert seen == f"{number} call {number} was cancelled\n[image]"
+
+
+def test_a_check_is_not_told_a_timeout_as_an_error_of_the_tool(backend: SandboxBackend) -> None:
+    start = '        case "tools/call" if params["name"] == "stop_server":'
+    silent = '        case "tools/call" if params["name"] == "show":\n            pass\n'
+    with closing(changed(start, silent + start, timeout_s=0.5)(tasks=TASKS, sandbox=backend)) as env:
+        env.reset(seed=0)
+        with pytest.raises(
+            SandboxError, match=r"the MCP server failed: no answer to tools/call within 0\.5 s"
+        ):
+            env.step("done()")
+
+
+def test_a_class_sets_the_limits_of_its_server(backend: SandboxBackend) -> None:
+    kind = changed(
+        "NOTES: list[str] = []", "NOTES = [_ for _ in iter(int, 1)]", limits=replace(MCP_LIMITS, cpu_s=0.5)
+    )
+    with pytest.raises(SandboxError, match="the MCP server failed: a limit ended it: cpu limit"):
+        kind(tasks=TASKS, sandbox=backend).reset(seed=0)
 
 
 def test_a_server_cannot_write_in_place_of_its_launcher(backend: SandboxBackend) -> None:
@@ -190,7 +250,10 @@ def test_schemas_become_types(
     [
         ("raise SystemExit('no token')", "the server ended with status 1; its last output: no token"),
         ("print('Welcome!', flush=True); input(); input()", "the MCP server failed: Expecting value"),
-        ("input(); import time; time.sleep(60)", "the MCP server failed: .*did not answer within 1 s"),
+        (
+            "input(); import time; time.sleep(60)",
+            "the MCP server failed: no answer to initialize within 1 s; its last",
+        ),
     ],
 )
 def test_a_server_that_does_not_speak_mcp_says_why(backend: SandboxBackend, program: str, why: str) -> None:
@@ -203,6 +266,44 @@ def test_a_server_that_ends_breaks_the_episode(backend: SandboxBackend) -> None:
         session = McpSession(sandbox, [sandbox.python, *PYTHON_OPTIONS, "-c", PROGRAM])
         with pytest.raises(SandboxError, match="the server ended with status 1; its last output: stopped"):
             session.call("stop_server", {})
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        ("", r"an answer to tools/call that is {'jsonrpc.*}; expected an object with 'result', a dict"),
+        ("result=5", "'result': 5}; expected an object with 'result', a dict"),
+        ("result={}", "a result of tools/call that is {}; expected an object with 'content', a list"),
+        ("result={'content': [5]}", "a part of a result that is 5; expected an object with 'type', a str"),
+        ("result={'content': [{}]}", "a part of a result that is {}; expected an object with 'type', a str"),
+        ("result={'content': [{'type': 'text'}]}", "expected an object with 'text', a str"),
+        ("error='no'", "'error': 'no'}; expected an object with 'error', a dict"),
+    ],
+)
+def test_a_malformed_answer_to_a_call_breaks_the_episode(
+    backend: SandboxBackend, reply: str, why: str
+) -> None:
+    answered = "result=text(f\"{json.dumps(params['arguments'])} is note {len(NOTES)}\")"
+    with closing(changed(answered, reply)(tasks=TASKS, sandbox=backend)) as env:
+        env.reset(seed=0)
+        with pytest.raises(SandboxError, match=f"the MCP server sent .*{why}"):
+            env.step("add('tea')")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ('"tools": [ADD]', '"tools": 5', "expected an object with 'tools', a list"),
+        ('"tools": [ADD]', '"tools": [{}]', "a tool that is {}; expected an object with 'name', a str"),
+        ('"tools": [ADD]', '"tools": [{"name": "a", "inputSchema": 5}]', "with 'inputSchema', a dict"),
+        ('say(method="notifications/message",', 'print(5, flush=True); dict(a="",', "it sent 5, expected an"),
+    ],
+)
+def test_a_malformed_list_of_tools_breaks_the_episode(
+    backend: SandboxBackend, old: str, new: str, why: str
+) -> None:
+    with pytest.raises(SandboxError, match=why):
+        changed(old, new)(tasks=TASKS, sandbox=backend).reset(seed=0)
 
 
 class Hinting(Notes):

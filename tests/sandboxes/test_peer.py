@@ -34,8 +34,9 @@ def test_the_error_of_an_ended_peer_holds_its_status_and_stderr(sandbox: Sandbox
 
 def test_a_silent_peer_is_killed_after_the_timeout(sandbox: Sandbox) -> None:
     peer = start(sandbox, "import time; input(); time.sleep(60)")
-    with pytest.raises(PeerGone, match="did not answer"):
+    with pytest.raises(PeerGone, match="did not answer") as gone:
         peer.ask(b"", 0.3)
+    assert gone.value.timed_out
     assert peer.close().stop is StopReason.SIGNALED
 
 
@@ -71,11 +72,13 @@ def test_the_output_limit_applies_to_each_answer_separately(sandbox: Sandbox) ->
 
 def test_limits_hold_while_a_peer_works(sandbox: Sandbox) -> None:
     busy = start(sandbox, "input()\nwhile True: pass", Limits(cpu_s=0.2))
-    with pytest.raises(PeerGone, match="cpu limit"):
+    with pytest.raises(PeerGone, match="cpu limit") as gone:
         busy.ask(b"", 10)
+    assert not gone.value.timed_out
     slow = start(sandbox, "import time; input(); time.sleep(60)", Limits(wall_s=0.5))
-    with pytest.raises(PeerGone, match="wall limit"):
+    with pytest.raises(PeerGone, match="wall limit") as gone:
         slow.ask(b"", 10)
+    assert gone.value.timed_out
 
 
 def test_an_answer_before_the_request_was_read_is_tampering(sandbox: Sandbox) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -136,6 +138,32 @@ def test_cases_are_kept_once(cached: Path) -> None:
     assert [(case.actions, case.seed) for case in kept] == [(case.actions, case.seed) for case in FOUND]
     assert [case.task.id for case in kept] == ["a#0", "b#1"]
     assert [case.task.prompt for case in kept] == [case.task.prompt for case in FOUND]
+
+
+def test_the_same_actions_on_another_task_or_with_another_seed_are_another_case(cached: Path) -> None:
+    first, *others = (
+        Case(TASKS[0], ("x",)),
+        Case(TASKS[1], ("x",)),
+        Case(TASKS[0], ("x",), 7),
+        Case(replace(TASKS[0], prompt="another task of the same id"), ("x",)),
+    )
+    keep_cases([first], Lax)
+    keep_cases([first, *others], Lax)
+    kept = read_cases(cached, Lax)
+    assert [(case.task.id, case.seed) for case in kept] == [("a#0", 0), ("b#1", 0), ("a#2", 7), ("a#3", 0)]
+    keep_cases([*others, *kept], Lax)
+    assert read_cases(cached, Lax) == kept
+
+
+def test_attacks_at_the_same_time_keep_all_their_cases(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_slowly(*given: Any) -> None:
+        time.sleep(0.1)
+        write_cases(*given)
+
+    monkeypatch.setattr(audit_cases, "write_cases", write_slowly)
+    with ThreadPoolExecutor() as pool:  # a lock of one thread holds against other threads, too
+        [*pool.map(lambda task: keep_cases([Case(task, ("x",))], Lax), TASKS[:4])]
+    assert {case.task.prompt for case in read_cases(cached, Lax)} == {task.prompt for task in TASKS[:4]}
 
 
 def test_an_audit_plays_known_cases_again(cached: Path, backend: SandboxBackend) -> None:

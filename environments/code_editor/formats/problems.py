@@ -14,6 +14,7 @@ from envkit.authored import ImportedTasks
 from envkit.environments.code_editor.actions import Replace, parse, replace_text_message
 from envkit.environments.code_editor.hidden import ProblemHidden
 from envkit.grading import Leniency, NumericPolicy
+from envkit.grading.contract import promises_any_order
 from envkit.hidden import to_json
 from envkit.inputs.call import Call
 from envkit.inputs.doctests import calls_in, docstring_calls, modules_of, name_called
@@ -30,9 +31,6 @@ _MAX_SHOWN, _MAX_EXAMPLE_CHARS = 2, 200
 _UNIQUE = frozenset({"set", "frozenset"})
 _UNORDERED = _UNIQUE | {"sorted", "Counter"}
 _FORMS = _UNORDERED | {"list", "tuple"}
-_ANY_ORDER = re.compile(
-    r"\bin any order\b|\bany order\b|\border (?:of|does|do)[^.]*not matter", re.IGNORECASE
-)
 # "Return any of them": the answers of two correct programs may differ.
 _SEVERAL = re.compile(
     r"\b(?:return|print|output)\b[^.\n]{0,60}\bany (?:of (?:them|the)\b|one of\b"
@@ -158,9 +156,7 @@ def _task(benchmark: str, problem: CallProblem) -> Task:
         raise LeftOut("without a difference between wrong and right")
     parameters = parameters_of(problem.reference, problem.function)
     leniency = Leniency(
-        any_order=1
-        if _ANY_ORDER.search(problem.prompt) or not _UNORDERED.isdisjoint(problem.normalizers)
-        else 0,
+        any_order=int(promises_any_order(problem.prompt) or not _UNORDERED.isdisjoint(problem.normalizers)),
         repeats=_UNIQUE.isdisjoint(problem.normalizers),
         sequences=problem.json or bool(problem.normalizers),
         mappings=True,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Protocol
 
 from envkit.environments.code_editor.editor import CodeEditor
 from envkit.environments.code_editor.result_cache import ResultCache
-from envkit.grading import GRADING_LIMITS, Grade, canonical
+from envkit.errors import SandboxError
+from envkit.grading import GRADING_LIMITS, Answer, Grade, Program, answers_and_end
+from envkit.inputs.call import Call
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task
 
@@ -45,7 +46,10 @@ class Grader(Protocol):
         ...
 
     def cache_key(self, count: int, seed: int) -> Hashable:
-        """Return a cache key. With equal keys, equal files get equal grades."""
+        """Return a cache key. With equal keys, equal files get equal grades.
+
+        It covers the whole task, because two task files may use one id for different tasks.
+        """
         ...
 
     def grade(self, source: bytes, backend: SandboxBackend, count: int, seed: int) -> Grade:
@@ -63,6 +67,15 @@ class Grader(Protocol):
         ...
 
 
-def hidden_digest(task: Task) -> bytes:
-    """Hash a task's hidden fields, because two task files may use one id for different tasks."""
-    return hashlib.sha256(canonical(task.hidden).encode()).digest()
+def original_answers(
+    task: Task, backend: SandboxBackend, program: Program, calls: Sequence[Call]
+) -> list[Answer]:
+    """Return the answers of a task's original, up to the calls that end it.
+
+    Raises:
+        SandboxError: the machinery failed, or wall time ended the original, as on a stalled machine.
+    """
+    found, gone = answers_and_end(backend, program, calls, REFERENCE_LIMITS)
+    if gone is not None and gone.timed_out:
+        raise SandboxError(f"the original of task {task.id} took too long: {gone.reason}")
+    return found

@@ -16,7 +16,7 @@ from envkit.environments.code_editor.examples import Holds, example_runner
 from envkit.environments.code_editor.graders.base import (
     EXPECTED_ANSWERS,
     REFERENCE_LIMITS,
-    hidden_digest,
+    original_answers,
 )
 from envkit.environments.code_editor.hidden import ProblemHidden, as_run, solution_of
 from envkit.environments.code_editor.result_cache import ResultCache
@@ -44,6 +44,7 @@ from envkit.mining.build import SOLUTION
 from envkit.mining.hidden import RepairHidden
 from envkit.mining.search import Example, examples_of
 from envkit.sandbox import SandboxBackend
+from envkit.taskfile import digest
 from envkit.types import Task
 
 #: Calls at edges in one set, if the function has fewer kinds of edges than that, and enough values for them.
@@ -74,9 +75,8 @@ class CallGrader:
 
     def __init__(self, task: Task, hidden: RepairHidden | ProblemHidden) -> None:
         self._task, self._hidden = task, hidden
-        # The broken file too: what is inferred of the original must not accept it.
-        broken = hashlib.sha256(as_run(task, solution_of(task).encode())).digest()
-        self._key = task.id, hidden_digest(task), broken
+        # What is inferred of the original depends on the prompt and on the broken file too.
+        self._key = digest([task])
         is_method = "." in hidden.function
         self.no_attack_reason = (
             "it attacks by a function, and the task asks for a method" if is_method else ""
@@ -99,7 +99,8 @@ class CallGrader:
 
         def make() -> Sequence[Answer | None]:
             program = self._program(self._hidden.reference.encode())
-            return _with_tolerance(contract, calls, answers(backend, program, calls, REFERENCE_LIMITS))
+            found = original_answers(self._task, backend, program, calls)
+            return _with_tolerance(contract, calls, found)
 
         known = EXPECTED_ANSWERS.get(("examples", self._key), make)
         wanted = {example.text: want for example, want in zip(examples, known, strict=False)}

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from importlib import resources
 from typing import cast, final
 
 from envkit.environments.code_editor.actions import replace_text_message
 from envkit.environments.code_editor.editor import CodeEditor
 from envkit.environments.code_editor.graders import probe
-from envkit.environments.code_editor.graders.base import (
-    EXPECTED_ANSWERS,
-    REFERENCE_LIMITS,
-    hidden_digest,
-)
+from envkit.environments.code_editor.graders.base import EXPECTED_ANSWERS, original_answers
 from envkit.environments.code_editor.hidden import ProgramHidden, solution_of
-from envkit.grading import Answer, Grade, Program, Questions, answers, grade
+from envkit.grading import Answer, Grade, Program, Questions, grade
 from envkit.mining.build import SOLUTION
-from envkit.sandbox import SandboxBackend
+from envkit.sandbox import SandboxBackend, guest_source
+from envkit.taskfile import digest
 from envkit.types import JSON, Task
 
 _PROBE = "probe.py"
@@ -32,6 +28,7 @@ class ProgramGrader:
 
     def __init__(self, task: Task, hidden: ProgramHidden) -> None:
         self._task, self._hidden = task, hidden
+        self._key = digest([task])
         self.weakness = hidden.weakness
 
     def editor(self, backend: SandboxBackend) -> CodeEditor:
@@ -45,7 +42,7 @@ class ProgramGrader:
 
     def cache_key(self, count: int, seed: int) -> Hashable:
         """Return a key that does not depend on the seed, because no input is drawn."""
-        return self._task.id, hidden_digest(self._task)
+        return self._key
 
     def grade(self, source: bytes, backend: SandboxBackend, count: int, seed: int) -> Grade:
         hidden = self._hidden
@@ -57,9 +54,12 @@ class ProgramGrader:
         """Return the expected values of each probe: one for each time that the original reaches it.
 
         If the original raises or dies, no candidate can match it, so the check of the task fails.
+
+        Raises:
+            SandboxError: see `original_answers`.
         """
         reference = self._program(self._hidden.reference.encode())
-        seen = answers(backend, reference, self._hidden.killers, REFERENCE_LIMITS)
+        seen = original_answers(self._task, backend, reference, self._hidden.killers)
         found: list[Answer] = []
         for place, expected in enumerate(self._hidden.looks):
             values = seen[place].value if place < len(seen) else None
@@ -69,6 +69,6 @@ class ProgramGrader:
 
     def _program(self, source: bytes) -> Program:
         """The edited program with the test program, which holds no expected values."""
-        worker = resources.files("envkit.environments.code_editor.graders").joinpath(_PROBE).read_bytes()
+        worker = guest_source("envkit.environments.code_editor.graders", _PROBE).encode()
         files = {probe.PROGRAM: source, probe.TESTS: self._hidden.tests.encode(), _PROBE: worker}
         return Program(files, _PROBE, probe.probe.__name__)

@@ -6,12 +6,12 @@ from collections.abc import Hashable, Mapping
 from typing import final
 
 from envkit.environments.code_editor.editor import CodeEditor
-from envkit.environments.code_editor.graders.base import hidden_digest
 from envkit.grading import Grade, grade_suite, with_pytest
 from envkit.grading.suite import WEAKNESS
 from envkit.hidden import text_file
 from envkit.mining.hidden import SuiteHidden
 from envkit.sandbox import SandboxBackend
+from envkit.taskfile import digest
 from envkit.types import Task
 
 
@@ -25,6 +25,7 @@ class SuiteGrader:
 
     def __init__(self, task: Task, hidden: SuiteHidden) -> None:
         self._task, self._hidden = task, hidden
+        self._key = digest([task])
         self.path = str(task.metadata["path"])
 
     def editor(self, backend: SandboxBackend) -> CodeEditor:
@@ -42,7 +43,7 @@ class SuiteGrader:
 
     def cache_key(self, count: int, seed: int) -> Hashable:
         """Return a key that does not depend on the seed, because no input is drawn."""
-        return self._task.id, hidden_digest(self._task)
+        return self._key
 
     def grade(self, source: bytes, backend: SandboxBackend, count: int, seed: int) -> Grade:
         suite = self._hidden.suite

@@ -9,7 +9,7 @@ from typing import Final
 
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable
 from envkit.display import Silent
-from envkit.errors import UsageError
+from envkit.errors import SETUP_ERRORS, EnvkitError, UsageError
 from envkit.grading import canonical
 from envkit.types import Task
 
@@ -25,13 +25,14 @@ def splits_are_apart(audited: AuditedEnv) -> str:
     if not audited.own_tasks:
         raise NotApplicable("the audit was given tasks, and looks at no others")
     made: dict[str, Sequence[Task]] = {}
-    for split in ("train", "heldout"):
+    for split in ("train", "heldout", "test"):
         try:
             made[split] = _made_twice(audited, split)
+        except SETUP_ERRORS:  # there are such tasks, and they cannot be made
+            raise
         except UsageError as error:
-            raise NotApplicable(str(error)) from error
-    if tests := _test_tasks(audited):
-        made["test"] = tests
+            if split != "test":  # few environments have tasks for final reports only
+                raise NotApplicable(str(error)) from error
     trained = made.pop("train")
     known: dict[bytes, list[Task]] = {}
     for task in trained:
@@ -43,15 +44,6 @@ def splits_are_apart(audited: AuditedEnv) -> str:
         f"{len(trained)} train and {counts} tasks are the same at every call; they share no source, and no "
         "prompt, files and hidden values"
     )
-
-
-def _test_tasks(audited: AuditedEnv) -> Sequence[Task]:
-    """The tasks for final reports only, which few environments have."""
-    try:
-        made = audited.kind.make_tasks("test", sandbox=audited.backend, display=Silent())
-    except Exception:  # the environment knows no such split: a `UsageError`, or often a KeyError
-        return ()
-    return made if all(task.split == "test" for task in made) else ()  # others are those of another split
 
 
 def _require_apart(
@@ -94,9 +86,23 @@ def _begin_alike(audited: AuditedEnv, one: Task, other: Task) -> bool:
 
 
 def _made_twice(audited: AuditedEnv, split: str) -> Sequence[Task]:
-    first, again = (
-        audited.kind.make_tasks(split, sandbox=audited.backend, display=Silent()) for _ in range(2)
-    )
+    """Make the tasks of a split twice.
+
+    Raises:
+        AuditFailure: they cannot be made, are others at the second call, share ids or name another split.
+        UsageError: there are none.
+    """
+    try:
+        first, again = (
+            audited.kind.make_tasks(split, sandbox=audited.backend, display=Silent()) for _ in range(2)
+        )
+    except EnvkitError:
+        raise
+    except Exception as error:
+        raise AuditFailure(
+            f"make_tasks({split!r}) raises {type(error).__name__}: {error}; expected tasks, or a UsageError "
+            "if there are none"
+        ) from error
     if [*first] != [*again]:
         raise AuditFailure(f"two calls of make_tasks give other {split} tasks; draw them from a seed")
     if len({task.id for task in first}) != len(first):

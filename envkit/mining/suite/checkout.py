@@ -15,6 +15,7 @@ from sys import stdlib_module_names
 from typing import Any, Final, cast, final
 
 from envkit.errors import UsageError
+from envkit.grading.suite import is_test_file
 from envkit.mining.modules import absolute
 from envkit.syntax import parse
 
@@ -161,7 +162,7 @@ def read_checkout(root: Path) -> Checkout:
         owner = next((place for place in places if path.is_relative_to(place)), None)
         inside = path.relative_to(root if owner is None else base)
         # Files in a package are code, even if testpaths names the package; its tests are not.
-        is_suite = owner is None or is_test(path.name) or path.name == "conftest.py"
+        is_suite = owner is None or is_test_file(path.name) or path.name == "conftest.py"
         is_suite = is_suite or any(part in _TESTS for part in inside.parts[:-1])
         (tests if is_suite else code)[inside.as_posix()] = text
         origins[inside.as_posix()] = path.relative_to(root).as_posix()
@@ -169,7 +170,7 @@ def read_checkout(root: Path) -> Checkout:
         raise UsageError(
             f"{root} holds no package to mine; expected folders with __init__.py, or modules, there or in src"
         )
-    if not any(is_test(path) for path in tests):
+    if not any(is_test_file(path) for path in tests):
         raise UsageError(
             f"{root} holds no pytest suite; expected a folder tests, files test_*.py, or testpaths in "
             "pyproject.toml or pytest.ini"
@@ -204,12 +205,6 @@ def _configures_pytest(name: str, text: str) -> bool:
     return bool(sections) and ("pytest" in name or any(f"[{section}" in text for section in sections))
 
 
-def is_test(path: str) -> bool:
-    """True if pytest collects tests from a file of this name."""
-    name = PurePosixPath(path).name
-    return name.endswith("_test.py") or (name.startswith("test_") and name.endswith(".py"))
-
-
 def _packages(base: Path) -> list[Path]:
     """Packages and single modules in a folder."""
     if not base.is_dir():
@@ -220,7 +215,7 @@ def _packages(base: Path) -> list[Path]:
         if not entry.is_symlink()
         and (
             ((entry / "__init__.py").is_file() and entry.name not in _NO_CODE)
-            or (entry.suffix == ".py" and entry.name not in _NO_MODULES and not is_test(entry.name))
+            or (entry.suffix == ".py" and entry.name not in _NO_MODULES and not is_test_file(entry.name))
         )
     )
 
@@ -234,7 +229,9 @@ def _suite(root: Path, settings: Mapping[str, str]) -> list[Path]:
         )
     found = [path for one in named for path in _globbed(root, one)]
     found = found or [root / name for name in _TESTS if (root / name).is_dir()]
-    beside = [entry for entry in sorted(root.iterdir()) if is_test(entry.name) or entry.name == "conftest.py"]
+    beside = [
+        entry for entry in sorted(root.iterdir()) if is_test_file(entry.name) or entry.name == "conftest.py"
+    ]
     return [*found, *beside]
 
 
@@ -312,7 +309,7 @@ def _plain(value: Any) -> str:
 def _configuration(settings: Mapping[str, str], tests: Iterable[str]) -> str:
     """Pytest's configuration with those settings of the project that affect outcomes."""
     # Pytest adds the folder of a test module to the path unless it is a package; `suite_worker` does not.
-    folders = {PurePosixPath(path).parent for path in tests if is_test(path)}
+    folders = {PurePosixPath(path).parent for path in tests if is_test_file(path)}
     bare = sorted(str(one) for one in folders if f"{one}/__init__.py" not in tests)
     own = [
         one.removeprefix("src/") for one in settings.get("pythonpath", "").split() if one not in (".", "src")

@@ -6,13 +6,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any, Final, cast
 
 from envkit.errors import SandboxError
 from envkit.grading import PYTEST_MODULES
-from envkit.mining.suite.checkout import Checkout, is_test
-from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Limits, SandboxBackend
+from envkit.grading.suite import is_test_file
+from envkit.mining.suite.checkout import Checkout
+from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Limits, SandboxBackend, guest_source
 
 #: For the whole process; each variant has its own CPU limit.
 _LIMITS: Final = Limits(
@@ -74,8 +74,8 @@ def run_suite_variants(
         SandboxError: the machinery failed.
     """
     job = {
-        "runner": _source("envkit.grading", "suite_worker.py"),
-        "reader": _source("envkit.mining", "run_variants_worker.py"),
+        "runner": guest_source("envkit.grading", "suite_worker.py"),
+        "reader": guest_source("envkit.mining", "run_variants_worker.py"),
         "packages": PACKAGES,
         "warm": PYTEST_MODULES,
         "hash_seed": str(hash_seed),
@@ -83,10 +83,10 @@ def run_suite_variants(
         # Below the limit for the whole process, so that a mutant that eats memory does not end the others.
         "memory_bytes": _LIMITS.memory_bytes // 2,
         "files": {**checkout.code, **checkout.tests},
-        "tests": [path for path in checkout.tests if is_test(path)],
+        "tests": [path for path in checkout.tests if is_test_file(path)],
         "variants": [dict(one) for one in variants],
     }
-    program = _source("envkit.mining.suite", "run_variants_worker.py")
+    program = guest_source("envkit.mining.suite", "run_variants_worker.py")
     with backend.create() as sandbox:
         argv = [sandbox.python, *PYTHON_OPTIONS, "-c", program]
         result = sandbox.run(argv, stdin=json.dumps(job).encode(), limits=_LIMITS)
@@ -104,7 +104,3 @@ def _ran(found: Mapping[str, Any]) -> SuiteRun:
     else:
         outcomes = None
     return SuiteRun(outcomes, float(found["cpu_s"]), str(found["stderr"]))
-
-
-def _source(package: str, name: str) -> str:
-    return resources.files(package).joinpath(name).read_text()

@@ -131,7 +131,9 @@ class Riddle(Env):
         cls._marks.clear()
 
     @classmethod
-    def make_tasks(cls, split: str, **_: Any) -> Sequence[Task]:
+    def make_tasks(cls, split: str, **options: Any) -> Sequence[Task]:
+        if split not in ("starter", *cls.WORDS):
+            return super().make_tasks(split, **options)
         words = cls.WORDS["train" if split == "starter" else split]
         rules = "+ is a letter in its place, ? is one in another place, - is none. " * 100
         return [

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from envkit import SandboxBackend, Task, TaskFileError
+from envkit import SandboxBackend, SandboxError, Task, TaskFileError
 from envkit.audit.attacks import ATTACKS, Attack, AttackTarget
 from envkit.audit.attacks import ShownCall as Shown
 from envkit.display import Silent
@@ -18,6 +18,8 @@ from envkit.environments.code_editor import CodeEditorEnv
 from envkit.environments.code_editor.actions import HELP, HELP_WHOLE, replace_text_message
 from envkit.environments.code_editor.exploits import attack_actions
 from envkit.environments.code_editor.formats.asserts import WEAKNESS
+from envkit.environments.code_editor.graders.base import REFERENCE_LIMITS
+from envkit.sandbox import Limits
 from envkit.studies.validate_tasks import validate_tasks
 
 # Made-up items: before, after, tests.
@@ -241,6 +243,15 @@ def test_a_program_that_cheats_does_not_pass(
     source: str, tasks: Mapping[str, Task], backend: SandboxBackend
 ) -> None:
     assert ending(backend, tasks["plain"], source)["verdict"] in ("FAIL", "TAMPERED")
+
+
+def test_expected_values_are_not_derived_from_an_original_that_a_stalled_machine_cut(
+    tasks: Mapping[str, Task], backend: SandboxBackend, stall: Callable[[Limits], None]
+) -> None:
+    stall(REFERENCE_LIMITS)
+    with pytest.raises(SandboxError, match="the original of task canitedit/several took too long"):
+        ending(backend, tasks["several"], SEVERAL[1])
+    assert ending(backend, tasks["several"], SEVERAL[1])["verdict"] == "PASS"
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=[f"{one.number} {one.name}" for one in ATTACKS])

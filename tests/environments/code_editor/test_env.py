@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, final
 
 import golden
@@ -26,13 +27,19 @@ from envkit.agents.scripted import ScriptedAgent, noop, oracle
 from envkit.environments.code_editor import CodeEditorEnv, oracle_action, starter_tasks
 from envkit.environments.code_editor.actions import replace_text_message
 from envkit.environments.code_editor.env import FRESH_CALLS, grader_for
+from envkit.environments.code_editor.examples import RUN_LIMITS
+from envkit.environments.code_editor.graders.base import REFERENCE_LIMITS
 from envkit.environments.code_editor.graders.calls import CallGrader
+from envkit.grading import GRADING_LIMITS, grade
 from envkit.inputs.call import Call
+from envkit.sandbox import Limits
 from envkit.store import trajectory_to_json
 from envkit.taskfile import write_tasks
 from envkit.types import Verdict
 
 Tasks = Mapping[str, Task]
+#: Limits under which a program that sleeps ends soon.
+HASTY = dataclasses.replace(GRADING_LIMITS, wall_s=1)
 NAMES = [str(task.metadata["function"]) for task in starter_tasks()]
 
 
@@ -493,6 +500,48 @@ def test_one_sandbox_failure_is_retried(backend: SandboxBackend, starters: Tasks
     assert [trajectory.outcome for trajectory in trajectories] == [Outcome.SOLVED] * 2
 
 
+def test_a_grade_that_a_stalled_machine_caused_is_not_cached(
+    env: CodeEditorEnv, starters: Tasks, stall: Callable[[Limits], None]
+) -> None:
+    right = oracle_action(starters["overlap"])
+    stall(GRADING_LIMITS)
+    first, second = (ending(env, right, "submit") for _ in range(2))
+    assert (first["reward"], first["verdict"]) == (0.0, "FAIL")
+    assert "did not answer" in first["evidence"]["answers_as_original"]
+    assert second["reward"] == 1.0
+
+
+def test_example_results_that_a_stalled_machine_caused_are_not_cached(
+    env: CodeEditorEnv, starters: Tasks, stall: Callable[[Limits], None]
+) -> None:
+    action = f"{oracle_action(starters['overlap'])}\nsubmit"
+    env.reset(seed=5, options={"task": "starter/overlap"})
+    stall(RUN_LIMITS)
+    assert "Not submitted, because an example fails." in env.step(action)[0]
+    env.reset(seed=5, options={"task": "starter/overlap"})
+    assert env.step(action)[1] == 1.0
+
+
+def test_the_examples_answers_are_void_if_a_stalled_machine_cut_them(
+    env: CodeEditorEnv, starters: Tasks, stall: Callable[[Limits], None]
+) -> None:
+    env.reset(seed=5, options={"task": "starter/overlap"})
+    stall(REFERENCE_LIMITS)
+    with pytest.raises(SandboxError, match="the original of task starter/overlap took too long"):
+        env.step("run")
+    env.reset(seed=5, options={"task": "starter/overlap"})
+    assert "expected 5" in env.step("run")[0]
+
+
+def test_a_candidate_that_sleeps_fails_each_time(env: CodeEditorEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("envkit.environments.code_editor.graders.calls.grade", partial(grade, limits=HASTY))
+    sleeps = "```python\nimport time\ndef overlap(first, second):\n    time.sleep(60)\n```"
+    monkeypatch.setattr("envkit.environments.code_editor.examples.RUN_LIMITS", HASTY)
+    for _ in range(2):
+        info = ending(env, sleeps, "submit")
+        assert (info["reward"], info["verdict"]) == (0.0, "FAIL")
+
+
 def test_two_tasks_with_the_same_id_are_graded_separately(backend: SandboxBackend) -> None:
     calls = [[["2"], {}]]
     for body in ("n", "-n"):
@@ -500,3 +549,11 @@ def test_two_tasks_with_the_same_id_are_graded_separately(backend: SandboxBacken
         env = CodeEditorEnv(tasks=[task], sandbox=backend)
         assert ending(env, "submit", task=task.id)["reward"] == 1.0
         env.close()
+
+
+def test_all_that_a_grade_depends_on_is_part_of_the_cache_key(starters: Tasks) -> None:
+    task = starters["overlap"]
+    file, metadata = f"{task.files['solution.py']}\n", {**task.metadata, "prelude": "x = 1\n"}
+    changes = ({"prompt": "In any order."}, {"files": {"solution.py": file}}, {"metadata": metadata})
+    others = [dataclasses.replace(task, **change) for change in ({}, *changes)]
+    assert len({grader_for(one).cache_key(FRESH_CALLS, 0) for one in others}) == len(others)

@@ -400,7 +400,13 @@ def test_any_order_is_right_if_the_problem_allows_it(tmp_path: Path, backend: Sa
         "oracle_code": code.format("[n for n in dict.fromkeys(nums) if nums.count(n) == 2]"),
         "recorded": {"m": {"fixed_code": code.format("tuple(n for n in {*nums} if nums.count(n) == 2)")}},
     }
-    for number, (said, verdict) in enumerate([("In any order.", "PASS"), ("In order.", "FAIL")]):
+    cases = {
+        "In any order.": "PASS",
+        "In order.": "FAIL",
+        "The numbers come in any order.": "FAIL",
+        "Give the twins in no particular order.": "PASS",
+    }
+    for number, (said, verdict) in enumerate(cases.items()):
         found = imported("debugbench", lines(tmp_path / f"{number}.jsonl", item | {"description": said}))
         agent = RecordedAgent("m", found.recorded["m"], idle="submit")
         [episode] = played(backend, found.tasks, agent, group=number).values()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -104,6 +105,12 @@ def test_a_repair_that_breaks_another_test_earns_no_reward(due: Task, backend: S
         due, backend, repair, "```python\ndef filled(names):\n    return None\n```\nsubmit"
     )
     assert (reward, facts["verdict"]) == (0, "FAIL")
+
+
+def test_a_changed_file_beside_the_edited_one_is_graded_anew(due: Task, backend: SandboxBackend) -> None:
+    broken = replace(due, files={**due.files, "shop/stock.py": "raise RuntimeError\n"})
+    rewards = [played(task, backend, oracle_action(due), "submit")[1] for task in (due, broken, due)]
+    assert rewards == [1.0, 0.0, 1.0]
 
 
 def test_the_attack_corpus_is_not_played(due: Task) -> None:

@@ -469,6 +469,43 @@ def test_several_statements_are_one_transaction(database: SqliteDatabase) -> Non
     assert contents(database) == before
 
 
+@pytest.mark.parametrize(
+    ("sql", "reason"),
+    [
+        ("INSERT OR ROLLBACK INTO products SELECT * FROM products LIMIT 1", "UNIQUE constraint failed"),
+        ("UPDATE OR ROLLBACK products SET id = 1", "UNIQUE constraint failed"),
+        ("DELETE FROM orders; INSERT OR ROLLBACK INTO products VALUES (NULL, NULL, 1, 1)", "NOT NULL"),
+        (
+            "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n) "
+            "UPDATE products SET price = (SELECT count(*) FROM n)",
+            "too slow",
+        ),
+    ],
+)
+def test_a_statement_that_ends_the_transaction_changes_nothing_and_keeps_earlier_changes(
+    database: SqliteDatabase, sql: str, reason: str
+) -> None:
+    database.load(STARTERS["count"].files[SCRIPT])
+    assert database.run("DELETE FROM orders WHERE id = 1", write=True).changed == 1
+    before = contents(database)
+    assert reason in database.run(sql, write=True).error
+    assert contents(database) == before
+    assert database.run("DELETE FROM orders WHERE id = 2", write=True).changed == 1
+
+
+def test_a_violation_that_shows_at_the_end_of_the_transaction_changes_nothing(
+    backend: SandboxBackend,
+) -> None:
+    script = (
+        "CREATE TABLE a (id INTEGER PRIMARY KEY);"
+        "CREATE TABLE b (id INTEGER REFERENCES a DEFERRABLE INITIALLY DEFERRED); INSERT INTO a VALUES (1)"
+    )
+    with backend.create() as sandbox, closing(SqliteDatabase(sandbox, script)) as database:
+        assert database.run("INSERT INTO b VALUES (1)", write=True).changed == 1
+        assert database.run("INSERT INTO b VALUES (2)", write=True).error == "FOREIGN KEY constraint failed"
+        assert database.run("SELECT * FROM b", write=False).rows == [[1]]
+
+
 def test_run_on_each_uses_fresh_databases_and_stops_at_the_first_error(database: SqliteDatabase) -> None:
     scripts = [BY_NAME["products"].script(seed) for seed in range(3)]
     orders = {"orders": ["id"]}
