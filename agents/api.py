@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, final
 
@@ -22,10 +22,9 @@ from envkit.agents.chat_completions import (
     RequestFailure,
     answer_key,
     chat_text,
-    context_overflow_reply,
+    empty_reply,
     max_usage,
     observation_messages,
-    read_reply,
     request_body,
     request_digest,
     with_opaque,
@@ -37,11 +36,11 @@ from envkit.openai_api.messages import request_message
 from envkit.prices import Price
 from envkit.stop import ShouldStop, never, raise_if_stopped
 from envkit.store import Journal
-from envkit.types import EpisodeKey, Turn, Usage
+from envkit.types import EpisodeKey, Turn
 
 _BACKOFF = Backoff()
-#: Seconds between two reports of retries, because many conversations usually fail at once.
-_RETRY_REPORTS_S = 30.0
+#: Seconds between two reports of failures, because many conversations usually fail at once.
+_REPORTS_S = 30.0
 #: Seconds between two looks at the stop request while answers are awaited.
 _POLL_S = 0.1
 #: Consecutive refusals after which the run ends: the provider seems to refuse everything.
@@ -64,6 +63,10 @@ class _Conversation:
 
     def observe(self, observation: str) -> None:
         self.messages += observation_messages(self.messages, observation)
+
+    def is_to_blame(self, failure: RequestFailure) -> bool:
+        """True if the model's own answers have made the conversation too long. A void would reward them."""
+        return self.turn > 0 and failure.context_overflow
 
     def answer(self, reply: ChatAnswer) -> str:
         """Append a reply; returns the action."""
@@ -89,6 +92,10 @@ class _Chats:
         chat = json.loads(observation)
         self.messages = [with_opaque(request_message(each), self._answers) for each in chat["messages"]]
         self.tools = chat.get("tools", ())
+
+    def is_to_blame(self, failure: RequestFailure) -> bool:
+        """True if the program may ask what is refused because an answer of the model made it do so."""
+        return self.turn > 0 and failure.single_request
 
     def answer(self, reply: ChatAnswer) -> str:
         """Remember a reply; returns its text, with tool calls as a model writes them."""
@@ -123,8 +130,8 @@ class ApiAgent:
             ``mode = "tools"``. A harness's own tools are always offered.
         recorded: records of the journal from earlier runs.
         backoff: retry policy.
-        on_retry: called with one line for people after the first failure that is retried, then at most every
-            30 s. Runs in one of the agent's threads.
+        on_retry: called with one line for people after the first failure that is retried, or refusal that
+            counts as an empty answer; then at most every 30 s. Runs in one of the agent's threads.
         should_stop: polled while waiting for answers; True ends the wait with `Stopped`.
 
     Raises:
@@ -158,7 +165,7 @@ class ApiAgent:
         self._tools = tools if card.mode == "tools" else ()
         self._temperature, self._max_completion_tokens = temperature, max_completion_tokens
         self._backoff, self._on_retry = backoff, on_retry
-        self._quiet_until, self._retry_lock = 0.0, threading.Lock()
+        self._quiet_until, self._report_lock = 0.0, threading.Lock()
         self._should_stop = should_stop
         self._recorded = RecordedCalls(recorded)
         self._calls = CallJournal(journal, self._recorded)
@@ -236,9 +243,8 @@ class ApiAgent:
         key, backoff, failures = session.key, self._backoff, 0
         draws = uniforms((key.seed, key.step, key.group, key.row, session.turn), backoff.attempts)
         while True:
-            found = self._send(place, request)
+            found = self._send(session, place, request)
             if isinstance(found, ChatAnswer):
-                self._refusals = 0
                 return found
             if found.context_overflow:  # of this task's first prompt; others may be shorter
                 return AgentError(f"agent {self.name}: {found.reason}")
@@ -251,21 +257,23 @@ class ApiAgent:
             if failures >= backoff.attempts:
                 return AgentError(f"agent {self.name}: no answer to {failures} requests: {found.reason}")
             delay_s = backoff.delay_s(failures, found.retry_after_s, float(draws[failures]))
-            self._report_retry(found, failures, delay_s)
+            self._report(
+                f"request {failures} of at most {backoff.attempts} to {self._card.base_url} failed: "
+                f"{found.reason}. The next follows in {delay_s:.0f} s."
+            )
             self._closing.wait(delay_s)
 
-    def _report_retry(self, failure: RequestFailure, failures: int, delay_s: float) -> None:
+    def _report(self, line: str) -> None:
         now = time.monotonic()
-        with self._retry_lock:
+        with self._report_lock:
             if now < self._quiet_until:
                 return
-            self._quiet_until = now + _RETRY_REPORTS_S
-        self._on_retry(
-            f"{self.name}: request {failures} of at most {self._backoff.attempts} to {self._card.base_url} "
-            f"failed: {failure.reason}. The next follows in {delay_s:.0f} s."
-        )
+            self._quiet_until = now + _REPORTS_S
+        self._on_retry(f"{self.name}: {line}")
 
-    def _send(self, place: RequestId, request: Mapping[str, Any]) -> ChatAnswer | RequestFailure:
+    def _send(
+        self, session: _Conversation | _Chats, place: RequestId, request: Mapping[str, Any]
+    ) -> ChatAnswer | RequestFailure:
         """Send one request: reserve its cost, journal it, send it, journal the answer, book the cost."""
         most = max_usage(self._card, request)
         with self._budget.hold(self._price.of(most)) as hold:
@@ -273,20 +281,17 @@ class ApiAgent:
                 hold.usd = 0.0
                 return RequestFailure("the agent is closed", retryable=False)
             call = self._calls.asked(place, most)
-            started = time.monotonic()
-            found = self._endpoint.ask(request)
-            seconds = time.monotonic() - started
-            if not isinstance(found, RequestFailure):
-                found = read_reply(found, most, seconds, tools="tools" in request)
-            elif found.context_overflow and place.turn > 0:
-                # The conversation outgrew the model. A void here would reward long answers.
-                found = context_overflow_reply(found, seconds)
+            found, usage = self._endpoint.ask(request, most)
+            hold.usd = self._price.of(usage)
             if isinstance(found, ChatAnswer):
-                hold.usd = self._price.of(found.usage)
+                self._refusals = 0
+            elif session.is_to_blame(found):
+                if not found.context_overflow:
+                    self._report(f"a request of the program gets an empty answer: {found.reason}")
+                found = empty_reply(found, usage)
+            if isinstance(found, ChatAnswer):
                 self._calls.answered(call, found)
             else:
-                usage = replace(most if found.billed else Usage(), seconds=seconds)
-                hold.usd = self._price.of(usage)
                 self._calls.failed(call, found.reason, usage)
             return found
 

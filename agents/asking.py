@@ -24,7 +24,6 @@ from envkit.agents.chat_completions import (
     ChatAnswer,
     RequestFailure,
     max_usage,
-    read_reply,
     request_body,
     request_digest,
 )
@@ -140,14 +139,8 @@ class CachedModel:
             with self._lock:
                 endpoint = self._endpoint = self._endpoint or Endpoint(self._card)
             with self._slots, self._budget.hold(self._price.of(most)) as hold:
-                began = time.monotonic()
-                found = endpoint.ask(request)
-                if not isinstance(found, RequestFailure):
-                    found = read_reply(found, most, time.monotonic() - began, tools=False)
-                if isinstance(found, ChatAnswer):
-                    hold.usd = self._price.of(found.usage)
-                elif not found.billed:
-                    hold.usd = 0.0
+                found, usage = endpoint.ask(request, most)
+                hold.usd = self._price.of(usage)
                 return found
         except MissingExtraError:
             raise

@@ -49,11 +49,6 @@ class Budget:
         self._counted: set[Path] = set()
         self._changed = threading.Condition()
 
-    @property
-    def spent_usd(self) -> float:
-        """Cost of all finished calls."""
-        return self._spent_usd
-
     def count(self, usd: float, journal: Path) -> None:
         """Add the cost of earlier calls, read from a journal; each journal counts once."""
         with self._changed:

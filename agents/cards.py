@@ -9,12 +9,13 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 from envkit.errors import ConfigError
-from envkit.files import read_settings
+from envkit.files import read_toml
 from envkit.plain import decode
 from envkit.prices import Price, PriceTable
 
@@ -106,27 +107,32 @@ def load_card(name_or_path: str) -> Card:
     """
     path = Path(name_or_path)
     if path.suffix == ".toml" or path.name != name_or_path:
-        try:
-            text = read_settings(path)
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise ConfigError(f"{path}: not TOML ({error})") from error
-        return _parse(text, path.name.removesuffix(".toml"), name_or_path)
-    if name_or_path not in shipped_cards():
+        values = read_toml(path)
+    elif name_or_path in shipped_cards():
+        values = tomllib.loads(_shipped().joinpath(f"{name_or_path}.toml").read_text("utf-8"))
+    else:
         raise ConfigError(
             f"no card is named {name_or_path!r}; choose one of: {', '.join(shipped_cards())}, "
             "or give the path of a .toml file"
         )
-    file = f"{name_or_path}.toml"
-    text = resources.files("envkit.agents").joinpath("baselines", file).read_text("utf-8")
-    return _parse(text, name_or_path, file)
+    request: object = values.pop("request", {})
+    if not isinstance(request, dict):
+        raise ConfigError(f"{name_or_path}: request is {request!r:.60}; expected a table")
+    try:
+        card = decode(Card, {"name": path.name.removesuffix(".toml"), **values}, "the card")
+        return replace(card, request=cast("dict[str, Any]", request))
+    except (ValueError, ConfigError) as error:
+        raise ConfigError(f"{name_or_path}: {error}") from None
 
 
 def shipped_cards() -> list[str]:
     """Names of the cards that envkit ships, sorted."""
-    files = resources.files("envkit.agents").joinpath("baselines").iterdir()
+    files = _shipped().iterdir()
     return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
+def _shipped() -> Traversable:
+    return resources.files("envkit.agents").joinpath("baselines")
 
 
 def _is_plain(base_url: str) -> bool:
@@ -137,18 +143,3 @@ def _is_plain(base_url: str) -> bool:
     except ValueError:
         return False
     return url.scheme in ("http", "https") and bool(url.hostname) and not re.search("[@?#]", base_url)
-
-
-def _parse(text: str, name: str, where: str) -> Card:
-    try:
-        values = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: not TOML ({error})") from error
-    request: object = values.pop("request", {})
-    if not isinstance(request, dict):
-        raise ConfigError(f"{where}: request is {request!r:.60}; expected a table")
-    try:
-        card = decode(Card, {"name": name, **values}, "the card")
-        return replace(card, request=cast("dict[str, Any]", request))
-    except (ValueError, ConfigError) as error:
-        raise ConfigError(f"{where}: {error}") from None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeGuard, cast
 
 from envkit.agents.cards import Card
-from envkit.openai_api.text import ToolCall, format_tool_call
+from envkit.openai_api.text import FunctionCall, format_tool_call
 from envkit.tools import format_call
 from envkit.types import Usage
 
@@ -106,13 +106,13 @@ def observation_messages(messages: Sequence[Message], observation: str) -> list[
     ]
 
 
-def tool_calls_of(message: Message) -> tuple[ToolCall, ...]:
+def tool_calls_of(message: Message) -> tuple[FunctionCall, ...]:
     """Return the tool calls of an assistant's message, with arguments in one spelling.
 
     In ASCII: a provider's text may have half a character, which UTF-8 has no bytes for.
     """
     return tuple(
-        ToolCall(
+        FunctionCall(
             call["function"]["name"],
             json.dumps(json.loads(call["function"]["arguments"])),
         )
@@ -134,7 +134,7 @@ def chat_text(message: Message, text: str) -> str:
 
 
 #: Text without surrounding white space, and tool calls: equal for an answer and for what a program repeats.
-AnswerKey = tuple[str, tuple[ToolCall, ...]]
+AnswerKey = tuple[str, tuple[FunctionCall, ...]]
 
 
 def answer_key(message: Message) -> AnswerKey:
@@ -158,10 +158,10 @@ def with_opaque(message: Message, answers: Mapping[AnswerKey, Message]) -> Messa
     return {**answer, "tool_calls": calls} if calls else answer
 
 
-def context_overflow_reply(failure: RequestFailure, seconds: float) -> ChatAnswer:
-    """Reply for context overflow: empty text, ``stop="length"``."""
+def empty_reply(failure: RequestFailure, usage: Usage) -> ChatAnswer:
+    """Reply for a request that is too long, or refused for itself alone: empty text, ``stop="length"``."""
     message: Message = {"role": "assistant", "content": _NO_ANSWER}
-    return ChatAnswer("", "length", Usage(seconds=seconds), message, failure.reason)
+    return ChatAnswer("", "length", usage, message, failure.reason)
 
 
 def read_reply(body: Any, most: Usage, seconds: float, *, tools: bool) -> ChatAnswer | RequestFailure:

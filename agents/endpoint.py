@@ -8,13 +8,14 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, cast, final
 
 from envkit.agents.cards import Card
-from envkit.agents.chat_completions import RequestFailure
+from envkit.agents.chat_completions import ChatAnswer, RequestFailure, read_reply
 from envkit.errors import MissingExtraError, UsageError
+from envkit.types import Usage
 
 if TYPE_CHECKING:
     import openai
@@ -89,8 +90,27 @@ class Endpoint:
     def close(self) -> None:
         self._client.close()
 
-    def ask(self, request: Mapping[str, Any]) -> object | RequestFailure:
-        """Send a request; returns the decoded answer, with the API key masked, or the failure."""
+    def ask(self, request: Mapping[str, Any], most: Usage) -> tuple[ChatAnswer | RequestFailure, Usage]:
+        """Send a request.
+
+        Args:
+            request: its body.
+            most: its highest possible usage.
+
+        Returns:
+            The answer, with the API key masked, or the failure; and the usage that may be billed for it.
+        """
+        started = time.monotonic()
+        found = self._fetch(request)
+        seconds = time.monotonic() - started
+        if not isinstance(found, RequestFailure):
+            found = read_reply(found, most, seconds, tools="tools" in request)
+        if isinstance(found, ChatAnswer):
+            return found, found.usage
+        return found, replace(most if found.billed else Usage(), seconds=seconds)
+
+    def _fetch(self, request: Mapping[str, Any]) -> object | RequestFailure:
+        """Send a request; returns the decoded answer or the failure."""
         import httpx2
         import openai
 

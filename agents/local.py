@@ -41,7 +41,8 @@ class LocalAgent:
         max_turns: turns per episode. The engine drops an episode's KV state after the last one.
         adapter: number of the engine's adapter that answers, or a mapping from episode seed to number.
         max_context_length: longest context of a turn, in tokens. A longer one is truncated to the first
-            prompt and the latest observation. 0 for no limit but the engine's own.
+            prompt and the latest observation. 0 for no limit but the engine's own. A turn beyond that one is
+            an empty answer that ends with ``"length"``.
         should_stop: polled while the engine decodes.
         shots: observations with their right answers. Every conversation begins with them: few-shot prompting.
     """
@@ -65,13 +66,14 @@ class LocalAgent:
         self._should_stop, self._shots = should_stop, shots
         self._max_context_length = max_context_length or sys.maxsize
         self._waiting: list[_Session] = []
-        #: Those whose latest chat the model cannot read.
+        #: Those whose latest observation is too long for the model.
         self._unread: list[_Session] = []
         #: Tokens of the longest conversation, of those that began together.
         self._longest = 0
 
     def start(self, key: EpisodeKey, system: str) -> _Session:
-        return _Session(key, Conversation(self._renderer, system, self._max_context_length, self._shots))
+        limits = self._max_context_length, self._engine.longest
+        return _Session(key, Conversation(self._renderer, system, *limits, self._shots))
 
     def start_chats(self, key: EpisodeKey) -> _Session:
         if self._shots:
@@ -84,7 +86,7 @@ class LocalAgent:
         try:
             session.talk.observe(observation)
         except ModelError:
-            # The first chat is the setup's. Later ones follow from the model's own answers.
+            # The first observation is the setup's. Later ones follow from the model's own answers.
             if not session.talk.turns:
                 raise
             self._unread.append(session)

@@ -20,7 +20,7 @@ _COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens")
 
 
 @dataclass(slots=True, eq=False)
-class _Replay:
+class _Playback:
     key: EpisodeKey
     turns: int = 0
     #: Tokens of the conversation so far, if they are estimated.
@@ -51,9 +51,9 @@ class RecordedAgent:
     ) -> None:
         self.name, self._count_tokens = name, count_tokens
         self._actions, self._idle, self._usage = actions, idle, usage or {}
-        self._waiting: list[_Replay] = []
+        self._waiting: list[_Playback] = []
 
-    def start(self, key: EpisodeKey, system: str) -> _Replay:
+    def start(self, key: EpisodeKey, system: str) -> _Playback:
         """Begin an episode.
 
         Raises:
@@ -69,14 +69,14 @@ class RecordedAgent:
                 f"agent {self.name} has one record of task {key.task} and was asked for sample "
                 f"{key.row + 1}; play it with 1 sample per task"
             )
-        return _Replay(key, tokens=self._tokens(key, system))
+        return _Playback(key, tokens=self._tokens(key, system))
 
     def _tokens(self, key: EpisodeKey, text: str) -> int:
         """Tokens of a text, 0 if the record has a usage or nothing is estimated."""
         return 0 if self._count_tokens is None or key.task in self._usage else self._count_tokens(text)
 
     def submit(self, session: Session, observation: str) -> None:
-        if not isinstance(session, _Replay):
+        if not isinstance(session, _Playback):
             raise ContractError(f"agent {self.name} was given a session of another agent")
         session.tokens += self._tokens(session.key, observation)
         self._waiting.append(session)

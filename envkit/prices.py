@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from envkit.errors import ConfigError, UnpricedError
-from envkit.files import read_settings
+from envkit.files import read_toml
 from envkit.types import Usage
 
 
@@ -92,16 +92,11 @@ def load_prices(path: Path | None = None) -> PriceTable:
     Raises:
         ConfigError: the file cannot be read, or a key or value is wrong; the message names file and key.
     """
-    shipped = _parse(resources.files("envkit").joinpath("prices.toml").read_text("utf-8"), "prices.toml")
+    shipped_text = resources.files("envkit").joinpath("prices.toml").read_text("utf-8")
+    shipped = _price_table(tomllib.loads(shipped_text), "prices.toml")
     if path is None:
         return shipped
-    try:
-        text = read_settings(path)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    added = _parse(text, str(path))
+    added = _price_table(read_toml(path), str(path))
     date = added.date if added.date == shipped.date else f"{shipped.date}, and {path.name} of {added.date}"
     return PriceTable(
         date,
@@ -112,11 +107,7 @@ def load_prices(path: Path | None = None) -> PriceTable:
     )
 
 
-def _parse(text: str, where: str) -> PriceTable:
-    try:
-        data = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: not TOML ({error})") from error
+def _price_table(data: Mapping[str, Any], where: str) -> PriceTable:
     if unknown := data.keys() - {"date", "source", "models", "machines"}:
         raise ConfigError(
             f"{where}: unknown key {min(unknown)!r}; expected date, source, models and machines"

@@ -11,7 +11,7 @@ from guess_env import GuessEnv
 
 from envkit import EpisodeKey, Turn, check, tool
 from envkit.agents.api import ApiAgent
-from envkit.agents.budget import Budget
+from envkit.agents.budget import Budget, BudgetError
 from envkit.agents.cards import Card
 from envkit.agents.endpoint import Backoff
 from envkit.errors import AgentError
@@ -55,6 +55,25 @@ class Desk(GuessEnv):
         return True
 
 
+#: Budget of agents that are given none.
+_DOLLARS = 100.0
+
+
+def spent_usd(budget: Budget) -> float:
+    """Return what a budget has booked: its limit without the highest cost that it still accepts."""
+    accepted, refused = 0.0, 2 * budget.limit_usd
+    for _ in range(60):
+        middle = (accepted + refused) / 2
+        try:
+            with budget.hold(middle) as hold:
+                hold.usd = 0.0
+        except BudgetError:
+            refused = middle
+        else:
+            accepted = middle
+    return budget.limit_usd - accepted
+
+
 TOOLS = [each.schema() for each in find_tools(Desk)]
 
 
@@ -63,7 +82,7 @@ class Playing:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.budget = Budget()
+        self.budget = Budget(_DOLLARS)
 
     @contextmanager
     def __call__(
@@ -78,7 +97,7 @@ class Playing:
         price: Price = PRICE,
         **changes: Any,
     ) -> Iterator[ApiAgent]:
-        self.budget = Budget() if budget is None else budget
+        self.budget = Budget(_DOLLARS) if budget is None else budget
         fields = {"mode": "tools" if tools else "text", "timeout_s": 60.0, "price": "m", **changes}
         card = Card(**{"name": "card", "model": "m", "base_url": url, "key_env": "TEST_API_KEY", **fields})
         recorded = self.records
@@ -103,6 +122,11 @@ class Playing:
     @property
     def records(self) -> list[dict[str, Any]]:
         return read_lines(self.path)
+
+    @property
+    def spent_usd(self) -> float:
+        """Dollars booked by the latest agent's budget."""
+        return spent_usd(self.budget)
 
     def kinds(self) -> list[str]:
         """Return the kind of each record."""

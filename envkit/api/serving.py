@@ -6,6 +6,7 @@ import logging
 import socket
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,8 @@ class ServeConfig:
         model: the base model's id or folder; by default the base of the first of ``adapters``, or else
             ``qwen2.5-coder-0.5b-q4``.
         name: its model id; the known id or the folder's name if empty.
-        adapters: adapter folders, or runs that trained one, by model id.
+        adapters: by model id: adapter folders, or training runs, whose newest checkpoint is served at each
+            time.
         adapter_folder: every adapter directly in it is a model of its folder's name.
         router: file of `envkit router`; the model id ``auto`` then sends each request to the specialist of
             its task, or to the base.
@@ -127,7 +129,7 @@ def serve(config: ServeConfig, display: Display) -> None:
     models = Models(
         base_name,
         ref.path,
-        named,
+        {name: partial(adapter_folder, path) for name, path in config.adapters.items()},
         config.adapter_folder,
         lambda folder: require_fit(folder, ref),
         lambda: engine.layers,

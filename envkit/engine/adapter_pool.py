@@ -55,11 +55,6 @@ class AdapterPool:
         return tuple(self._loaded)
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Names of all registered adapters."""
-        return tuple(self._readers)
-
-    @property
     def used_bytes(self) -> int:
         """Memory of the adapters that are loaded, and of the room that is kept for more."""
         return self._linears.adapter_bytes

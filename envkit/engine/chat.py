@@ -16,6 +16,7 @@ from typing import Any, final
 from envkit.engine.prefix import common_prefix_length
 from envkit.errors import ModelError
 from envkit.models import model_errors
+from envkit.openai_api.text import FunctionCall, ToolCallStream
 
 # Placeholders that no template contains and no tokenizer trims.
 _SYSTEM, _FIRST, _ANSWER, _NEXT = (f"\u2402{part}\u2403" for part in ("system", "first", "answer", "next"))
@@ -167,6 +168,7 @@ class Conversation:
         system: the system message.
         max_context_length: longest context of a turn, in tokens. A longer one is truncated to the first
             prompt and the latest observation, whatever their length.
+        longest: tokens that the model reads at most, the answer included.
         shots: observations with their right answers, which stand before the first observation.
     """
 
@@ -175,10 +177,11 @@ class Conversation:
         renderer: ChatRenderer,
         system: str,
         max_context_length: int = sys.maxsize,
+        longest: int = sys.maxsize,
         shots: Sequence[tuple[str, str]] = (),
     ) -> None:
         self._renderer, self._system, self._shots = renderer, system, shots
-        self._max_context_length = max_context_length
+        self._max_context_length, self._longest = max_context_length, longest
         self._closed = True
         #: All ids that the next answer sees.
         self.ids: tuple[int, ...] = ()
@@ -190,18 +193,25 @@ class Conversation:
         self.first_prompt = self.turns = 0
 
     def observe(self, observation: str) -> None:
-        """Append an observation, and truncate a context that has become too long."""
-        self.kept = None
+        """Append an observation, and truncate a context that has become too long.
+
+        Raises:
+            ModelError: a later one is too long for the model. The conversation stays as it was.
+        """
+        kept = None
         if not self.turns:
-            self.new_ids = self._renderer.conversation(self._system, self._shots, observation)
-            self.first_prompt = len(self.new_ids)
+            new_ids = self._renderer.conversation(self._system, self._shots, observation)
+            self.first_prompt = len(new_ids)
         else:
-            self.new_ids = self._renderer.following(observation, closed=self._closed)
-            if len(self.ids) + len(self.new_ids) > self._max_context_length:
+            new_ids = self._renderer.following(observation, closed=self._closed)
+            if len(self.ids) + len(new_ids) > self._max_context_length:
                 # closed=False: the dropped answers are rendered as one empty answer.
-                self.new_ids = self._renderer.following(observation, closed=False)
-                self.kept = self.first_prompt
-        self.ids = (*self.ids[: self.kept], *self.new_ids)
+                new_ids = self._renderer.following(observation, closed=False)
+                kept = self.first_prompt
+        ids = (*self.ids[:kept], *new_ids)
+        if self.turns and len(ids) >= self._longest:  # the engine refuses a first prompt
+            raise ModelError(f"the conversation has {len(ids)} tokens; the model reads {self._longest}")
+        self.ids, self.new_ids, self.kept = ids, new_ids, kept
 
     def answer(self, ids: Sequence[int]) -> None:
         """Append an answer. A stop string ends an answer, but does not close the turn."""
@@ -233,6 +243,8 @@ class Chats:
     ) -> None:
         self._renderer, self._max_context_length, self._longest = renderer, max_context_length, longest
         self._sampled: dict[str, tuple[int, ...]] = {}
+        #: Texts of answers, by what programs get of those with tool calls: other text, and the calls.
+        self._texts: dict[tuple[str, tuple[FunctionCall, ...]], str] = {}
         #: As in `Conversation`.
         self.ids: tuple[int, ...] = ()
         self.new_ids: tuple[int, ...] = ()
@@ -246,7 +258,8 @@ class Chats:
             ModelError: the chat template refuses it, or it is too long for the model.
         """
         chat = json.loads(observation)
-        ids = self._renderer.messages(chat["messages"], chat.get("tools", ()), self._sampled)
+        messages = [self._as_sampled(message) for message in chat["messages"]]
+        ids = self._renderer.messages(messages, chat.get("tools", ()), self._sampled)
         if self.turns and len(ids) > max(self._max_context_length, self.first_prompt):
             latest = max(self._max_context_length - self.first_prompt, 1)
             ids = ids[: self.first_prompt] + ids[-latest:]
@@ -262,7 +275,23 @@ class Chats:
         self.ids = (*self.ids, *ids)
         self.turns += 1
         sampled = tuple(ids[:-1] if ids[-1] == self._renderer.stop_id else ids)
-        self._sampled[self._renderer.text(sampled)] = sampled
+        text = self._renderer.text(sampled)
+        self._sampled[text] = sampled
+        stream = ToolCallStream()
+        before, calls = stream.push(text)
+        self._texts[before + stream.end(), tuple(calls)] = text
+
+    def _as_sampled(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A message whose content is the whole text of an answer, if it is one that had tool calls."""
+        calls = tuple(_call(each["function"]) for each in message.get("tool_calls", ()))
+        is_answer = message["role"] == "assistant" and calls
+        text = self._texts.get((message["content"], calls)) if is_answer else None
+        return message if text is None else {"role": "assistant", "content": text}
+
+
+def _call(function: Mapping[str, Any]) -> FunctionCall:
+    """A call of a message, in the one spelling that `ToolCallStream` gives it."""
+    return FunctionCall(function["name"], json.dumps(function["arguments"], ensure_ascii=False))
 
 
 def _cut(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[str]:

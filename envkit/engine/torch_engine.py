@@ -166,8 +166,8 @@ class TorchEngine(AdapterEngine):
                 )
             if len(request.prompt_ids) >= self.longest:
                 raise ModelError(
-                    f"a conversation has {len(request.prompt_ids)} tokens; the model reads {self.longest}, "
-                    "the answer included; set a lower max_context_length"
+                    f"a prompt has {len(request.prompt_ids)} tokens; the model reads {self.longest}, the "
+                    "answer included; use shorter tasks, or a model with a longer context"
                 )
             if (cache := self._held(request)) is None:
                 new[index] = RequestSize(len(request.prompt_ids), (request.adapter, request.prompt_ids))

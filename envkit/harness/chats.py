@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Any, Final, cast, final
 
 from pydantic import ValidationError
 
 from envkit.errors import UsageError
 from envkit.harness.relay import HttpAnswer, HttpRequest
 from envkit.harness.spec import MODEL
-from envkit.openai_api.errors import error_object
+from envkit.openai_api.errors import error_object, field_error
 from envkit.openai_api.messages import template_message
 from envkit.openai_api.replies import ChatReply, Piece, TokenLogprob
 from envkit.openai_api.schemas import ChatBody
-from envkit.openai_api.text import ToolCall, ToolCallStream
+from envkit.openai_api.text import FunctionCall, ToolCallStream
 
 #: Longest chat of a harness, in bytes: its whole history.
 MAX_CHAT_BYTES: Final = 4 * 2**20
+#: Levels of lists and objects in a chat. Python reads JSON of about a thousand, and fewer within many calls.
+_MAX_LEVELS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class _Said:
     """A model's whole answer, as `ChatReply` reads it."""
 
     text: str
-    calls: list[ToolCall]
+    calls: list[FunctionCall]
     finish: str
     logprobs: list[TokenLogprob] | None = None
     ids: tuple[int, ...] = ()
@@ -40,27 +42,29 @@ class Chat:
         body: the request.
         number: of the request in the episode. The ids in the answer follow from it, so that the program reads
             the same whenever it is answered the same.
+
+    Raises:
+        UsageError: arguments of an earlier tool call are not JSON, or the chat is nested too deep.
+        ValueError: JSON or UTF-8 has no form for a number or text in it, such as NaN or half a character.
     """
 
     def __init__(self, body: ChatBody, number: int) -> None:
         self._body, self._number = body, number
         self._with_tools = bool(body.tools) and body.tool_choice != "none"
-
-    @property
-    def observation(self) -> str:
-        """A JSON object with ``messages`` and ``tools``, as chat templates read them."""
-        tools = [tool.model_dump(exclude_none=True) for tool in self._body.tools or ()]
-        messages = [template_message(message) for message in self._body.messages]
-        seen: dict[str, Any] = {"messages": messages}
+        seen: dict[str, Any] = {"messages": [template_message(message) for message in body.messages]}
         if self._with_tools:
-            seen["tools"] = tools
-        return json.dumps(seen, ensure_ascii=False)
+            seen["tools"] = [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
+        if _is_deeper(seen, _MAX_LEVELS):
+            raise UsageError(f"tools or arguments of tool calls have more than {_MAX_LEVELS} levels")
+        #: A JSON object with ``messages`` and ``tools``, as chat templates read them.
+        self.observation = json.dumps(seen, ensure_ascii=False, allow_nan=False)
+        self.size_bytes = len(self.observation.encode())
 
     def answer(self, text: str) -> HttpAnswer:
         """Build the response for a model's text. Its ``usage`` is 0, because tokens are not known here."""
         for stop in self._body.stop_strings:
             text = text.partition(stop)[0]
-        calls: list[ToolCall] = []
+        calls: list[FunctionCall] = []
         if self._with_tools:
             stream = ToolCallStream()
             text, calls = stream.push(text)
@@ -104,17 +108,30 @@ def read_request(request: HttpRequest, number: int) -> Chat | HttpAnswer:
         if body.response_format not in (None, {"type": "text"}):
             return _refusal(400, "response_format: only text is supported")
         chat = Chat(body, number)
-        size = len(chat.observation.encode())  # raises if arguments of earlier tool calls are no JSON
-        if size > MAX_CHAT_BYTES:
-            return _refusal(413, f"the chat has {size:,} bytes; at most {MAX_CHAT_BYTES:,} are read")
+        if chat.size_bytes > MAX_CHAT_BYTES:
+            return _refusal(
+                413, f"the chat has {chat.size_bytes:,} bytes; at most {MAX_CHAT_BYTES:,} are read"
+            )
     except ValidationError as error:
-        first = error.errors()[0]
-        return _refusal(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+        faults = error.errors()
+        field, why = field_error(
+            faults, None if faults[0]["type"] == "json_invalid" else json.loads(request.body)
+        )
+        return _refusal(400, f"{field}: {why}" if field else why)
     except UsageError as error:
         return _refusal(400, str(error))
-    except (UnicodeEncodeError, RecursionError) as error:  # of arguments, which are JSON in a text
-        return _refusal(400, f"messages: arguments of a tool call cannot be read ({error})")
+    except ValueError as error:
+        return _refusal(400, f"tools or arguments of tool calls cannot be passed on: {error}")
     return chat
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """True if JSON has more than some levels of lists and objects."""
+    if isinstance(value, dict):
+        value = [*cast("dict[str, Any]", value).values()]
+    return isinstance(value, list) and (
+        levels == 0 or any(_is_deeper(each, levels - 1) for each in cast("list[Any]", value))
+    )
 
 
 def _refusal(status: int, message: str) -> HttpAnswer:

@@ -107,7 +107,7 @@ def harnessed(kind: type[Env], program: Harness) -> type[Env]:
                     self._chats += 1
                     return None
                 self._relay.answer(found, max(until_s - time.monotonic(), 0))
-            return Ended(f"it sent {_MAX_OTHERS} requests that no model answers", "")
+            return self._relay.end(f"it sent {_MAX_OTHERS} requests that no model answers")
 
     Harnessed.__module__ = kind.__module__
     return Harnessed

@@ -8,38 +8,56 @@ output, and the next line of standard input is its answer. The first line of inp
 A line of output is a request, or says that the harness has ended:
 
     {"method": M, "path": P, "body": TEXT}                  answered by {"status": N, "type": T, "body": TEXT}
-    {"ended": STATUS, "output": TEXT}                       the last line
+    {"ended": STATUS}                                       the last line
 
-Requests that come together wait for each other.
+What the harness prints is written to standard error, where it outlives harness and relay.
+
+Requests that come together wait for each other. A request whose client has gone is not passed on. If the
+client goes before the answer comes, the next request that says the same gets this answer: it is a retry.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import os
 import queue
 import runpy
+import select
+import socket
 import sys
-import tempfile
 import threading
-import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-#: Bytes of the harness's last output that are passed on.
-SHOWN = 4_000
 MAX_BODY = 16 * 2**20
 PACKAGES = "/usr/lib/packages"  # as in `envkit.sandbox`
 
 SET_DUMPABLE = 4  # from <linux/prctl.h>
 
-#: What the host is told next: a request with the queue of its answer, or the end.
-events: queue.Queue[tuple[dict[str, Any], queue.Queue[dict[str, Any]] | None]] = queue.Queue()
+#: What the host is told next: a request with its client, or the end.
+events: queue.Queue[tuple[dict[str, Any], Client | None]] = queue.Queue()
+
+
+class Client:
+    """A client that waits for an answer."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        #: Gets one answer; ``None`` if the client has gone.
+        self.answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
+
+    def has_gone(self) -> bool:
+        """True if it has closed its connection."""
+        try:
+            return self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:  # it is open, and nothing has come
+            return False
+        except OSError:
+            return True
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -58,10 +76,13 @@ class Handler(BaseHTTPRequestHandler):
         self.pass_on(self.rfile.read(length))
 
     def pass_on(self, body: bytes) -> None:
-        answered: queue.Queue[dict[str, Any]] = queue.Queue()
+        client = Client(self.connection)
         text = body.decode(errors="replace")
-        events.put(({"method": self.command, "path": self.path, "body": text}, answered))
-        answer = answered.get()
+        events.put(({"method": self.command, "path": self.path, "body": text}, client))
+        answer = client.answers.get()
+        if answer is None:
+            self.close_connection = True
+            return
         data = answer["body"].encode()
         self.send_response(answer["status"])
         self.send_header("Content-Type", answer["type"])
@@ -77,51 +98,51 @@ def start(argv: list[str], environment: dict[str, str], output: int) -> int:
     """Start the harness; returns its process id.
 
     ``python3 -m MODULE`` runs in a fork of this interpreter, which may have imported what the module needs.
+    Returns 0 in the fork, once the module has run.
     """
     pid = os.fork()
     if pid:
         return pid
+    os.environ.update(environment)
+    for descriptor, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
+        os.dup2(source, descriptor)
+    if argv[:2] == ["python3", "-m"]:
+        run_module(argv[2], argv[3:])
+        return 0
     try:
-        os.environ.update(environment)
-        for descriptor, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
-            os.dup2(source, descriptor)
-        if argv[:2] != ["python3", "-m"]:
-            os.execvp(argv[0], argv)
-        os._exit(run_module(argv[2], argv[3:]))
+        os.execvp(argv[0], argv)
     except OSError as error:
         os.write(2, f"{argv[0]} cannot be started: {error}\n".encode())
     os._exit(127)
 
 
-def run_module(name: str, arguments: list[str]) -> int:
-    """Run a module as a new interpreter would; returns the exit status."""
+def run_module(name: str, arguments: list[str]) -> None:
+    """Run a module as a new interpreter would.
+
+    Output is passed on line by line, so that it is not lost if the module is killed.
+    """
     sys.argv = [name, *arguments]
     sys.path[:0] = [] if PACKAGES in sys.path else [PACKAGES]
     # The relay's own streams may have buffered something.
-    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(n, mode) for n, mode in ((0, "r"), (1, "w"), (2, "w")))
+    sys.stdin, sys.stdout = open(0), open(1, "w", buffering=1)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace")  # noqa: SIM115
     try:
         runpy.run_module(name, run_name="__main__", alter_sys=True)
-        return 0
     except SystemExit as end:
-        if end.code is None or isinstance(end.code, int):
-            return end.code or 0
-        print(end.code, file=sys.stderr)
-        return 1
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
+        if end.code not in (None, 0):
+            raise
 
 
-def wait(pid: int, output: Any) -> None:
-    """Report the end of the harness."""
-    _, ended = os.waitpid(pid, 0)
-    output.seek(max(0, output.seek(0, os.SEEK_END) - SHOWN))
-    text = output.read().decode(errors="replace")
-    events.put(({"ended": os.waitstatus_to_exitcode(ended), "output": text}, None))
+def watch(pid: int, output: int) -> None:
+    """Pass on what the harness prints, and report its end."""
+    sources = [output, ended := os.pidfd_open(pid)]
+    while select.select(sources, [], [])[0] != [ended]:
+        if data := os.read(output, 2**16):
+            os.write(2, data)
+        else:  # nobody can print any more
+            sources = [ended]
+    _, status = os.waitpid(pid, 0)
+    events.put(({"ended": os.waitstatus_to_exitcode(status)}, None))
 
 
 def main() -> None:
@@ -131,16 +152,26 @@ def main() -> None:
         raise OSError(ctypes.get_errno(), "prctl failed")
     order = json.loads(sys.stdin.readline())
     server = ThreadingHTTPServer(("127.0.0.1", order["port"]), Handler)  # listens from now on
-    output = tempfile.TemporaryFile()  # noqa: SIM115  (closed by the end of the process)
-    pid = start(order["argv"], order["environment"], output.fileno())  # before there are threads
+    # A pipe of its own: the harness may not open the relay's by a name such as /dev/stderr.
+    output, printing = os.pipe()
+    pid = start(order["argv"], order["environment"], printing)  # before there are threads
+    if not pid:
+        return  # and end as a program ends: threads are joined, and what `atexit` knows is called
+    os.close(printing)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    threading.Thread(target=wait, args=(pid, output), daemon=True).start()
+    threading.Thread(target=watch, args=(pid, output), daemon=True).start()
+    #: Answers that no client has read, by request.
+    unread: dict[str, dict[str, Any]] = {}
     while True:
-        event, answered = events.get()
-        print(json.dumps(event), flush=True)
-        if answered is None:
+        event, client = events.get()
+        line = json.dumps(event)
+        if client is None:
+            print(line, flush=True)
             return
-        answered.put(json.loads(sys.stdin.readline()))
+        if not client.has_gone() and line not in unread:
+            print(line, flush=True)
+            unread[line] = json.loads(sys.stdin.readline())
+        client.answers.put(None if client.has_gone() else unread.pop(line))
 
 
 if __name__ == "__main__":

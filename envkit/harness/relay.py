@@ -10,11 +10,14 @@ from typing import Final, final
 
 from envkit.harness.spec import Harness
 from envkit.plain import decode
-from envkit.sandbox import PYTHON_OPTIONS, PeerGone, Sandbox
+from envkit.sandbox import PYTHON_OPTIONS, ExecResult, PeerGone, Sandbox, StopReason
 
 #: Where the relay listens. Each sandbox has a loopback device of its own, so any port is free.
 _PORT: Final = 8000
 BASE_URL: Final = f"http://127.0.0.1:{_PORT}/v1"
+#: Bytes of what a harness printed that are told of it.
+_OUTPUT_BYTES: Final = 4000
+_LIMITS: Final = {StopReason.CPU, StopReason.MEMORY, StopReason.OUTPUT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +88,24 @@ class Relay:
         told = {"status": answer.status, "type": answer.type, "body": answer.body}
         self._event = self._ask(told, timeout_s)
 
-    def close(self) -> None:
-        """Kill the harness and all that it has started. Idempotent."""
-        self._peer.close()
+    def close(self) -> ExecResult:
+        """Kill the harness and all that it has started; its output is in ``stderr``. Idempotent."""
+        return self._peer.close()
+
+    def end(self, reason: str) -> Ended:
+        """Kill the harness as `close` does, and say why, unless it had exceeded a limit."""
+        result = self.close()
+        if result.stop in _LIMITS:
+            reason = f"it exceeded its {result.stop}"
+        return Ended(reason, result.stderr[-_OUTPUT_BYTES:].decode(errors="replace"))
 
     def _ask(self, message: Mapping[str, object], timeout_s: float) -> HttpRequest | Ended:
         try:
             found = json.loads(self._peer.ask(json.dumps(message).encode(), timeout_s))
             if "ended" in found:
-                return Ended(f"it ended with status {found['ended']}", str(found["output"]))
+                return self.end(f"it ended with status {found['ended']}")
             return decode(HttpRequest, found, "the request")
-        except (PeerGone, ValueError, KeyError, TypeError) as error:  # a harness may write to its relay
-            self._peer.close()
-            return Ended(str(error), "")
+        except PeerGone as gone:  # its reason may repeat a part of the output
+            return self.end(gone.reason if gone.tampered else f"it ended ({self.close().stop})")
+        except (ValueError, KeyError, TypeError) as error:  # a harness may write to its relay
+            return self.end(str(error))

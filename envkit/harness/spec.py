@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from envkit.errors import ConfigError
-from envkit.files import read_settings
+from envkit.files import read_toml
 from envkit.plain import decode
 from envkit.sandbox import Limits
 
@@ -67,11 +68,12 @@ class Harness:
     def limits(self) -> Limits:
         """Limits of the program and the relay together, for the whole episode.
 
-        Wall time is long, because it runs while the model answers.
+        Wall time has none, because it also runs while the model answers. ``timeout_s`` bounds each wait for
+        the program, and ``max_calls`` their number.
         """
         return Limits(
             cpu_s=self.cpu_s,
-            wall_s=3600.0,
+            wall_s=math.inf,
             memory_bytes=self.memory_mb * 2**20,
             processes=self.processes,
             output_bytes=64 * 2**20,
@@ -100,35 +102,26 @@ def load_harness(name_or_path: str) -> Harness:
             the message names file and key.
     """
     path = Path(name_or_path)
-    if path.suffix != ".toml":
-        if name_or_path not in shipped_harnesses():
-            raise ConfigError(
-                f"no harness is named {name_or_path!r}; choose one of: {', '.join(shipped_harnesses())}, or "
-                "give the path of a .toml file"
-            )
-        return _parse(resources.files(_SHIPPED).joinpath(f"{name_or_path}.toml").read_text(), name_or_path)
+    if path.suffix == ".toml":
+        try:
+            values = read_toml(path)
+        except ConfigError as error:
+            where = "" if path.is_absolute() else f"; it is looked for in {Path.cwd()}"
+            raise ConfigError(f"harness {error}{where}") from error
+    elif name_or_path in shipped_harnesses():
+        values = tomllib.loads(resources.files(_SHIPPED).joinpath(f"{name_or_path}.toml").read_text("utf-8"))
+    else:
+        raise ConfigError(
+            f"no harness is named {name_or_path!r}; choose one of: {', '.join(shipped_harnesses())}, or give "
+            "the path of a .toml file"
+        )
     try:
-        text = read_settings(path)
-    except OSError as error:
-        where = "" if path.is_absolute() else f"; it is looked for in {Path.cwd()}"
-        raise ConfigError(f"harness {path}: cannot be read ({error.strerror}{where})") from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: not TOML ({error})") from error
-    return _parse(text, name_or_path)
+        return decode(Harness, {**values, "name": name_or_path}, "the harness")
+    except (ValueError, ConfigError) as error:
+        raise ConfigError(f"{name_or_path}: {error}") from None
 
 
 def shipped_harnesses() -> list[str]:
     """Names of the harnesses that envkit ships, sorted."""
     files = resources.files(_SHIPPED).iterdir()
     return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
-
-
-def _parse(text: str, name: str) -> Harness:
-    try:
-        values = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{name}: not TOML ({error})") from error
-    try:
-        return decode(Harness, {**values, "name": name}, "the harness")
-    except (ValueError, ConfigError) as error:
-        raise ConfigError(f"{name}: {error}") from None

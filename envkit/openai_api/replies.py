@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
-from envkit.openai_api.text import ToolCall
+from envkit.openai_api.text import FunctionCall
 
 JsonObject = dict[str, Any]
 
@@ -33,7 +33,7 @@ class Piece:
     """The part of an answer that one token adds."""
 
     text: str = ""
-    calls: tuple[ToolCall, ...] = ()
+    calls: tuple[FunctionCall, ...] = ()
     logprob: TokenLogprob | None = None
     finish: str | None = None
     ids: tuple[int, ...] = ()
@@ -45,7 +45,7 @@ class WholeAnswer(Protocol):
     @property
     def text(self) -> str: ...
     @property
-    def calls(self) -> Sequence[ToolCall]: ...
+    def calls(self) -> Sequence[FunctionCall]: ...
     @property
     def finish(self) -> str | None: ...
     @property
@@ -133,7 +133,7 @@ class ChatReply(ReplyForm):
     def usage(self, usage: JsonObject) -> JsonObject:
         return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
 
-    def _call(self, call: ToolCall) -> JsonObject:
+    def _call(self, call: FunctionCall) -> JsonObject:
         self._calls_sent += 1
         return {
             "id": f"call_{self._name}_{self._calls_sent}",

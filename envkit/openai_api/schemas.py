@@ -1,28 +1,38 @@
 """Bodies of requests, by the names of OpenAI's API.
 
-A field that would change the answer and is not supported is refused, never ignored.
+A field that would change the answer and is not supported is refused, never ignored. A value that changes
+nothing, such as ``null``, is accepted.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+_T = TypeVar("_T")
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"additionalProperties": {"type": "null"}})
 
     @model_validator(mode="before")
     @classmethod
     def _first_unknown(cls, found: Any) -> Any:
-        """Leave only the first unknown field: each makes an error, and many would hold up the server."""
+        """Drop unknown fields that are null, and all others but the first.
+
+        Each makes an error, and many would hold up the server.
+        """
         if not isinstance(found, dict):
             return found
         fields = cast("dict[str, Any]", found)
         if fields.keys() <= cls.model_fields.keys():  # fast, for a body may have a hundred thousand of these
             return fields
-        unknown = next((name for name in fields if name not in cls.model_fields), None)
+        unknown = next(
+            (name for name, value in fields.items() if name not in cls.model_fields and value is not None),
+            None,
+        )
         return {name: value for name, value in fields.items() if name in cls.model_fields or name == unknown}
 
 
@@ -37,7 +47,7 @@ class TextPart(_Body):
     text: str
 
 
-class FunctionCall(_Body):
+class FunctionCallBody(_Body):
     """An earlier call of a function: its name, and its arguments as JSON."""
 
     name: str
@@ -49,7 +59,9 @@ class ToolCallBody(_Body):
 
     id: str = ""
     type: Literal["function"] = "function"
-    function: FunctionCall
+    function: FunctionCallBody
+    #: Of a call that was put together from the chunks of a stream.
+    index: int | None = None
 
 
 class Message(_Body):
@@ -76,7 +88,7 @@ class Function(_Body):
     strict: bool | None = None
 
 
-class Tool(_Body):
+class ToolBody(_Body):
     """A tool; only functions are supported."""
 
     type: Literal["function"]
@@ -86,7 +98,16 @@ class Tool(_Body):
 class StreamOptions(_Body):
     """Asks a stream for more than tokens."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
+    # Accepted because chunks are not padded here.
+    include_obfuscation: Literal[False] | None = None
+
+
+def _only_with(field: str, found: _T, body: ValidationInfo) -> _T:
+    """Refuse a value that has no effect unless an earlier field of the body is set."""
+    if found is not None and not body.data.get(field):
+        raise PydanticCustomError("only_with", "only with {field}", {"field": field})
+    return found
 
 
 #: The limit of length keeps the search for it cheap. It also refuses texts that UTF-8 has no bytes for.
@@ -110,13 +131,13 @@ class _Sampled(_Body):
     # Accepted because they change nothing here.
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
+    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
     user: str | None = None
 
-    @model_validator(mode="after")
-    def _only_of_a_stream(self) -> Self:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options: only with stream")
-        return self
+    @field_validator("stream_options")
+    @classmethod
+    def _only_of_a_stream(cls, found: StreamOptions | None, body: ValidationInfo) -> StreamOptions | None:
+        return _only_with("stream", found, body)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -132,18 +153,22 @@ class ChatBody(_Sampled):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: Annotated[list[Tool], _FIRST_FAULT] | None = None
+    tools: Annotated[list[ToolBody], _FIRST_FAULT] | None = None
     tool_choice: Literal["auto", "none"] | None = None
     response_format: Any = None
     parallel_tool_calls: bool | None = None
+    # Accepted because they change nothing here.
     metadata: dict[str, Any] | None = None
     store: bool | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    modalities: Annotated[list[Literal["text"]], _FIRST_FAULT] | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
 
-    @model_validator(mode="after")
-    def _only_with_logprobs(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs: only with logprobs")
-        return self
+    @field_validator("top_logprobs")
+    @classmethod
+    def _only_with_logprobs(cls, found: int | None, body: ValidationInfo) -> int | None:
+        return _only_with("logprobs", found, body)
 
 
 class CompletionBody(_Sampled):

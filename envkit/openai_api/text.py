@@ -65,7 +65,7 @@ class TextStream:
 
 
 @dataclass(frozen=True, slots=True)
-class ToolCall:
+class FunctionCall:
     """A function call of the model.
 
     Args:
@@ -90,10 +90,10 @@ class ToolCallStream:
     _blank: str | None = field(default="", init=False)
     _has_calls: bool = field(default=False, init=False)
 
-    def push(self, new: str) -> tuple[str, list[ToolCall]]:
+    def push(self, new: str) -> tuple[str, list[FunctionCall]]:
         """Add text; returns the text and the calls that are certain now."""
         self._held += new
-        text, calls = "", list[ToolCall]()
+        text, calls = "", list[FunctionCall]()
         while True:
             before, opening, rest = self._held.partition(_OPEN)
             if not opening:
@@ -129,10 +129,10 @@ class ToolCallStream:
         return text
 
 
-def format_tool_call(call: ToolCall) -> str:
+def format_tool_call(call: FunctionCall) -> str:
     """Write a call as a model writes it, for `ToolCallStream` to read.
 
-    >>> print(format_tool_call(ToolCall("add", '{"a": 1}')))
+    >>> print(format_tool_call(FunctionCall("add", '{"a": 1}')))
     <tool_call>
     {"name": "add", "arguments": {"a": 1}}
     </tool_call>
@@ -140,13 +140,13 @@ def format_tool_call(call: ToolCall) -> str:
     return f'{_OPEN}\n{{"name": {json.dumps(call.name)}, "arguments": {call.arguments}}}\n{_CLOSE}'
 
 
-def parse_call(body: str) -> ToolCall | None:
+def parse_call(body: str) -> FunctionCall | None:
     """Read one call; ``None`` if it is not of the form, or no client could read it.
 
     Python reads numbers that JSON has not, such as ``NaN``, and half characters that UTF-8 has no bytes for.
 
     >>> parse_call('{"name": "add", "arguments": {"a": 1}}')
-    ToolCall(name='add', arguments='{"a": 1}')
+    FunctionCall(name='add', arguments='{"a": 1}')
     """
     try:
         found: object = json.loads(body)
@@ -160,7 +160,7 @@ def parse_call(body: str) -> ToolCall | None:
         _ = (name + written).encode()
     except (ValueError, RecursionError):
         return None
-    return ToolCall(name, written)
+    return FunctionCall(name, written)
 
 
 def overlap(text: str, word: str) -> int:

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, final
@@ -23,11 +23,12 @@ class Client:
 
     Args:
         name: in the ledger and in logs; never the key.
+        digest: SHA-256 of the key, as hex. It owns the sessions: the name may be another person's later.
         models: ids that the key may use and see; ``None`` for all.
         requests_per_minute: 0 for no limit.
         tokens_per_minute: of prompts and answers; 0 for no limit. An open request counts with all tokens that
             it may use.
-        max_prompt_tokens: of a request; 0 for no limit but the model's.
+        max_prompt_tokens: of a prompt; 0 for no limit but the model's.
         max_tokens: of an answer; 0 for no limit but the model's.
         max_rows: answers of one request: prompts times ``n``.
         max_open_rows: answers of all requests that wait or run; 0 for no limit but the server's.
@@ -35,6 +36,7 @@ class Client:
     """
 
     name: str
+    digest: str = ""
     models: frozenset[str] | None = None
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
@@ -138,19 +140,24 @@ class Access:
     """Finds the client of a request.
 
     Args:
-        clients: by the SHA-256 of their keys, as hex. Empty: anyone may ask for everything.
+        clients: who may ask. Empty: anyone may ask for everything.
         file: that they were read from. It is read again when it has changed.
         state: of the file before it was read; see `_state`.
     """
 
     def __init__(
         self,
-        clients: Mapping[str, Client] | None = None,
+        clients: Iterable[Client] = (),
         file: Path | None = None,
         state: tuple[int, ...] = (),
     ) -> None:
-        self._clients = clients or {}
+        self._clients = {client.digest: client for client in clients}
         self._file, self._state = file, state
+
+    @property
+    def digests(self) -> Set[str]:
+        """Digests of the keys in force."""
+        return self._clients.keys() or {ANYONE.digest}
 
     def client(self, authorization: str) -> Client | None:
         """Return the client of an ``Authorization`` header; ``None`` if its key is not known.
@@ -177,14 +184,17 @@ class Access:
         except ConfigError as error:
             log.error("the new API keys are refused, and the old ones stay in force: %s", error)
             return
-        before, now = ({client.name for client in keys.values()} for keys in (self._clients, clients))
-        self._clients = clients
+        before, self._clients = self._clients, clients
+        new, gone = (
+            sorted(keys[digest].name for digest in keys.keys() - others.keys())
+            for keys, others in ((clients, before), (before, clients))
+        )
         log.warning(
             "%s has changed; %d API keys are in force; new: %s; gone: %s",
             file,
             len(clients),
-            ", ".join(sorted(now - before)) or "none",
-            ", ".join(sorted(before - now)) or "none",
+            ", ".join(new) or "none",
+            ", ".join(gone) or "none",
         )
 
 
@@ -200,7 +210,7 @@ def read_access(path: Path) -> Access:
         ConfigError: the file cannot be read, or a key or value is wrong; the message names file and key.
     """
     state = _state(path)  # before it is read: a change in between is seen at the next request
-    return Access(_read_clients(path), path, state)
+    return Access(_read_clients(path).values(), path, state)
 
 
 def _state(path: Path) -> tuple[int, ...]:
@@ -220,15 +230,15 @@ def _read_clients(path: Path) -> dict[str, Client]:
         raise ConfigError(f"{path}: expected tables [keys.NAME] and nothing else")
     clients: dict[str, Client] = {}
     for name, table in cast("dict[str, Any]", tables).items():
-        found, client = _client(f"{path}: keys.{name}", name, table)
-        if found in clients:
-            raise ConfigError(f"{path}: keys.{name} and keys.{clients[found].name} are the same key")
-        clients[found] = client
+        client = _client(f"{path}: keys.{name}", name, table)
+        if (other := clients.get(client.digest)) is not None:
+            raise ConfigError(f"{path}: keys.{name} and keys.{other.name} are the same key")
+        clients[client.digest] = client
     return clients
 
 
-def _client(where: str, name: str, found: Any) -> tuple[str, Client]:
-    """Read one client; returns it with the digest of its key."""
+def _client(where: str, name: str, found: Any) -> Client:
+    """Read one client."""
     # No text is told: any may be the key itself, by mistake, and errors go to the log.
     if not isinstance(found, dict):
         raise ConfigError(f"{where} is {_kind(found)}; expected a table")
@@ -258,7 +268,7 @@ def _client(where: str, name: str, found: Any) -> tuple[str, Client]:
             no_limit = "" if least else "; 0 for no limit"
             raise ConfigError(f"{where}: {key} is {told}; expected an integer, at least {least}{no_limit}")
     allowed = None if models is None else frozenset(cast("list[str]", models))
-    return sha256.lower(), Client(name, allowed, admin=admin, **numbers)
+    return Client(name, sha256.lower(), allowed, admin=admin, **numbers)
 
 
 def _kind(found: Any) -> str:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TypeVar
 
 from envkit.serving.access import Client
 from envkit.serving.api_errors import ApiError
 from envkit.serving.server import Server
-
-_T = TypeVar("_T")
 
 
 def require_length(server: Server, client: Client, prompt_tokens: int) -> None:
@@ -31,6 +28,19 @@ def require_length(server: Server, client: Client, prompt_tokens: int) -> None:
             400,
             f"the prompt has {prompt_tokens} tokens; the limit is {context}, answer included",
             "context_length_exceeded",
+        )
+
+
+def require_few(server: Server, client: Client, prompts: int, count: int) -> None:
+    """Refuse more answers than a request may have, or than there is ever room for.
+
+    Raises:
+        ApiError: 400.
+    """
+    limits = (client.max_rows, client.max_open_rows or client.max_rows, server.limits.max_waiting)
+    if prompts * count > min(limits):
+        raise ApiError(
+            400, f"{prompts} prompts with n={count}: a request may have {min(limits)} answers", param="n"
         )
 
 
@@ -78,17 +88,3 @@ def require_allowance(wait_s: float) -> None:
     if wait_s:
         message = f"this key's rate limit is reached; try again in {math.ceil(wait_s)} s"
         raise ApiError(429, message, "rate_limit_exceeded", wait_s=wait_s)
-
-
-def find(client: Client, model: str, read: Callable[[str], _T]) -> _T:
-    """Read something of a model; one that a key may not use does not exist for it.
-
-    Raises:
-        ApiError: there is no such model.
-    """
-    try:
-        if client.may_use(model):
-            return read(model)
-    except LookupError:
-        pass
-    raise ApiError(404, f"the model {model!r} does not exist", "model_not_found", param="model")

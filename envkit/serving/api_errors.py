@@ -7,7 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from envkit.openai_api.errors import error_object
+from envkit.openai_api.errors import error_object, field_error
 
 
 class ApiError(Exception):
@@ -30,6 +30,13 @@ class ClientGone(Exception):
     """The client has left before its answer. Nobody reads the response; its status, 499, is counted."""
 
 
+def error_response(error: ApiError) -> Response:
+    """Make the response that tells an error."""
+    headers = {"Retry-After": str(math.ceil(error.wait_s))} if error.wait_s else None
+    content = error_object(error.status, str(error), error.code, error.param)
+    return JSONResponse(content, error.status, headers)
+
+
 def handle_errors(app: FastAPI) -> None:
     """Answer every error in OpenAI's form."""
 
@@ -39,20 +46,20 @@ def handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:
-        headers = {"Retry-After": str(math.ceil(error.wait_s))} if error.wait_s else None
-        content = error_object(error.status, str(error), error.code, error.param)
-        return JSONResponse(content, error.status, headers)
+        return error_response(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"][1:]))
         if first["type"] == "json_invalid":
-            return JSONResponse(error_object(400, f"the body is no JSON: {first['ctx']['error']}"), 400)
-        if not where:
+            return error_response(ApiError(400, f"the body is no JSON: {first['ctx']['error']}"))
+        if first["loc"] == ("body",):  # no validator of the schemas is of a whole body
             message = "expected a JSON object as the body, with the header Content-Type: application/json"
-            return JSONResponse(error_object(400, message), 400)
-        return JSONResponse(error_object(400, f"{where}: {first['msg']}", param=where), 400)
+            return error_response(ApiError(400, message))
+        given = {"body": error.body, "path": request.path_params}
+        place, message = field_error(error.errors(), given)
+        field = place.partition(".")[2]
+        return error_response(ApiError(400, f"{field}: {message}", param=field))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
@@ -62,4 +69,4 @@ def handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def fault(request: Request, error: Exception) -> Response:
-        return JSONResponse(error_object(500, "a fault in the server; its log has the reason"), 500)
+        return error_response(ApiError(500, "a fault in the server; its log has the reason"))

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Seque
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Path, Request
+from fastapi import APIRouter, Depends, FastAPI, Path, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from envkit.errors import EnvkitError, UsageError
@@ -17,13 +17,12 @@ from envkit.openai_api.messages import template_message
 from envkit.openai_api.replies import ChatReply, CompletionReply
 from envkit.openai_api.schemas import ChatBody, CompletionBody
 from envkit.serving.access import Client
-from envkit.serving.admission import find, reading, require_allowance, require_length
+from envkit.serving.admission import reading, require_allowance, require_few, require_length
 from envkit.serving.api_errors import ApiError, handle_errors
 from envkit.serving.body_limit import BodyLimit
 from envkit.serving.generation import Generation, failure, unless_gone
 from envkit.serving.host_check import HostCheck
 from envkit.serving.metrics import ErrorCount
-from envkit.serving.router import AUTO
 from envkit.serving.server import Server
 
 #: Seconds that requests have to write their rows of the ledger after the drain has cancelled them.
@@ -34,15 +33,41 @@ _POLL_S = 0.05
 SessionName = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,128}$")]
 
 
-async def _entered(request: Request) -> Client:
-    """Find who asks, and count the request against the key's rate, before the body is validated.
+async def _known(request: Request) -> Client:
+    """Find who asks.
+
+    Raises:
+        ApiError: the key is missing or wrong.
+    """
+    client = request.app.state.server.client(request.headers.get("authorization", ""))
+    if client is None:
+        raise ApiError(401, "the API key is missing or not known", "invalid_api_key")
+    return client
+
+
+Known = Annotated[Client, Depends(_known)]
+
+
+async def _entered(request: Request, client: Known) -> Client:
+    """Count the request against the key's rate, before the body is validated.
 
     So a request that is refused for its fields counts, too. One that is not JSON never comes here.
+
+    Raises:
+        ApiError: the key has no allowance left, or the server drains.
     """
-    return _enter(request.app.state.server, request)
+    server: Server = request.app.state.server
+    if (left_s := server.drain_left_s) is not None:
+        raise ApiError(503, "the server is shutting down; ask again later", "draining", wait_s=max(left_s, 1))
+    require_allowance(server.rates.enter(client))
+    return client
 
 
 Entered = Annotated[Client, Depends(_entered)]
+
+
+async def _named(session: SessionName) -> None:
+    """Refuse an odd name of a session."""
 
 
 def make_app(server: Server) -> FastAPI:
@@ -62,19 +87,17 @@ def make_app(server: Server) -> FastAPI:
 
     app = FastAPI(title="envkit serve", lifespan=lifespan)
     app.state.server = server
-    app.add_middleware(
-        BodyLimit,
-        limit_bytes=server.limits.max_body_bytes,
-        is_known=lambda authorization: server.access.client(authorization) is not None,
-    )
+    app.add_middleware(BodyLimit, limit_bytes=server.limits.max_body_bytes, find=server.client)
     if server.hosts is not None:
         app.add_middleware(HostCheck, names=server.hosts)
     app.add_middleware(ErrorCount, count=server.metrics.count_error)
     handle_errors(app)
     errors: dict[int | str, dict[str, Any]] = {
         status: {"description": "OpenAI's error object"}
-        for status in (400, 401, 403, 404, 413, 422, 429, 503)
+        for status in (400, 401, 403, 404, 408, 413, 422, 429, 503)
     }
+    #: Endpoints that a session has, too.
+    api = APIRouter(responses=errors)
 
     @app.get("/health", responses={503: {"description": "draining or failed"}})
     async def health() -> Response:
@@ -85,51 +108,36 @@ def make_app(server: Server) -> FastAPI:
         return JSONResponse({"status": "ok"})
 
     @app.get("/metrics", responses=errors)
-    async def metrics(request: Request) -> Response:
-        if not _client(server, request).admin:
+    async def metrics(client: Known) -> Response:
+        if not client.admin:
             raise ApiError(403, "metrics name all models; this key may not see them", "forbidden")
         return Response(server.metrics.render(), media_type=server.metrics.content_type)
 
-    @app.get("/v1/models", responses=errors)
-    async def list_models(request: Request) -> Response:
-        client = _client(server, request)
+    @api.get("/v1/models")
+    async def list_models(client: Known) -> Response:
         found = await asyncio.to_thread(lambda: [*_models(server, client)])
         return JSONResponse({"object": "list", "data": found})
 
-    @app.get("/v1/models/{model:path}", responses=errors)
-    async def get_model(model: str, request: Request) -> Response:
-        return JSONResponse(_model(server, _client(server, request), model))
+    @api.get("/v1/models/{model:path}")
+    async def get_model(model: str, client: Known) -> Response:
+        return JSONResponse(_model(server, client, model))
 
-    @app.post("/v1/chat/completions", responses=errors)
+    @api.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request, client: Entered) -> Response:
         return await _chat(server, body, request, client)
 
-    @app.post("/v1/completions", responses=errors)
+    @api.post("/v1/completions")
     async def completions(body: CompletionBody, request: Request, client: Entered) -> Response:
         return await _complete(server, body, request, client)
 
-    @app.post("/s/{session}/v1/chat/completions", responses=errors)
-    async def session_chat(
-        session: SessionName, body: ChatBody, request: Request, client: Entered
-    ) -> Response:
-        return await _chat(server, body, request, client, session)
-
-    @app.post("/s/{session}/v1/completions", responses=errors)
-    async def session_completions(
-        session: SessionName, body: CompletionBody, request: Request, client: Entered
-    ) -> Response:
-        return await _complete(server, body, request, client, session)
-
-    @app.get("/s/{session}/v1/models", responses=errors)
-    async def session_models(session: SessionName, request: Request) -> Response:
-        return await list_models(request)
+    app.include_router(api)
+    app.include_router(api, prefix="/s/{session}", dependencies=[Depends(_named)])
 
     @app.get("/s/{session}", responses=errors)
-    async def get_session(session: SessionName, request: Request) -> Response:
-        client = _client(server, request)
+    async def get_session(session: SessionName, client: Known) -> Response:
         require_allowance(server.rates.enter(client))  # a long one takes seconds to write
-        with _known(session):
-            turns = server.sessions.turns(client.name, session)
+        with _no_session(session):
+            turns = server.sessions.turns(client.digest, session)
 
         def write() -> Iterator[str]:
             # In pieces, beside the event loop: one of millions of tokens would hold up all that runs.
@@ -141,22 +149,19 @@ def make_app(server: Server) -> FastAPI:
         return StreamingResponse(write(), media_type="application/json")
 
     @app.delete("/s/{session}", responses=errors)
-    async def delete_session(session: SessionName, request: Request) -> Response:
-        client = _client(server, request)
-        with _known(session):
-            server.sessions.delete(client.name, session)
+    async def delete_session(session: SessionName, client: Known) -> Response:
+        with _no_session(session):
+            server.sessions.delete(client.digest, session)
         return JSONResponse({"id": session, "deleted": True})
 
     return app
 
 
-async def _chat(
-    server: Server, body: ChatBody, request: Request, client: Client, session: str | None = None
-) -> Response:
-    """Answer a chat; with a session, it is recorded there."""
+async def _chat(server: Server, body: ChatBody, request: Request, client: Client) -> Response:
+    """Answer a chat; with a session in the request's path, it is recorded there."""
     started_s = time.monotonic()
-    _require_few(client, 1, body.n or 1)
-    _require_model(server, client, body)
+    require_few(server, client, 1, body.n or 1)
+    is_routed = server.entry(client, body.model).specialists is not None
     if len(body.messages) >= server.limits.context:
         raise ApiError(
             400,
@@ -178,7 +183,7 @@ async def _chat(
 
     async def read() -> tuple[tuple[int, ...], str]:
         prompt = await _ids(server, lambda: server.renderer.messages(messages, tools), "messages")
-        if not _is_routed(server, body):
+        if not is_routed:
             return prompt, body.model
         require_length(server, client, len(prompt))
         opening = prompt
@@ -188,7 +193,7 @@ async def _chat(
             opening = await _ids(
                 server, lambda: server.renderer.messages(messages[:first], tools), "messages"
             )
-        return prompt, await _route(server, client, opening)
+        return prompt, await _route(server, client, body.model, opening)
 
     with reading(server, client, body.n or 1):
         prompt, model = await unless_gone(request, read())
@@ -203,29 +208,27 @@ async def _chat(
         max_tokens=longest,
         top_logprobs=top,
         with_tools=with_tools,
-        session=session,
+        session=request.path_params.get("session"),
         started_s=started_s,
     )
     return await generation.answer(request, ChatReply(body.model, prompt if body.return_token_ids else None))
 
 
-async def _complete(
-    server: Server, body: CompletionBody, request: Request, client: Client, session: str | None = None
-) -> Response:
-    """Complete texts; with a session, they are recorded there."""
+async def _complete(server: Server, body: CompletionBody, request: Request, client: Client) -> Response:
+    """Complete texts; with a session in the request's path, they are recorded there."""
     started_s = time.monotonic()
     texts = _prompts(body)
-    _require_few(client, len(texts), body.n or 1)
-    _require_model(server, client, body)
-    if _is_routed(server, body) and len(texts) > 1:
-        raise ApiError(400, f"the model {AUTO!r} takes one prompt a request", param="prompt")
+    require_few(server, client, len(texts), body.n or 1)
+    is_routed = server.entry(client, body.model).specialists is not None
+    if is_routed and len(texts) > 1:
+        raise ApiError(400, f"the model {body.model!r} takes one prompt a request", param="prompt")
 
     async def read() -> tuple[list[tuple[int, ...]], str]:
         prompts = [await _prompt_ids(server, text) for text in texts]
-        if not _is_routed(server, body):
+        if not is_routed:
             return prompts, body.model
         require_length(server, client, len(prompts[0]))
-        return prompts, await _route(server, client, prompts[0])
+        return prompts, await _route(server, client, body.model, prompts[0])
 
     with reading(server, client, len(texts) * (body.n or 1)):
         prompts, model = await unless_gone(request, read())
@@ -238,7 +241,7 @@ async def _complete(
         max_tokens=body.max_tokens,
         top_logprobs=body.logprobs,
         with_tools=False,
-        session=session,
+        session=request.path_params.get("session"),
         started_s=started_s,
     )
     told = [prompt for prompt in prompts for _ in range(body.n or 1)] if body.return_token_ids else None
@@ -246,7 +249,7 @@ async def _complete(
 
 
 @contextmanager
-def _known(session: str) -> Generator[None]:
+def _no_session(session: str) -> Generator[None]:
     """Answer for a session that does not exist, or is another key's."""
     try:
         yield
@@ -254,81 +257,13 @@ def _known(session: str) -> Generator[None]:
         raise ApiError(404, f"there is no session {session!r}", "session_not_found") from None
 
 
-def _client(server: Server, request: Request) -> Client:
-    """Find who asks.
-
-    Raises:
-        ApiError: the key is missing or wrong.
-    """
-    client = server.access.client(request.headers.get("authorization", ""))
-    if client is None:
-        raise ApiError(401, "the API key is missing or not known", "invalid_api_key")
-    return client
-
-
-def _enter(server: Server, request: Request) -> Client:
-    """Find who asks, and count the request.
-
-    Raises:
-        ApiError: the key is missing or wrong, or has no allowance left, or the server drains.
-    """
-    client = _client(server, request)
-    if (left_s := server.drain_left_s) is not None:
-        raise ApiError(503, "the server is shutting down; ask again later", "draining", wait_s=max(left_s, 1))
-    require_allowance(server.rates.enter(client))
-    return client
-
-
-def _require_few(client: Client, prompts: int, count: int) -> None:
-    """Refuse too many answers, before a prompt is encoded.
-
-    Raises:
-        ApiError: prompts times ``n`` is more than the key allows.
-    """
-    if prompts * count > client.max_rows:
-        raise ApiError(
-            400, f"{prompts} prompts with n={count}: a request may have {client.max_rows} answers", param="n"
-        )
-
-
-def _require_model(server: Server, client: Client, body: ChatBody | CompletionBody) -> None:
-    """Refuse a model that does not exist or that the key may not use, before a prompt is encoded.
-
-    A routed request has no model yet: the router chooses one by its prompt.
-
-    Raises:
-        ApiError: 404.
-    """
-    if not _is_routed(server, body):
-        find(client, body.model, server.models.version)
-
-
-def _is_routed(server: Server, body: ChatBody | CompletionBody) -> bool:
-    """True if a router chooses the model of a request."""
-    return server.routing is not None and body.model == AUTO
-
-
-def _specialists(server: Server, client: Client) -> list[str]:
-    """Specialists of the router that are there and that a key may use.
-
-    Raises:
-        LookupError: there is no router, or neither a specialist nor the base may answer.
-    """
-    if server.routing is None:
-        raise LookupError(AUTO)
-    found = [name for name in server.routing.names if client.may_use(name) and server.models.path(name)]
-    if not found and not client.may_use(server.models.base):
-        raise LookupError(AUTO)
-    return found
-
-
-async def _route(server: Server, client: Client, prompt: tuple[int, ...]) -> str:
+async def _route(server: Server, client: Client, model: str, prompt: tuple[int, ...]) -> str:
     """Choose the model that answers a prompt, among those that the key may use.
 
     Raises:
         ApiError: there is none, or the router cannot be asked.
     """
-    allowed = find(client, AUTO, lambda _: _specialists(server, client))
+    allowed = server.entry(client, model).specialists or ()  # as they are after the prompt was encoded
     assert server.routing is not None
     base = server.models.base
     try:
@@ -340,9 +275,7 @@ async def _route(server: Server, client: Client, prompt: tuple[int, ...]) -> str
 
 
 def _model(server: Server, client: Client, name: str) -> dict[str, Any]:
-    if server.routing is not None and name == AUTO:
-        find(client, name, lambda _: _specialists(server, client))
-    created, base = find(client, name, server.created), server.models.base
+    created, base = server.entry(client, name).created, server.models.base
     parent = {"parent": base} if name != base and client.may_use(base) else {}
     return {
         "id": name,

@@ -22,9 +22,9 @@ from envkit.openai_api.replies import Piece, ReplyForm
 from envkit.openai_api.schemas import ChatBody, CompletionBody
 from envkit.openai_api.text import TextStream, ToolCallStream
 from envkit.serving.access import Client
-from envkit.serving.admission import find, require_allowance, require_length, require_room
+from envkit.serving.admission import require_allowance, require_length, require_room
+from envkit.serving.answer_stream import AnswerStream
 from envkit.serving.api_errors import ApiError, ClientGone
-from envkit.serving.choice import Choice
 from envkit.serving.ledger import Entry
 from envkit.serving.server import Server
 
@@ -70,20 +70,20 @@ class Generation:
     ) -> None:
         self.server, self.client, self.body, self.prompts = server, client, body, prompts
         self.session = session
-        self.version = find(client, body.model, server.models.version)
+        self.version = server.entry(client, body.model).version
         #: By `time.monotonic`: when the request had come, and its first token.
         self.started_s, self.first_s, self.waited_s = started_s, 0.0, 0.0
         count = body.n or 1
         seed = secrets.randbits(62) if body.seed is None else body.seed
         self.rows: list[RowRequest] = []
-        self.choices: list[Choice] = []
+        self.choices: list[AnswerStream] = []
         for number, prompt in enumerate(prompts):
             sampling = self._sampling(len(prompt), max_tokens)
             for index in range(count):
                 key = (seed, number, index)
-                self.rows.append(RowRequest(prompt, key, sampling, self.version, top_logprobs, client.name))
+                self.rows.append(RowRequest(prompt, key, sampling, self.version, top_logprobs, client.digest))
                 self.choices.append(
-                    Choice(
+                    AnswerStream(
                         server.tokenizer,
                         TextStream(_decoder(server.tokenizer), sampling.stop_strings),
                         server.renderer.stop_id,
@@ -191,7 +191,6 @@ class Generation:
                         self.first_s, self.waited_s = time.monotonic(), event.waited_s
                     yield index, self.choices[index].push(event)
             outcome = "done"
-            self._record()
         except EnvkitError as error:
             outcome = "failed"
             raise failure(error) from error
@@ -201,18 +200,20 @@ class Generation:
         finally:
             server.open_rows[self.client.name] -= len(self.rows)
             self._account(outcome, reserved)
+            if self.session is not None and outcome != "failed":
+                self._record(self.session)
 
-    def _record(self) -> None:
-        """Add the answers to the session."""
-        if self.session is not None:
-            for row, choice in zip(self.rows, self.choices, strict=True):
+    def _record(self, session: str) -> None:
+        """Add the answers to a session, as far as they were drawn."""
+        for row, choice in zip(self.rows, self.choices, strict=True):
+            if choice.drawn:
                 self.server.sessions.add(
-                    self.client.name,
-                    self.session,
+                    self.client.digest,
+                    session,
                     self.body.model,
                     row.prompt_ids,
                     choice.drawn,
-                    choice.finish or "",
+                    choice.finish,
                 )
 
     def _account(self, outcome: str, reserved: int) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from envkit.serving.body_limit import refusal
+from envkit.serving.api_errors import ApiError, error_response
 
 
 @final
@@ -31,7 +31,7 @@ class HostCheck:
         if scope["type"] == "http" and _name(Headers(scope=scope).get("host", "")) not in self._names:
             names = ", ".join(sorted(self._names))
             problem = f"the Host of this request is not served; without API keys, it must be one of {names}"
-            await refusal(400, problem, "invalid_host")(scope, receive, send)
+            await error_response(ApiError(400, problem, "invalid_host"))(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 

@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 from envkit.engine.updates import Update, read_adapter
-from envkit.errors import ModelError
+from envkit.errors import ModelError, UsageError
 from envkit.models.adapter_folder import require_all_layers
 from envkit.models.reference import model_errors
 from envkit.serving.decoder import Adapters
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+#: Files whose change is another version of a model.
+_BASE, _ADAPTER = ("config.json",), ("adapter_config.json", "adapter_model.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """A model id that exists.
+
+    Args:
+        version: name of the adapter's files as they are now; ``None`` without an adapter.
+        created: time of its files, in seconds since 1970.
+        specialists: ids of the models that a router may choose from; ``None`` if there is no choice.
+    """
+
+    version: str | None
+    created: int
+    specialists: Sequence[str] | None = None
 
 
 @final
@@ -28,7 +45,8 @@ class Models:
     Args:
         base: id of the base model.
         base_folder: with its files.
-        named: adapters by model id.
+        named: by model id, returns the folder of an adapter as it is now, such as a run's newest checkpoint;
+            raises `UsageError` if there is none.
         folder: of more adapters.
         require_fit: raises if a folder's adapter is not for this base.
         layers: returns the paths of the base's layers that an adapter can change.
@@ -38,7 +56,7 @@ class Models:
         self,
         base: str,
         base_folder: Path,
-        named: Mapping[str, Path],
+        named: Mapping[str, Callable[[], Path]],
         folder: Path | None,
         require_fit: Callable[[Path], None],
         layers: Callable[[], Collection[str]],
@@ -58,34 +76,33 @@ class Models:
 
     def path(self, model: str) -> Path | None:
         """Folder of an adapter; ``None`` if there is no such model, or it is the base."""
-        return self._named.get(model) or self._child(model)
+        if (find := self._named.get(model)) is None:
+            return self._child(model)
+        try:
+            return find()
+        except (OSError, UsageError):
+            return None
 
-    def version(self, model: str) -> str | None:
-        """Name of the model's files as they are now; ``None`` for the base.
-
-        Raises:
-            LookupError: there is no such model.
-        """
-        if model == self.base:
+    def find(self, model: str) -> ModelEntry | None:
+        """Look for a model's files; ``None`` if they are not there."""
+        folder = self._base_folder if model == self.base else self.path(model)
+        if folder is None:
+            return None
+        try:
+            files = [(folder / name).stat() for name in (_BASE if model == self.base else _ADAPTER)]
+        except OSError:
             return None
         # Time and size may be equal where a link leads to another folder now; the inode is not.
-        facts = ((f.st_mtime_ns, f.st_ctime_ns, f.st_ino, f.st_size) for f in self._files(model))
-        return "@".join([model, *("-".join(map(str, fact)) for fact in facts)])
-
-    def created(self, model: str) -> int:
-        """Time of the model's files, in seconds since 1970.
-
-        Raises:
-            LookupError: there is no such model.
-        """
-        return int(max(file.st_mtime for file in self._files(model)))
+        facts = ((f.st_mtime_ns, f.st_ctime_ns, f.st_ino, f.st_size) for f in files)
+        version = "@".join([model, *("-".join(map(str, fact)) for fact in facts)])
+        return ModelEntry(None if model == self.base else version, int(max(file.st_mtime for file in files)))
 
     def register(self, model: str, version: str, pool: Adapters, is_used: Callable[[str], bool]) -> None:
         """Offer a version in the pool. Only ``prepare`` of `Decoder.stream` may call it.
 
         Args:
             model: its id.
-            version: as `version` returned it.
+            version: as `find` returned it.
             pool: takes it.
             is_used: True if a row waits or runs with a version. Earlier ones, and those of models that have
                 left the folder, are dropped when no row does.
@@ -122,22 +139,12 @@ class Models:
         others = self._versions.keys() - self._named.keys()
         return [name for name in others if name not in there or self.path(name) is None]
 
-    def _files(self, model: str) -> list[os.stat_result]:
-        names = ("config.json",) if model == self.base else (_CONFIG, _WEIGHTS)
-        folder = self._base_folder if model == self.base else self.path(model)
-        if folder is None:
-            raise LookupError(model)
-        try:
-            return [(folder / name).stat() for name in names]
-        except OSError as error:
-            raise LookupError(model) from error
-
     def _child(self, name: str) -> Path | None:
         """An adapter's folder directly in ``folder``; a link that leads out of it is none."""
         if self._folder is None or name == self.base or not _NAME.fullmatch(name):
             return None
         path, root = self._folder / name, self._folder.resolve()
-        files = [path / _CONFIG, path / _WEIGHTS]
+        files = [path / name for name in _ADAPTER]
         try:
             is_inside = path.resolve().parent == root and all(
                 file.resolve().is_relative_to(root) and file.is_file() for file in files

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from envkit.engine.chat import ChatRenderer
-from envkit.serving.access import Access, RateLimits
+from envkit.serving.access import Access, Client, RateLimits
+from envkit.serving.api_errors import ApiError
 from envkit.serving.decoder import Adapters, Decoder
 from envkit.serving.ledger import Ledger
 from envkit.serving.metrics import Metrics
-from envkit.serving.models import Models
+from envkit.serving.models import ModelEntry, Models
 from envkit.serving.router import AUTO
 from envkit.serving.routing import RequestRouter
 from envkit.serving.sessions import Sessions
@@ -78,15 +79,34 @@ class Server:
         found = self.models.ids()
         return found if self.routing is None else [*(name for name in found if name != AUTO), AUTO]
 
-    def created(self, model: str) -> int:
-        """Time of a model's files, in seconds since 1970.
+    def client(self, authorization: str) -> Client | None:
+        """Find the client of an ``Authorization`` header; see `Access.client`.
+
+        The sessions of keys that are gone are dropped.
+        """
+        client = self.access.client(authorization)
+        self.sessions.keep(self.access.digests)
+        return client
+
+    def entry(self, client: Client, model: str) -> ModelEntry:
+        """Find a model; one that a key may not use does not exist for it.
 
         Raises:
-            LookupError: there is no such model.
+            ApiError: there is no such model.
         """
-        if self.routing is not None and model == AUTO:
-            return self.routing.created
-        return self.models.created(model)
+        found = None
+        if self.routing is None or model != AUTO:
+            found = self._allowed(client, model)
+        elif client.may_use(AUTO):
+            specialists = [name for name in self.routing.names if self._allowed(client, name)]
+            if specialists or client.may_use(self.models.base):
+                found = ModelEntry(None, self.routing.created, specialists)
+        if found is None:
+            raise ApiError(404, f"the model {model!r} does not exist", "model_not_found", param="model")
+        return found
+
+    def _allowed(self, client: Client, model: str) -> ModelEntry | None:
+        return self.models.find(model) if client.may_use(model) else None
 
     def drain(self, seconds: float) -> None:
         """Refuse new completions from now on. Those that are open have this time to end."""

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import threading
 from array import array
-from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final, final
 
 from envkit.engine.prefix import common_prefix_length
 from envkit.types import JSON
 
-#: Tokens of a client's sessions together. Beyond, those whose last use is longest ago are dropped.
+#: Tokens of a key's sessions together. Beyond, those whose last use is longest ago are dropped.
 MAX_TOKENS: Final = 16 * 2**20
 #: A turn counts as so many tokens more: its memory beside them.
 _TURN_TOKENS: Final = 32
@@ -30,7 +29,7 @@ class RecordedTurn:
             branches: the program has rewritten its history, or holds several conversations.
         token_ids: ids of the answer.
         logprobs: of these, under the distribution that they were drawn from; NaN if the engine does not tell.
-        stop: why the answer ended.
+        stop: why the answer ended; ``None`` if the client left before.
     """
 
     model: str
@@ -38,7 +37,7 @@ class RecordedTurn:
     kept: int
     token_ids: array[int]
     logprobs: array[float]
-    stop: str
+    stop: str | None
 
     @property
     def tokens(self) -> int:
@@ -64,9 +63,20 @@ class _Session:
     ids: array[int] = field(default_factory=lambda: array("i"))
 
 
+@dataclass(slots=True)
+class _Owned:
+    """The sessions of one key, the one whose last use is longest ago first, and their tokens together."""
+
+    by_name: OrderedDict[str, _Session] = field(default_factory=OrderedDict[str, _Session])
+    tokens: int = 0
+
+    def drop(self, name: str) -> None:
+        self.tokens -= sum(turn.tokens for turn in self.by_name.pop(name).turns)
+
+
 @final
 class Sessions:
-    """The sessions of all clients. Nobody sees another one's: a session belongs to the key that began it.
+    """The sessions of all keys. Nobody sees another one's. Used by one event loop.
 
     Args:
         max_tokens: see `MAX_TOKENS`.
@@ -74,62 +84,59 @@ class Sessions:
 
     def __init__(self, max_tokens: int = MAX_TOKENS) -> None:
         self._max_tokens = max_tokens
-        #: By client.
-        self._tokens = Counter[str]()
-        self._sessions: OrderedDict[tuple[str, str], _Session] = OrderedDict()
-        self._lock = threading.Lock()
+        self._owned: dict[str, _Owned] = {}
 
     def add(
         self,
-        client: str,
+        owner: str,
         name: str,
         model: str,
         prompt: Sequence[int],
         drawn: Sequence[tuple[int, float]],
-        stop: str,
+        stop: str | None,
     ) -> None:
         """Record an answer. If the session alone exceeds the limit, it is dropped.
 
         Args:
-            client: who asked.
+            owner: digest of the key that asked.
             name: of the session.
             model: that answered.
             prompt: all ids of the prompt.
             drawn: ids of the answer with their log-probabilities.
-            stop: why it ended.
+            stop: why it ended; ``None`` if the client left before.
         """
-        with self._lock:
-            session = self._sessions.setdefault((client, name), _Session())
-            self._sessions.move_to_end((client, name))
-            read = array("i", prompt)
-            # One id at least is new: the answer follows it.
-            kept = common_prefix_length(session.ids, read[:-1])
-            answer = array("i", (token for token, _ in drawn))
-            logprobs = array("d", (logprob for _, logprob in drawn))
-            turn = RecordedTurn(model, read[kept:], kept, answer, logprobs, stop)
-            session.turns.append(turn)
-            session.ids = read + answer
-            self._tokens[client] += turn.tokens
-            while self._tokens[client] > self._max_tokens:  # at last, this one
-                self._drop(next(key for key in self._sessions if key[0] == client))
+        owned = self._owned.setdefault(owner, _Owned())
+        session = owned.by_name.setdefault(name, _Session())
+        owned.by_name.move_to_end(name)
+        read = array("i", prompt)
+        # One id at least is new: the answer follows it.
+        kept = common_prefix_length(session.ids, read[:-1])
+        answer = array("i", (token for token, _ in drawn))
+        logprobs = array("d", (logprob for _, logprob in drawn))
+        turn = RecordedTurn(model, read[kept:], kept, answer, logprobs, stop)
+        session.turns.append(turn)
+        session.ids = read + answer
+        owned.tokens += turn.tokens
+        while owned.tokens > self._max_tokens:  # at last, this one
+            owned.drop(next(iter(owned.by_name)))
 
-    def turns(self, client: str, name: str) -> list[RecordedTurn]:
+    def turns(self, owner: str, name: str) -> list[RecordedTurn]:
         """The answers of a session, oldest first.
 
         Raises:
-            LookupError: the client has no such session, or it was dropped.
+            LookupError: the key has no such session, or it was dropped.
         """
-        with self._lock:
-            return [*self._sessions[client, name].turns]
+        return [*self._owned[owner].by_name[name].turns]
 
-    def delete(self, client: str, name: str) -> None:
+    def delete(self, owner: str, name: str) -> None:
         """Forget a session.
 
         Raises:
             LookupError: as for `turns`.
         """
-        with self._lock:
-            self._drop((client, name))
+        self._owned[owner].drop(name)
 
-    def _drop(self, key: tuple[str, str]) -> None:
-        self._tokens[key[0]] -= sum(turn.tokens for turn in self._sessions.pop(key).turns)
+    def keep(self, owners: Set[str]) -> None:
+        """Forget the sessions of all other keys."""
+        for gone in self._owned.keys() - owners:
+            del self._owned[gone]

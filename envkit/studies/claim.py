@@ -462,7 +462,7 @@ def _foreign_text(episode: Trajectory, policy: Policy, kind: type[Env], sampling
     """Return why an episode's tokens are not those of its texts; empty if they are."""
     renderer, longest = policy.renderer, sampling.max_context_length or sys.maxsize
     if kind.harness is None:
-        talk: Conversation | Chats = Conversation(renderer, kind.system, longest)
+        talk: Conversation | Chats = Conversation(renderer, kind.system, longest, policy.engine.longest)
     else:
         talk = Chats(renderer, longest, policy.engine.longest)
     for number, step in enumerate(episode.steps, 1):
@@ -471,7 +471,7 @@ def _foreign_text(episode: Trajectory, policy: Policy, kind: type[Env], sampling
             talk.observe(step.observation)
         except ModelError:  # too long for the model, which was not asked then
             if tokens is None or tokens.prompt_ids or tokens.completion_ids or turn.text:
-                return f"turn {number}: an answer to a chat that the model cannot read"
+                return f"turn {number}: an answer to what the model cannot read"
             continue
         except (ValueError, LookupError, TypeError, AttributeError):
             return f"turn {number}: its observation is no chat"

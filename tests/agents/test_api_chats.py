@@ -7,15 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from api_playing import Playing, key, turn
-from api_server import Api, Say, call, completion
+from api_playing import Playing, heard, key, turn
+from api_server import Api, Say, call, completion, refusal
 from hypothesis import given
 from hypothesis import strategies as st
 
 from envkit.agents.chat_completions import AnswerKey, Message, answer_key, chat_text, with_opaque
+from envkit.agents.endpoint import ProviderError
+from envkit.errors import AgentError
 from envkit.openai_api.messages import request_message, template_message
 from envkit.openai_api.schemas import Message as MessageBody
-from envkit.openai_api.text import ToolCall, ToolCallStream
+from envkit.openai_api.text import FunctionCall, ToolCallStream
 
 ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 
@@ -56,7 +58,7 @@ def test_a_programs_tools_are_offered_and_calls_come_back_with_opaque_fields(
         text = turn(agent, seen(ask, tools=[ADD]), session).text
         stream = ToolCallStream()
         said, calls = stream.push(text)
-        assert (said, calls) == ("I add.\n", [ToolCall("add", '{"n": 1, "why": "é"}')])
+        assert (said, calls) == ("I add.\n", [FunctionCall("add", '{"n": 1, "why": "é"}')])
         again = call("add", calls[0].arguments, 0)
         repeated = {"role": "assistant", "content": said, "tool_calls": [again]}
         result = {"role": "tool", "tool_call_id": "id-0", "content": "1"}
@@ -116,6 +118,40 @@ def test_messages_of_the_api_survive_the_way_through_a_chat_template_s_form(
     said, found = stream.push(chat_text(message, text))
     assert [json.loads(each.arguments) for each in found] == arguments
     assert (said + stream.end()).strip() == text.strip()
+
+
+def test_a_program_s_request_that_is_refused_has_an_empty_answer(
+    serve: Callable[[Say], Api], playing: Playing
+) -> None:
+    """A void would not count, so a model could escape a bad grade by what it has its program ask."""
+    api = serve(lambda body, n: refusal(400, "a tool has no such name") if n else completion("go on"))
+    lines: list[str] = []
+    ask: Message = {"role": "user", "content": "a"}
+    with playing(api.url, on_retry=lines.append) as agent:
+        session = agent.start_chats(key())
+        turn(agent, seen(ask), session)
+        for _ in range(20):
+            refused = turn(agent, seen(ask, tools=[ADD]), session)
+            assert (refused.text, refused.stop, refused.usage.completion_tokens) == ("", "length", 0)
+        assert isinstance(heard(agent, seen(ask), agent.start_chats(key(1))), AgentError)
+    [line] = lines
+    assert line.startswith("api: a request of the program gets an empty answer: ")
+    assert "a tool has no such name" in line
+
+
+def test_refusals_of_first_requests_end_the_run_also_among_others(
+    serve: Callable[[Say], Api], playing: Playing
+) -> None:
+    api = serve(lambda body, n: refusal(400, "no credit") if n else completion("go on"))
+    ask: Message = {"role": "user", "content": "a"}
+    with playing(api.url) as agent:
+        session = agent.start_chats(key())
+        turn(agent, seen(ask), session)
+        for row in range(16):
+            assert isinstance(heard(agent, seen(ask), agent.start_chats(key(row))), AgentError)
+            assert turn(agent, seen(ask), session).text == ""
+        with pytest.raises(ProviderError, match="no credit"):
+            heard(agent, seen(ask), agent.start_chats(key(17)))
 
 
 def test_chats_resume_without_new_requests(serve: Callable[[Say], Api], playing: Playing) -> None:

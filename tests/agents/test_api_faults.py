@@ -61,7 +61,7 @@ def test_lasting_failures_make_the_episode_void(
     timeout_s = 0.3 if "0.3 s" in reason else 60.0
     with playing(api.url, timeout_s=timeout_s, backoff=Backoff(2, 0.001, 0.01)) as agent:
         found = heard(agent)
-        spent = playing.budget.spent_usd
+        spent = playing.spent_usd
     assert isinstance(found, AgentError)
     assert str(found).startswith("agent api: no answer to 2 requests: ")
     assert reason in str(found)
@@ -102,7 +102,7 @@ def test_a_retry_is_reported_after_the_first_failure_and_not_for_every_conversat
 def test_unreachable_server_is_void_and_costs_nothing(playing: Playing) -> None:
     with playing("http://127.0.0.1:9/v1") as agent:
         assert "no answer to 3 requests: no connection (ConnectError: " in str(heard(agent))
-        assert playing.budget.spent_usd == 0.0
+        assert playing.spent_usd == 0.0
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_refusal_of_key_or_model_ends_the_run(
     assert KEY not in said
     assert raised.value.__context__ is None, "which could hold the key"
     assert len(api.asked) <= 2, "those that wait are not asked"
-    assert playing.budget.spent_usd == 0.0
+    assert playing.spent_usd == 0.0
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
@@ -188,8 +188,8 @@ def test_context_overflow_gives_an_empty_turn_with_stop_length(
         for _ in range(2):
             cut = turn(agent, "go on", session)
             assert (cut.text, cut.stop, cut.usage.completion_tokens) == ("", "length", 0)
-    assert playing.budget.spent_usd > 0.0
-    spent = playing.budget.spent_usd
+    assert playing.spent_usd > 0.0
+    spent = playing.spent_usd
     with playing(api.url) as again:
         session = begin(again)
         assert [turn(again, seen, session).stop for seen in ("seen", "go on", "go on")] == [
@@ -198,7 +198,7 @@ def test_context_overflow_gives_an_empty_turn_with_stop_length(
             "length",
         ]
     assert len(api.asked) == 3
-    assert playing.budget.spent_usd == spent
+    assert playing.spent_usd == pytest.approx(spent)
 
 
 def test_consecutive_refusals_end_the_run(serve: Callable[[Say], Api], playing: Playing) -> None:

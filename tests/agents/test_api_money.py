@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
-from api_playing import PRICE, TOOLS, Playing, begin, key, turn
+from api_playing import PRICE, TOOLS, Playing, begin, key, spent_usd, turn
 from api_server import USAGE, Api, Say, completion
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,7 +60,7 @@ def test_implausible_usage_is_replaced_by_the_upper_bound(
     api = serve(lambda body, n: answer())
     with playing(api.url) as agent:
         found = turn(agent).usage
-        spent = playing.budget.spent_usd
+        spent = playing.spent_usd
     asked, answered = playing.records
     assert (answered["remark"] == "") == (expected is not None)
     wanted = expected or (asked["most"]["prompt_tokens"], 50, 0)
@@ -73,7 +73,7 @@ def test_usage_above_the_limit_is_counted_and_remarked(serve: Callable[[Say], Ap
     api = serve(lambda body, n: usage(completion_tokens=20_000))
     with playing(api.url) as agent:
         found = turn(agent).usage
-        spent = playing.budget.spent_usd
+        spent = playing.spent_usd
     assert found.completion_tokens == 20_000
     assert spent == pytest.approx(PRICE.cost_usd(20, 20_000, 0))
     assert "above the request's limit" in playing.records[1]["remark"]
@@ -110,7 +110,7 @@ def test_call_that_does_not_fit_the_budget_is_not_made_and_answers_are_kept(
             agent.collect()
     assert len(answers) == len(api.asked) == 3
     assert playing.kinds().count("answered") == 3
-    assert playing.budget.spent_usd == pytest.approx(0.0045)
+    assert playing.spent_usd == pytest.approx(0.0045)
 
 
 def test_concurrent_calls_never_exceed_the_budget() -> None:
@@ -132,7 +132,7 @@ def test_concurrent_calls_never_exceed_the_budget() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert budget.spent_usd == pytest.approx(0.4)
+    assert spent_usd(budget) == pytest.approx(0.4)
     assert most[0] < 1.0
 
 
@@ -160,7 +160,7 @@ def test_call_that_raises_is_booked_at_its_highest_cost() -> None:
     budget = Budget(1.0)
     with pytest.raises(ZeroDivisionError), budget.hold(0.75):
         raise ZeroDivisionError
-    assert budget.spent_usd == 0.75
+    assert spent_usd(budget) == pytest.approx(0.75)
     with pytest.raises(BudgetError, match="the next call may cost"), budget.hold(0.5):
         pass
     with pytest.raises(UsageError, match="at least 0"):

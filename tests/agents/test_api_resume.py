@@ -35,11 +35,11 @@ def test_recorded_answers_are_not_requested_again(
     )
     with playing(api.url, tools=tools) as agent:
         first = play_three(agent)
-        spent = playing.budget.spent_usd
+        spent = playing.spent_usd
     with playing(api.url, tools=tools) as agent:
-        assert playing.budget.spent_usd == pytest.approx(spent), "what was paid is spent"
+        assert playing.spent_usd == pytest.approx(spent), "what was paid is spent"
         assert play_three(agent) == first
-        assert playing.budget.spent_usd == pytest.approx(spent)
+        assert playing.spent_usd == pytest.approx(spent)
     assert len(api.asked) == 9
     assert len(playing.records) == 18
 
@@ -56,7 +56,7 @@ def test_interrupted_call_is_repeated_and_marked(serve: Callable[[Say], Api], pl
     asked = next(record for record in records if record.get("asked") == which)
     with playing(api.url) as agent:
         spent = 8 * PRICE.cost_usd(20, 3) + PRICE.cost_usd(asked["most"]["prompt_tokens"], 50)
-        assert playing.budget.spent_usd == pytest.approx(spent), "it may have been paid for"
+        assert playing.spent_usd == pytest.approx(spent), "it may have been paid for"
         said = play_three(agent)
     assert said[which["key"]["row"]][2] == "t9"
     assert len(api.asked) == 10
@@ -130,9 +130,9 @@ def test_failed_call_is_repeated_and_its_cost_is_kept(serve: Callable[[Say], Api
     api = serve(lambda body, n: completion() if n == 3 else Response("garbage"))
     with playing(api.url) as agent:
         assert isinstance(heard(agent), AgentError)
-        spent = playing.budget.spent_usd
+        spent = playing.spent_usd
     with playing(api.url) as agent:
-        assert playing.budget.spent_usd == pytest.approx(spent)
+        assert playing.spent_usd == pytest.approx(spent)
         assert turn(agent).text == "hello"
     assert not any("repeated" in record for record in playing.records), "it was answered"
 

@@ -19,7 +19,7 @@ from envkit.agents.scripted import noop
 from envkit.engine.chat import ChatRenderer
 from envkit.engine.protocol import Completion, Engine, Request, Sampling, uniforms
 from envkit.engine.torch_engine import TorchEngine
-from envkit.errors import ContractError
+from envkit.errors import ContractError, ModelError
 from envkit.models import SMALL_MODEL, ModelRef, resolve
 from envkit.stop import ShouldStop, never
 from envkit.training.packing import PackedBatch, pack, shared_prompt, training_row
@@ -256,6 +256,37 @@ def test_conversations_that_do_not_fit_wait_instead_of_being_prefilled_every_tur
         answers, forwarded = talk(ref, held_tokens)
         assert answers == wanted
         assert least < forwarded <= share * talk(ref, held_tokens, at_once=True)[1]
+
+
+def test_a_conversation_that_is_too_long_for_the_model_gets_an_empty_answer(tmp_path: Path) -> None:
+    ref = tiny.make(tmp_path, max_position_embeddings=200)
+    agent = LocalAgent(
+        "policy", tiny.engine(ref), ChatRenderer(tiny.tokenizer()), Sampling(1.0, 5), max_turns=3
+    )
+    first, second = (agent.start(key(row), "Answer.") for row in range(2))
+
+    def ask(**said: str) -> dict[int, Turn]:
+        for session, observation in zip((first, second), said.values(), strict=True):
+            agent.submit(session, observation)
+        return {session.key.row: turn for session, turn in agent.collect()}
+
+    begun = ask(first="Begin.", second="Begin.")
+    turns = ask(first="word " * 300, second="Go on.")
+    assert turns[0] == Turn("", Tokens((), (), ()), stop="length")
+    assert len(tokens_of(turns[1]).completion_ids) == 5
+    later = ask(first="Shorter.", second="word " * 300)
+    assert later[1] == turns[0]
+    read = tokens_of(begun[0]).prompt_ids + tokens_of(begun[0]).completion_ids
+    assert first.talk.ids[: len(read)] == read, "it goes on after what the model has read"
+    assert len(first.talk.ids) == len(read) + len(tokens_of(later[0]).prompt_ids) + 5
+
+
+def test_a_first_prompt_that_is_too_long_for_the_model_is_refused(tmp_path: Path) -> None:
+    ref = tiny.make(tmp_path, max_position_embeddings=200)
+    agent = LocalAgent("policy", tiny.engine(ref), ChatRenderer(tiny.tokenizer()), Sampling(1.0, 5))
+    agent.submit(agent.start(key(0), "Answer."), "word " * 300)
+    with pytest.raises(ModelError, match=r"a prompt has \d+ tokens; the model reads 200.*use shorter tasks"):
+        [*agent.collect()]
 
 
 def test_usage_counts_tokens() -> None:

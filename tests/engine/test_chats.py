@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -11,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envkit.engine.chat import ChatRenderer, Chats
+from envkit.openai_api.messages import template_message
+from envkit.openai_api.schemas import Message
 
 TEXT = st.text(st.characters(max_codepoint=0x1FF, exclude_categories=("Cc", "Cs")), min_size=1, max_size=12)
 
@@ -59,6 +62,59 @@ def test_sampled_ids_stay_although_their_text_would_be_other_ids(renderer: ChatR
     seen = observe(chats, chat("Fix it.", "return", "return"))
     assert seen[: len(first) + len(split)] == first + split
     assert chats.kept is None
+
+
+@pytest.fixture(scope="module")
+def calling() -> ChatRenderer:
+    """Renders tool calls, in another spelling than the model's."""
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    told = "{% if tools %}{{ tools | tojson }}{% endif %}"
+    calls = "{% for each in message.tool_calls %}{{ each.function | tojson }}{% endfor %}"
+    before, content, after = tokenizer.chat_template.partition("message['content']")
+    tokenizer.chat_template = f"{told}{before}{content} }}}}{calls}{{{{ ''{after}"
+    return ChatRenderer(tokenizer)
+
+
+CALL = '<tool_call>{"name": "add",  "arguments": {"n":1, "why": "\u00e9"}}</tool_call>'
+
+
+def called(before: str, *arguments: str) -> str:
+    """A chat in which an answer with tool calls comes back, as the harness's environment shows it."""
+    calls = [
+        {"id": f"call_{number}", "type": "function", "function": {"name": "add", "arguments": each}}
+        for number, each in enumerate(arguments)
+    ]
+    messages = [
+        {"role": "user", "content": "Add."},
+        {"role": "assistant", "content": before, "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "call_0", "content": "2"},
+    ]
+    read = [template_message(Message.model_validate(message)) for message in messages]
+    return json.dumps({"messages": read, "tools": [{"type": "function", "function": {"name": "add"}}]})
+
+
+@pytest.mark.parametrize("before", ["", "I add.\n"])
+@pytest.mark.parametrize("arguments", ['{"n": 1, "why": "\u00e9"}', '{"n":1,"why":"\\u00e9"}'])
+def test_an_answer_with_tool_calls_keeps_its_sampled_ids(
+    calling: ChatRenderer, before: str, arguments: str
+) -> None:
+    chats = Chats(calling)
+    tools = json.loads(called(""))["tools"]
+    first = observe(chats, json.dumps({"messages": [{"role": "user", "content": "Add."}], "tools": tools}))
+    answer = (*calling.plain(before + CALL), calling.stop_id)
+    chats.answer(answer)
+    assert observe(chats, called(before, arguments))[: len(first) + len(answer)] == first + answer
+    assert chats.kept is None
+
+
+def test_an_answer_with_other_tool_calls_is_rendered_anew(calling: ChatRenderer) -> None:
+    same = '{"n": 1, "why": "\u00e9"}'
+    for changed in (called("", same, same), called("", '{"n": 2}'), called("So", same)):
+        chats = Chats(calling)
+        observe(chats, json.dumps({"messages": [{"role": "user", "content": "Add."}]}))
+        chats.answer((*calling.plain(CALL), calling.stop_id))
+        read = json.loads(changed)
+        assert observe(chats, changed) == calling.messages(read["messages"], read["tools"])
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from envkit.harness.chats import read_request
 from envkit.harness.relay import Ended, HttpAnswer, HttpRequest, Relay
 from envkit.plugins import sandbox_backend
 from envkit.rollout import Rollouts
-from envkit.sandbox import Limits, SandboxBackend
+from envkit.sandbox import ExecResult, Limits, SandboxBackend, StopReason
 from envkit.stop import ShouldStop, never
 from envkit.training.packing import training_row
 from envkit.types import EpisodeKey, Outcome, Tokens
@@ -91,8 +91,9 @@ def play(backend: SandboxBackend) -> Iterator[Callable[..., Any]]:
     """Make an environment that a program plays, and begin an episode."""
     made: list[Env] = []
 
-    def begin(program: str, **options: Any) -> tuple[Env, dict[str, Any]]:
-        kind = harnessed(Words, Harness("test", ("python3", "-c", program, "{prompt}"), **options))
+    def begin(program: str | tuple[str, ...], **options: Any) -> tuple[Env, dict[str, Any]]:
+        command = ("python3", "-c", program, "{prompt}") if isinstance(program, str) else program
+        kind = harnessed(Words, Harness("test", command, **options))
         env = kind(tasks=kind.tasks_of("train", backend), sandbox=backend)
         made.append(env)
         seen, _ = env.reset(seed=0, options={"task": "train/3"})
@@ -156,6 +157,91 @@ def test_a_silent_program_ends_the_episode(play: Callable[..., Any]) -> None:
     assert seen == "it asked no model within 1 s"
 
 
+def test_time_in_which_the_model_answers_does_not_count(
+    play: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env, _ = play(OBEY)
+    clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + 24 * 3600)
+    _, reward, *_ = env.step("open('word.txt', 'w').write('word3'); sys.exit()")
+    assert reward == 1.0
+
+
+def test_a_client_that_asks_again_gets_the_answer_that_came_too_late(play: Callable[..., Any]) -> None:
+    program = f"""{ASK}
+import http.client, pathlib, time
+body = json.dumps({{"model": "policy", "messages": [{{"role": "user", "content": "a"}}]}})
+def send():
+    connection = http.client.HTTPConnection("127.0.0.1", 8000)
+    connection.request("POST", "/v1/chat/completions", body)
+    return connection
+first = send()
+while not os.path.exists("asked"):
+    time.sleep(0.01)
+first.close()
+send().close()
+open("gone", "w")
+said = json.load(send().getresponse())["choices"][0]["message"]["content"]
+open("word.txt", "w").write(said + chat("and now?")["content"])
+"""
+    env, _ = play(program)
+    env.sandbox.write("asked", b"")
+    while "gone" not in env.sandbox.export(["gone"], 1):
+        time.sleep(0.01)
+    seen, _, ended, *_ = env.step("wor")
+    assert not ended
+    assert json.loads(seen)["messages"] == [{"role": "user", "content": "and now?"}]
+    _, reward, ended, *_ = env.step("d3")
+    assert (reward, ended) == (1.0, True)
+
+
+def module(code: str) -> tuple[str, ...]:
+    """A command of the form ``python3 -m MODULE`` that runs code."""
+    return ("python3", "-m", "timeit", "-n1", "-r1", f"exec({code!r}, {{}})")
+
+
+@pytest.mark.parametrize(("end", "status"), [("", 0), ("1/0", 1)])
+def test_a_module_ends_as_in_an_interpreter_of_its_own(
+    play: Callable[..., Any], end: str, status: int
+) -> None:
+    """Its threads and what it registered with `atexit` have run."""
+    code = f"""{ASK}
+import atexit, threading, time
+chat("a")
+def write(text):
+    open("word.txt", "a").write(text)
+atexit.register(write, "d3")
+threading.Thread(target=lambda: (time.sleep(0.2), write("wor"))).start()
+{end}
+"""
+    env, _ = play(module(code))
+    seen, reward, *_ = env.step("go on")
+    assert (seen, reward) == (f"it ended with status {status}", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("then", "limits", "words"),
+    [
+        ("import time; time.sleep(60)", {"timeout_s": 2.0}, "it asked no model within 2 s"),
+        ("while True: pass", {"cpu_s": 0.5}, "it exceeded its cpu limit"),
+        # Without a control group, the program gets a `MemoryError`.
+        (
+            "all = [' ' * 2**20 for _ in range(900)]",
+            {"memory_mb": 200},
+            "it exceeded its memory limit|it ended with status 1",
+        ),
+        ("while True: print('Are you sure?' * 9999)", {}, "it exceeded its output limit"),
+    ],
+    ids=["time", "cpu", "memory", "output"],
+)
+def test_what_a_program_printed_before_it_was_ended_is_told(
+    play: Callable[..., Any], then: str, limits: dict[str, float], words: str
+) -> None:
+    asked = rf"asked no model: ({words}); its last output: .*Are you sure\?"
+    with pytest.raises(ContractError, match=asked):
+        play(module(f"print('Are you sure?')\n{then}"), **limits)
+
+
 @pytest.mark.parametrize("name", ["zygote", "bubblewrap"])
 @pytest.mark.parametrize(("file", "mode"), [("fd/1", "wb"), ("mem", "r+b")])
 def test_a_program_cannot_write_in_place_of_its_relay(name: str, file: str, mode: str) -> None:
@@ -184,8 +270,9 @@ class OddSandbox(tiny.MemorySandbox):
     def ask(self, line: bytes, timeout_s: float) -> bytes:
         return self.line
 
-    def close(self) -> None:
+    def close(self) -> Any:
         self.closed = True
+        return ExecResult(StopReason.SIGNALED, None, b"", b"", False, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("line", [b"no JSON", b"[]", b"7", b'{"ended": 0}', b'{"method": 1}', b"\xff"])
@@ -201,6 +288,8 @@ def test_a_program_that_asks_nothing_is_a_fault_of_the_setup(play: Callable[...,
         ContractError, match=r"harness test asked no model: it ended with status 1; .*No module"
     ):
         play("import nothing_of_the_kind")
+    with pytest.raises(ContractError, match="its last output: Hm"):
+        play("open('/dev/stderr', 'w').write('Hm')")
     kind = harnessed(Words, Harness("absent", ("no-such-program",)))
     env = kind(tasks=kind.tasks_of("train"), sandbox=sandbox_backend())
     with closing(env), pytest.raises(ContractError, match="no-such-program cannot be started"):
@@ -271,13 +360,49 @@ chat("last")
     assert "temperature" in json.loads(found[4][3:])["error"]["message"]
 
 
-@pytest.mark.parametrize("arguments", ['{"a": "\\ud800"}', '{"a":' * 990 + "1" + "}" * 990, "{"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        '{"a": "\\ud800"}',
+        '{"a": NaN}',
+        '{"a":' * 990 + "1" + "}" * 990,
+        '{"a":' * 800 + "1" + "}" * 800,  # which Python reads here, but not within many calls
+        "{",
+    ],
+)
 def test_a_tool_call_whose_arguments_cannot_be_read_is_refused(arguments: str) -> None:
     call = {"id": "a", "type": "function", "function": {"name": "add", "arguments": arguments}}
     body = {"model": "policy", "messages": [{"role": "assistant", "tool_calls": [call]}]}
     found = read_request(HttpRequest("POST", "/v1/chat/completions", json.dumps(body)), 0)
     assert isinstance(found, HttpAnswer)
     assert (found.status, "arguments" in found.body) == (400, True)
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e999", "-Infinity"])
+def test_a_number_that_json_has_not_is_refused(number: str) -> None:
+    """The client of an API would not send it."""
+    function = f'{{"name": "add", "parameters": {{"n": {number}}}}}'
+    body = (
+        '{"model": "policy", "messages": [{"role": "user", "content": "a"}], '
+        f'"tools": [{{"type": "function", "function": {function}}}]}}'
+    )
+    found = read_request(HttpRequest("POST", "/v1/chat/completions", body), 0)
+    assert isinstance(found, HttpAnswer)
+    assert (found.status, "JSON compliant" in found.body) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ('{"model": "policy", "messages": [{"role": "user", "content": {}}]}', "messages.0.content: "),
+        ("{", "Invalid JSON"),
+    ],
+)
+def test_a_refusal_names_the_field_as_the_program_wrote_it(body: str, words: str) -> None:
+    found = read_request(HttpRequest("POST", "/v1/chat/completions", body), 0)
+    assert isinstance(found, HttpAnswer)
+    assert found.status == 400
+    assert json.loads(found.body)["error"]["message"].startswith(words)
 
 
 def test_a_program_that_asks_no_model_again_ends_the_episode(play: Callable[..., Any]) -> None:

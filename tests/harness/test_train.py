@@ -29,6 +29,17 @@ open("solution.py", "w").write(said)
 """
 
 
+def test_a_harness_without_rl_is_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("silent.toml").write_text('command = ["python3", "-c", "pass"]\n')
+    with pytest.raises(
+        UsageError, match=r"code-editor@silent\.toml has no known answers to imitate: .*; set max_steps, so"
+    ):
+        envkit.train("code-editor@silent.toml", config={"max_steps": 0}, display="quiet")
+
+
 @pytest.mark.slow
 def test_a_run_with_a_harness_trains_reports_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -34,14 +34,58 @@ def test_many_faults_are_refused_at_the_first(
 
 
 @pytest.mark.parametrize(
-    ("field", "words"),
+    ("field", "name", "words"),
     [
-        ({"top_logprobs": 5}, "top_logprobs: only with logprobs"),
-        ({"stream_options": {"include_usage": True}}, "stream_options: only with stream"),
+        ({"top_logprobs": 5}, "top_logprobs", "only with logprobs"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "only with stream"),
     ],
 )
-def test_a_field_that_would_have_no_effect_is_refused(field: dict[str, Any], words: str) -> None:
+def test_a_field_that_would_have_no_effect_is_refused(field: dict[str, Any], name: str, words: str) -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], **field}
-    with pytest.raises(ValidationError, match=words):
+    with pytest.raises(ValidationError) as caught:
         ChatBody.model_validate(body)
+    assert [(error["loc"], error["msg"]) for error in caught.value.errors()] == [((name,), words)]
     ChatBody.model_validate({**body, "logprobs": True, "stream": True})
+
+
+#: A message that a program has put together from the chunks of a stream.
+ACCUMULATED = {
+    "role": "assistant",
+    "content": None,
+    "reasoning_content": None,
+    "tool_calls": [
+        {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("neutral", "other"),
+    [
+        ({"logit_bias": None}, None),
+        ({"logit_bias": {}}, {"logit_bias": {"1": 2}}),
+        ({"reasoning_effort": None}, {"reasoning_effort": "low"}),
+        ({"service_tier": "auto"}, {"service_tier": "flex"}),
+        ({"modalities": ["text"]}, {"modalities": ["text", "audio"]}),
+        ({"prompt_cache_key": "k", "safety_identifier": "ada"}, {"prediction": {"type": "content"}}),
+        (
+            {"stream_options": {"include_obfuscation": False}},
+            {"stream_options": {"include_obfuscation": True}},
+        ),
+        ({"messages": [ACCUMULATED]}, {"messages": [{**ACCUMULATED, "reasoning_content": "Hm."}]}),
+    ],
+)
+def test_a_value_that_changes_nothing_is_accepted(
+    neutral: dict[str, Any], other: dict[str, Any] | None
+) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+    ChatBody.model_validate({**body, **neutral})
+    if other is not None:
+        with pytest.raises(ValidationError):
+            ChatBody.model_validate({**body, **other})
+
+
+def test_the_schema_says_that_unknown_fields_may_be_null() -> None:
+    schema = ChatBody.model_json_schema()
+    for form in (schema, schema["$defs"]["Message"]):
+        assert form["additionalProperties"] == {"type": "null"}

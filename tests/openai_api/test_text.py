@@ -9,7 +9,7 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envkit.openai_api.text import TextStream, ToolCall, ToolCallStream
+from envkit.openai_api.text import FunctionCall, TextStream, ToolCallStream
 
 GOOD = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
 
@@ -73,18 +73,18 @@ def test_a_stream_ends_before_the_first_stop_string(text: str, stops: list[str])
     ("text", "left", "calls"),
     [
         ("plain <b> text", "plain <b> text", []),
-        (f"I add. {GOOD} Done.", "I add.  Done.", [ToolCall("add", '{"a": 1}')]),
-        (f"{GOOD}\n{GOOD}", "", [ToolCall("add", '{"a": 1}')] * 2),
-        (f"\n\n{GOOD}\n", "", [ToolCall("add", '{"a": 1}')]),
-        (f"I add.\n{GOOD}\n\nDone.\n", "I add.\n\n\nDone.\n", [ToolCall("add", '{"a": 1}')]),
+        (f"I add. {GOOD} Done.", "I add.  Done.", [FunctionCall("add", '{"a": 1}')]),
+        (f"{GOOD}\n{GOOD}", "", [FunctionCall("add", '{"a": 1}')] * 2),
+        (f"\n\n{GOOD}\n", "", [FunctionCall("add", '{"a": 1}')]),
+        (f"I add.\n{GOOD}\n\nDone.\n", "I add.\n\n\nDone.\n", [FunctionCall("add", '{"a": 1}')]),
         (
             f"{GOOD}\n<tool_call>{{oops}}</tool_call>",
             "\n<tool_call>{oops}</tool_call>",
-            [ToolCall("add", '{"a": 1}')],
+            [FunctionCall("add", '{"a": 1}')],
         ),
         ("\n text\n", "\n text\n", []),
         (" \n", " \n", []),
-        (GOOD + GOOD, "", [ToolCall("add", '{"a": 1}')] * 2),
+        (GOOD + GOOD, "", [FunctionCall("add", '{"a": 1}')] * 2),
         ("<tool_call>{oops}</tool_call>", "<tool_call>{oops}</tool_call>", []),
         ('<tool_call>["add"]</tool_call>', '<tool_call>["add"]</tool_call>', []),
         ('<tool_call>{"name": "add"', '<tool_call>{"name": "add"', []),
@@ -98,8 +98,8 @@ def test_a_stream_ends_before_the_first_stop_string(text: str, stops: list[str])
         ("almost <tool", "almost <tool", []),
     ],
 )
-def test_tool_calls_are_told_from_text(text: str, left: str, calls: list[ToolCall], size: int) -> None:
-    stream, found, made = ToolCallStream(), "", list[ToolCall]()
+def test_tool_calls_are_told_from_text(text: str, left: str, calls: list[FunctionCall], size: int) -> None:
+    stream, found, made = ToolCallStream(), "", list[FunctionCall]()
     for start in range(0, len(text), size):
         piece, new = stream.push(text[start : start + size])
         found += piece

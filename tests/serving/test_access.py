@@ -15,8 +15,9 @@ SHA = "0" * 64
 
 
 def test_a_key_is_found_by_its_digest() -> None:
-    access = Access({digest(b"right"): Client("ann")})
-    assert access.client("Bearer right") == Client("ann")
+    ann = Client("ann", digest(b"right"))
+    access = Access([ann])
+    assert access.client("Bearer right") == ann
     for header in ("", "Bearer", "Bearer wrong", "Basic right", "right", "Bearer r\udcffght"):
         assert access.client(header) is None
 
@@ -29,7 +30,7 @@ def test_a_key_is_the_same_in_the_file_and_in_the_header(tmp_path: Path, key: st
     (tmp_path / "keys.toml").write_text(f'[keys.ann]\nsha256 = "{sha256}"\n')
     scope = {"type": "http", "headers": [(b"authorization", f"Bearer {key}".encode())]}
     client = read_access(tmp_path / "keys.toml").client(Headers(scope=scope)["authorization"])
-    assert client == Client("ann")
+    assert client == Client("ann", sha256)
 
 
 def test_requests_refill_in_a_minute() -> None:
@@ -100,15 +101,17 @@ def test_keys_come_change_and_go_with_their_file(tmp_path: Path, caplog: pytest.
     access = read_access(path)
     path.write_text(table("ann", "one", "max_rows = 3") + table("cid", "three"))
     assert access.client("Bearer two") is None
-    assert access.client("Bearer one") == Client("ann", max_rows=3)
-    assert access.client("Bearer three") == Client("cid")
+    assert access.client("Bearer one") == Client("ann", digest(b"one"), max_rows=3)
+    assert access.client("Bearer three") == Client("cid", digest(b"three"))
+    assert access.digests == {digest(b"one"), digest(b"three")}
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "2 API keys are in force; new: cid; gone: bob" in caplog.text
     new = tmp_path / "new.toml"
     new.write_text(table("cid", "four"))
     new.replace(path)
     assert access.client("Bearer three") is None
-    assert access.client("Bearer four") == Client("cid")
+    assert access.client("Bearer four") == Client("cid", digest(b"four"))
+    assert "1 API keys are in force; new: cid; gone: ann, cid" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["", "[keys", '[keys.ann]\nsha256 = "secret"\n', None])
@@ -120,7 +123,7 @@ def test_keys_stay_in_force_if_the_new_file_is_not_valid(
     access = read_access(path)
     path.unlink() if text is None else path.write_text(text)
     for _ in range(2):
-        assert access.client("Bearer one") == Client("ann")
+        assert access.client("Bearer one") == Client("ann", digest(b"one"))
         assert access.client("Bearer two") is None
     [record] = caplog.records
     assert record.levelname == "ERROR"
@@ -128,7 +131,7 @@ def test_keys_stay_in_force_if_the_new_file_is_not_valid(
     assert "secret" not in caplog.text
     path.write_text(table("bob", "two"))
     assert access.client("Bearer one") is None
-    assert access.client("Bearer two") == Client("bob")
+    assert access.client("Bearer two") == Client("bob", digest(b"two"))
 
 
 def test_a_changed_rate_counts_at_once() -> None:

@@ -24,10 +24,11 @@ from envkit.api.serving import ServeConfig, _dtype, serve
 from envkit.display import Silent
 from envkit.errors import ModelError, StoreError, UsageError
 from envkit.models.adapter_folder import BASE
-from envkit.serving.access import Access, Client, digest
+from envkit.serving.access import Access, Client, digest, read_access
+from envkit.serving.answer_stream import AnswerStream
 from envkit.serving.app import make_app
-from envkit.serving.choice import Choice
 from envkit.serving.ledger import Ledger
+from envkit.serving.models import ModelEntry
 from envkit.serving.server import Server
 
 #: PEFT uses what transformers warns of.
@@ -53,6 +54,44 @@ def test_a_body_that_is_none_is_told_plainly(model: Path, content: bytes, words:
     error = reply.json()["error"]
     assert error["message"].startswith(words)
     assert error["param"] is None
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param", "words"),
+    [
+        (
+            "chat/completions",
+            {"stream_options": {"include_usage": True}},
+            "stream_options",
+            "only with stream",
+        ),
+        ("chat/completions", {"top_logprobs": 2}, "top_logprobs", "only with logprobs"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "messages.0.content.0.type",
+            "Input should be 'text'",
+        ),
+        ("chat/completions", {"stop": ["x"] * 17}, "stop", "List should have at most 16 items"),
+        ("completions", {"prompt": []}, "prompt", "List should have at least 1 item"),
+    ],
+)
+def test_an_error_names_the_field_and_its_fault(
+    model: Path, path: str, fields: dict[str, Any], param: str, words: str
+) -> None:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]} if "chat" in path else {}
+    [reply] = asyncio.run(post(make(model), f"/v1/{path}", {"model": "tiny", **body, **fields}))
+    assert reply.status_code == 400
+    error = reply.json()["error"]
+    assert error["param"] == param
+    assert error["message"].startswith(f"{param}: {words}")
+
+
+async def post(server: Server, path: str, *bodies: dict[str, Any], key: str = "key") -> list[httpx2.Response]:
+    """Start the server and send requests, one after another."""
+    async with asking(server) as client:
+        headers = {"Authorization": f"Bearer {key}"}
+        return [await client.post(path, json=body, headers=headers) for body in bodies]
 
 
 def test_other_requests_are_answered_while_a_prompt_is_encoded(
@@ -143,7 +182,7 @@ def test_more_prompts_than_a_key_allows_are_refused_before_one_is_encoded(
 def test_a_model_that_a_key_may_not_use_is_refused_before_a_prompt_is_encoded(
     model: Path, adapters: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    access = Access({digest(b"key"): Client("ann", frozenset({"red", "unknown"}))})
+    access = Access([Client("ann", digest(b"key"), frozenset({"red", "unknown"}))])
     server = make(model, adapters, access=access)
     encoded: list[str] = []
     monkeypatch.setattr(server.renderer, "plain", encoded.append)
@@ -229,7 +268,7 @@ def value(text: str, name: str) -> float:
 
 
 def test_metrics_count_errors_by_status_waits_and_adapters(model: Path, adapters: Path) -> None:
-    access = Access({digest(b"key"): Client("ann", requests_per_minute=5, admin=True)})
+    access = Access([Client("ann", digest(b"key"), requests_per_minute=5, admin=True)])
     server = make(model, adapters, access=access, max_rows=1)
 
     async def run() -> str:
@@ -310,7 +349,7 @@ def test_rows_that_wait_are_answered_while_their_adapter_changes(
             return [reply.status_code for reply in await asyncio.gather(*replies)]
 
     assert asyncio.run(run()) == [200] * 5
-    assert len(server.adapters.names) == 5
+    assert server.adapters.loads == 5
 
 
 def test_an_adapter_that_has_left_the_folder_leaves_the_pool(
@@ -326,7 +365,7 @@ def test_an_adapter_that_has_left_the_folder_leaves_the_pool(
             for name in ("red", "blue"):
                 body = {"model": name, "prompt": "Once", "max_tokens": 2}
                 assert (await client.post("/v1/completions", json=body)).status_code == 200
-                found.append([version.partition("@")[0] for version in server.adapters.names])
+                found.append([version.partition("@")[0] for version in server.adapters.loaded])
                 shutil.rmtree(tmp_path / name)
         return found
 
@@ -385,14 +424,105 @@ def test_requests_that_come_together_do_not_exceed_what_may_wait(model: Path) ->
 
 
 def test_the_open_answers_of_a_key_are_limited(model: Path) -> None:
-    access = Access({digest(b"key"): Client("ann", max_open_rows=4)})
+    access = Access([Client("ann", digest(b"key"), max_open_rows=4)])
     server = make(model, access=access)
     assert statuses(server, 5, 3, n=2) == [200] * 2 + [429] * 3
     assert server.open_rows == {"ann": 0}
 
 
+@pytest.mark.parametrize("limits", [{"max_open_rows": 8}, {"max_rows": 8}, {}])
+def test_more_answers_than_there_is_ever_room_for_are_refused_for_good(
+    model: Path, limits: dict[str, int]
+) -> None:
+    access = Access([Client("ann", digest(b"key"), **limits)])
+    server = make(model, access=access, max_waiting=64 if limits else 8)
+    body = {"model": "tiny", "prompt": "Once", "max_tokens": 1}
+    refused, answered = asyncio.run(post(server, "/v1/completions", body | {"n": 9}, body | {"n": 8}))
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"], "retry-after" in refused.headers) == (400, "n", False)
+    assert "a request may have 8 answers" in error["message"]
+    assert answered.status_code == 200
+
+
+def keys_file(path: Path, **keys: str) -> None:
+    path.write_text(
+        "".join(f'[keys.{name}]\nsha256 = "{digest(key.encode())}"\n' for name, key in keys.items())
+    )
+
+
+def test_a_session_is_gone_with_its_key(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = tmp_path / "keys.toml"
+    keys_file(keys, ann="one", bob="two")
+    server = make(model, access=read_access(keys))
+    owners, stream = list[str](), server.decoder.stream
+
+    def noting(requests: Any, prepare: Any) -> Any:
+        owners.extend(request.owner for request in requests)
+        return stream(requests, prepare)
+
+    monkeypatch.setattr(server.decoder, "stream", noting)
+
+    async def run() -> None:
+        async with asking(server) as client:
+
+            async def ask(key: str) -> int:
+                headers = {"Authorization": f"Bearer {key}"}
+                body = {"model": "tiny", "prompt": "Once", "max_tokens": 2}
+                assert (await client.post("/s/talk/v1/completions", json=body, headers=headers)).is_success
+                return len((await client.get("/s/talk", headers=headers)).json()["turns"])
+
+            assert [await ask("two"), await ask("two")] == [1, 2]
+            keys_file(keys, ann="one", bob="three")  # another person of the same name
+            headers = {"Authorization": "Bearer three"}
+            assert (await client.get("/s/talk", headers=headers)).status_code == 404
+            assert await ask("three") == 1
+            keys_file(keys, ann="one", bob="two")
+            assert await ask("two") == 1
+
+    asyncio.run(run())
+    assert owners[0] == owners[1] == owners[3] != owners[2], "KV state is not shared with the other person"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_its_client_cuts_off_is_in_the_session(
+    model: Path, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, push, taken = make(model), AnswerStream.push, list[AnswerStream]()
+
+    def noting(answer: AnswerStream, drawn: Any) -> Any:
+        taken.append(answer)
+        return push(answer, drawn)
+
+    monkeypatch.setattr(AnswerStream, "push", noting)
+
+    async def run() -> list[dict[str, Any]]:
+        async with asking(server) as client:
+            body = {"model": "tiny", "prompt": "Once", "max_tokens": 900, "n": 2, "seed": 1, "stream": stream}
+            asked = asyncio.create_task(client.post("/s/talk/v1/completions", json=body))
+            await until(lambda: len({*map(id, taken)}) == 2)
+            asked.cancel()
+            await asyncio.wait({asked})
+            await until(lambda: not server.open_rows.total())
+            return (await client.get("/s/talk")).json()["turns"]
+
+    turns = asyncio.run(run())
+    assert [turn["finish_reason"] for turn in turns] == [None, None]
+    for turn in turns:
+        assert 0 < len(turn["token_ids"]) == len(turn["logprobs"]) < 900
+
+
+def test_a_session_has_the_models_of_the_server(model: Path) -> None:
+    async def run() -> list[httpx2.Response]:
+        async with asking(make(model)) as client:
+            return [await client.get(f"/s/{name}/v1/models/tiny") for name in ("talk", "a b")]
+
+    found, odd = asyncio.run(run())
+    assert found.json()["id"] == "tiny"
+    assert (odd.status_code, odd.json()["error"]["param"]) == (400, "session")
+
+
 def test_a_session_is_read_as_often_as_the_key_may_ask(model: Path) -> None:
-    access = Access({digest(b"key"): Client("ann", requests_per_minute=3)})
+    access = Access([Client("ann", digest(b"key"), requests_per_minute=3)])
     server = make(model, access=access)
     headers = {"Authorization": "Bearer key"}
 
@@ -410,14 +540,14 @@ def test_a_session_is_read_as_often_as_the_key_may_ask(model: Path) -> None:
 
 
 def test_requests_that_come_together_do_not_exceed_a_rate_of_tokens(model: Path) -> None:
-    access = Access({digest(b"key"): Client("ann", tokens_per_minute=300)})
+    access = Access([Client("ann", digest(b"key"), tokens_per_minute=300)])
     server = make(model, access=access)
     assert statuses(server, 5, 3, max_tokens=200) == [200] * 2 + [429] * 3
 
 
 def test_the_prompt_of_a_client_that_leaves_before_the_first_token_counts_for_its_rate(model: Path) -> None:
-    ann = Client("ann", tokens_per_minute=100)
-    server = make(model, access=Access({digest(b"key"): ann}))
+    ann = Client("ann", digest(b"key"), tokens_per_minute=100)
+    server = make(model, access=Access([ann]))
 
     async def run() -> int:
         async with asking(server) as client:
@@ -460,13 +590,13 @@ def test_a_fault_with_one_request_leaves_the_decoder_alive(
     server = make(model)
     versions = iter(["no name of a version"] * 2)  # a request asks for it before and after it is encoded
 
-    def version(name: str) -> str | None:
-        return next(versions, None)
+    def find(name: str) -> ModelEntry:
+        return ModelEntry(next(versions, None), 0)
 
     def broken(*parts: object) -> None:
         raise ValueError("an unknown fault")
 
-    monkeypatch.setattr(server.models, "version", version)
+    monkeypatch.setattr(server.models, "find", find)
     monkeypatch.setattr(server.models, "register", broken)
 
     async def run() -> list[int]:
@@ -492,6 +622,26 @@ def test_the_base_is_by_default_that_of_the_first_adapter(
             serve(ServeConfig(model, adapters={"red": tmp_path / "red"}, port=0), Silent())
     with pytest.raises(UsageError, match=r"asked for qwen2\.5-coder-0\.5b-q4"):
         serve(ServeConfig(port=0), Silent())
+
+
+def test_an_adapter_of_a_run_is_always_its_newest_checkpoint(
+    model: Path, adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Callable[[], Path]] = {}
+
+    def models(base: str, base_folder: Path, named: dict[str, Callable[[], Path]], *others: object) -> None:
+        given.update(named)
+        raise UsageError("enough")
+
+    monkeypatch.setattr("envkit.serving.models.Models", models)
+    old, new = (tmp_path / "checkpoints" / f"step-{step:06d}" for step in (10, 20))
+    shutil.copytree(adapters / "red", old)
+    with pytest.raises(UsageError, match="enough"):
+        serve(ServeConfig(str(model), adapters={"sql": tmp_path}, port=0), Silent())
+    assert given["sql"]() == old
+    shutil.copytree(adapters / "blue", new)
+    shutil.rmtree(old)  # as training does that goes on
+    assert given["sql"]() == new
 
 
 def test_what_cannot_be_served_is_told_before_the_model_is_sought(
@@ -552,10 +702,10 @@ def test_nobody_is_billed_for_a_fault_of_the_server(
     path = tmp_path / "ledger.db"
     server = make(model, ledger=Ledger(path))
 
-    def broken(choice: Choice, drawn: object) -> None:
+    def broken(answer: AnswerStream, drawn: object) -> None:
         raise ValueError("an unknown fault")
 
-    monkeypatch.setattr(Choice, "push", broken)
+    monkeypatch.setattr(AnswerStream, "push", broken)
 
     async def run() -> int:
         async with asking(server) as client:

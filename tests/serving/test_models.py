@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import final
 
+from envkit.api.adapter import adapter_folder
 from envkit.engine.updates import Update
 from envkit.serving.models import Models
 
@@ -25,17 +28,22 @@ class _Pool:
         self.names.remove(name.partition("@")[0])
 
 
+def write(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / file).write_text("{}")
+
+
 def test_a_model_that_is_gone_leaves_the_pool_also_if_its_folder_stays(tmp_path: Path) -> None:
     pool = _Pool()
     models = Models("base", tmp_path, {}, tmp_path, lambda folder: None, list)
 
     def add(name: str) -> None:
-        (tmp_path / name).mkdir()
-        for file in ("adapter_config.json", "adapter_model.safetensors"):
-            (tmp_path / name / file).write_text("{}")
-        version = models.version(name)
-        assert version is not None
-        models.register(name, version, pool, is_used=lambda version: False)
+        write(tmp_path / name)
+        found = models.find(name)
+        assert found is not None
+        assert found.version is not None
+        models.register(name, found.version, pool, is_used=lambda version: False)
 
     for name in ("stays", "loses-its-weights", "goes"):
         add(name)
@@ -43,3 +51,23 @@ def test_a_model_that_is_gone_leaves_the_pool_also_if_its_folder_stays(tmp_path:
     (tmp_path / "goes").rename(tmp_path / ".goes")
     add("new")
     assert pool.names == {*models.ids()} - {"base"} == {"stays", "new"}
+
+
+def test_a_run_that_trains_is_served_by_its_newest_checkpoint(tmp_path: Path) -> None:
+    steps = [tmp_path / "checkpoints" / f"step-{step:06d}" for step in (10, 20)]
+    models = Models(
+        "base", tmp_path, {"sql": partial(adapter_folder, tmp_path)}, None, lambda folder: None, list
+    )
+    versions = list[str | None]()
+    for folder in steps:
+        write(folder)
+        assert models.path("sql") == folder
+        found = models.find("sql")
+        assert found is not None
+        versions.append(found.version)
+    assert len({*versions}) == 2
+    for folder in steps:
+        shutil.rmtree(folder)
+    assert models.find("sql") is None
+    assert models.path("sql") is None
+    assert models.ids() == ["base", "sql"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import tiny
 from app_server import asking, make
 
+from envkit.api.adapter import adapter_folder
 from envkit.engine.chat import ChatRenderer
 from envkit.engine.early import EarlyLayers
 from envkit.engine.running import RunningBatch
@@ -21,6 +24,7 @@ from envkit.models import ModelRef
 from envkit.prices import load_prices
 from envkit.serving.access import Access, Client, digest
 from envkit.serving.ledger import Ledger
+from envkit.serving.models import Models
 from envkit.serving.router import AUTO, Router, fit
 from envkit.serving.server import Server
 
@@ -194,7 +198,7 @@ def test_auto_is_a_model_where_there_is_a_router(model: Path, adapters: Path, ro
     names, shown = asyncio.run(listed(make(model, adapters, router=router)))
     assert names == ["tiny", "blue", "red", AUTO]
     assert (shown.json()["created"], shown.json()["parent"]) == (7, "tiny")
-    access = Access({digest(b"key"): Client("ann", frozenset({AUTO}))})
+    access = Access([Client("ann", digest(b"key"), frozenset({AUTO}))])
 
     async def seen() -> list[str]:
         async with asking(make(model, adapters, router=router, access=access)) as client:
@@ -222,7 +226,7 @@ def test_auto_is_a_model_where_there_is_a_router(model: Path, adapters: Path, ro
 def test_a_key_is_routed_among_its_own_models(
     model: Path, adapters: Path, router: Router, models: set[str], task: str, expected: str | None
 ) -> None:
-    access = Access({digest(b"key"): Client("ann", frozenset(models))})
+    access = Access([Client("ann", digest(b"key"), frozenset(models))])
     [reply] = ask(make(model, adapters, router=router, access=access), chat(TASKS[task].format(2)), key="key")
     if expected is None:
         assert (reply.status_code, reply.json()["error"]["code"]) == (404, "model_not_found")
@@ -238,19 +242,33 @@ def test_an_adapter_that_is_gone_is_not_chosen(
     assert reply.json()["model"] == "tiny"
 
 
+@pytest.mark.parametrize("lost", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_named_adapter_whose_files_are_gone_is_not_chosen(
+    model: Path, adapters: Path, router: Router, tmp_path: Path, lost: str
+) -> None:
+    shutil.copytree(adapters / "blue", tmp_path / "blue")
+    server = make(model, router=router)
+    named = {"blue": partial(adapter_folder, tmp_path / "blue")}
+    server.models = Models("tiny", model, named, None, lambda folder: None, list)
+    (tmp_path / "blue" / lost).unlink()
+    [reply] = ask(server, chat(TASKS["blue"].format(2)))
+    assert reply.json()["model"] == "tiny"
+
+
 def test_several_prompts_and_too_many_open_answers_are_refused(
     model: Path, adapters: Path, router: Router
 ) -> None:
     [several] = ask(make(model, adapters, router=router), {"prompt": ["a", "b"]})
     assert (several.status_code, several.json()["error"]["param"]) == (400, "prompt")
-    server = make(model, adapters, router=router, max_waiting=0)
+    server = make(model, adapters, router=router, max_waiting=1)
+    server.read_rows = 1
     assert ask(server, chat("Hello"))[0].status_code == 503
-    access = Access({digest(b"key"): Client("ann", max_open_rows=1)})
+    access = Access([Client("ann", digest(b"key"), max_open_rows=1)])
     server = make(model, adapters, router=router, access=access)
     server.open_rows["ann"] = 1
     assert ask(server, chat("Hello"), key="key")[0].status_code == 429
     server.open_rows["ann"] = 0  # or the end would wait for it
-    access = Access({digest(b"key"): Client("ann", max_prompt_tokens=5)})
+    access = Access([Client("ann", digest(b"key"), max_prompt_tokens=5)])
     server = make(model, adapters, router=router, access=access)
     assert ask(server, chat("Hello, here is more"), key="key")[0].status_code == 400
     assert "envkit_routing_seconds_count 0.0" in server.metrics.render().decode()

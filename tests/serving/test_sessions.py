@@ -60,6 +60,19 @@ def test_the_sessions_that_were_not_used_for_longest_are_dropped() -> None:
     assert len(sessions.turns("ada", "d")) == len(sessions.turns("ben", "b")) == 1
 
 
+def test_the_sessions_of_keys_that_are_gone_are_dropped() -> None:
+    sessions = Sessions(max_tokens=2 * 34)
+    for owner in ("ada", "ben"):
+        add(sessions, owner, "s", [1], [2])
+    sessions.keep({"ben", "cid"})
+    with pytest.raises(LookupError):
+        sessions.turns("ada", "s")
+    assert len(sessions.turns("ben", "s")) == 1
+    for _ in range(2):  # a whole allowance
+        add(sessions, "ada", "s", [1], [2])
+    assert len(sessions.turns("ada", "s")) == 2
+
+
 def test_a_log_probability_that_is_not_known_is_none() -> None:
     sessions = Sessions()
     sessions.add("ada", "s", "base", [1], [(2, math.nan), (3, -1.0)], "length")

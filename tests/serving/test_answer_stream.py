@@ -7,7 +7,7 @@ import pytest
 from envkit.engine.running import Drawn, Likely
 from envkit.openai_api.replies import ChatReply, CompletionReply, Piece, TokenLogprob
 from envkit.openai_api.text import TextStream, ToolCallStream
-from envkit.serving.choice import Choice
+from envkit.serving.answer_stream import AnswerStream
 
 CALLS = "\n".join(
     f'<tool_call>{{"name": "add", "arguments": {{"a": {number}}}}}</tool_call>' for number in (1, 2)
@@ -19,7 +19,7 @@ CALLS = "\n".join(
 def test_a_request_without_parallel_calls_gets_the_first_only(one_call: bool, size: int) -> None:
     pieces = [CALLS[start : start + size] for start in range(0, len(CALLS), size)]
     stream = TextStream(lambda ids: "".join(pieces[token] for token in ids))
-    choice = Choice(None, stream, -1, ToolCallStream(), one_call)
+    choice = AnswerStream(None, stream, -1, ToolCallStream(), one_call)
     sent = [
         call
         for token in range(len(pieces))
@@ -41,7 +41,7 @@ def test_of_tokens_that_read_the_same_the_likeliest_is_told_and_the_drawn_one_al
 
 @pytest.mark.parametrize("asked", [False, True])
 def test_an_answer_without_text_has_logprobs_without_tokens_if_they_were_asked_for(asked: bool) -> None:
-    choice = Choice(None, TextStream(lambda ids: ""), stop_id=7, logprobs=[] if asked else None)
+    choice = AnswerStream(None, TextStream(lambda ids: ""), stop_id=7, logprobs=[] if asked else None)
     choice.push(Drawn(0, 7, 0.0, "stop", Likely(0.0, ()) if asked else None))
     [chat] = ChatReply("tiny").whole([choice], {})["choices"]
     [plain] = CompletionReply("tiny").whole([choice], {})["choices"]

@@ -7,11 +7,11 @@ from typing import Any
 
 from envkit.engine.running import Drawn
 from envkit.openai_api.replies import Piece, TokenLogprob
-from envkit.openai_api.text import TextStream, ToolCall, ToolCallStream
+from envkit.openai_api.text import FunctionCall, TextStream, ToolCallStream
 
 
 @dataclass(slots=True)
-class Choice:
+class AnswerStream:
     """An answer so far.
 
     Args:
@@ -30,7 +30,7 @@ class Choice:
     one_call: bool = False
     logprobs: list[TokenLogprob] | None = None
     text: str = ""
-    calls: list[ToolCall] = field(default_factory=list[ToolCall])
+    calls: list[FunctionCall] = field(default_factory=list[FunctionCall])
     #: Its ids with their log-probabilities under the distribution that they were drawn from.
     drawn: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
     finish: str | None = None
@@ -47,7 +47,7 @@ class Choice:
         text = "" if is_end else self.stream.push(drawn.token)
         if drawn.stop:
             text += self.stream.end()
-        calls: list[ToolCall] = []
+        calls: list[FunctionCall] = []
         if self.tools is not None:
             text, calls = self.tools.push(text)
             if drawn.stop:
