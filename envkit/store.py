@@ -16,10 +16,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast, final
+from typing import Any, BinaryIO, Self, TypeVar, cast, final
 
 from envkit.errors import StoreError
-from envkit.files import read_json_object, read_regular_file
+from envkit.files import open_regular_file, read_json_object, read_regular_file
 from envkit.plain import decode
 from envkit.types import JSON, EpisodeKey, Outcome, StepRecord, Tokens, Trajectory, Turn, Usage
 
@@ -27,6 +27,8 @@ Record = TypeVar("Record")
 
 #: Largest journal that is read. Real ones reach a few hundred megabytes.
 _MAX_JOURNAL_BYTES = 4 * 2**30
+#: Bytes that are searched at once for a journal's last newline.
+_PIECE_BYTES = 2**16
 #: Most tokens or seconds of a turn. More means that the file is damaged.
 _MAX_COST = 2**53
 #: Version of every record that this module writes. Readers refuse other versions.
@@ -227,13 +229,29 @@ class Journal:
 
 
 def _mend(path: Path) -> None:
+    """Move an incomplete last line to a file of its own. The lines before it are not read."""
     if not path.exists():
         return
-    data = read_regular_file(path, _MAX_JOURNAL_BYTES)
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        path.with_name(f"{path.name}.torn-{secrets.token_hex(4)}").write_bytes(data[whole:])
-        os.truncate(path, whole)
+    with open_regular_file(path) as file:
+        whole, size = _complete_bytes(file), file.seek(0, os.SEEK_END)
+        if whole == size:
+            return
+        file.seek(whole)
+        with path.with_name(f"{path.name}.torn-{secrets.token_hex(4)}").open("xb") as aside:
+            shutil.copyfileobj(file, aside)
+    os.truncate(path, whole)
+
+
+def _complete_bytes(file: BinaryIO) -> int:
+    """Return the length of a file up to its last newline. It is searched from the end, piece by piece."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(end - _PIECE_BYTES, 0)
+        file.seek(start)
+        if (place := file.read(end - start).rfind(b"\n")) >= 0:
+            return start + place + 1
+        end = start
+    return 0
 
 
 @final

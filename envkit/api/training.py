@@ -141,6 +141,8 @@ def train(
             f"backend 'trl' cannot train {harnesses[0]}: it reads one conversation an episode, and a program "
             "may begin others; use backend 'envkit'"
         )
+    if harnesses and settings.is_sft_alone:
+        raise UsageError(f"{_nothing_to_imitate(harnesses[0])}; set max_steps, so that RL trains it")
     if without_warm_start := bool(harnesses and settings.sft_examples):
         settings = replace(settings, sft_examples=0)
     before_after_setup.require_checks(settings.shaping, kinds)
@@ -159,6 +161,7 @@ def train(
             )
         sandbox_backend = isolated_backend(sandbox, progress, allow_unsafe=allow_unsafe)
         settings = with_model(settings, minutes, progress)
+        before_after_setup.require_space(Path(root), settings, max(len(chosen), 1), progress)
         for kind in kinds:
             lock = kind.equip(sandbox_backend).lock
             if not allow_unaudited:
@@ -249,6 +252,10 @@ def sft(
 ) -> SFTResult:
     """Run only the supervised warm start: imitate the oracle on train tasks, save the adapter.
 
+    As in `train`, the tasks are those of a third of the sources: RL that begins with the adapter
+    (``warm_start``) takes the others. With ``max_steps = 0`` in ``config``, no RL follows, and tasks of all
+    sources are imitated.
+
     Args:
         output: the adapter folder to write; it must not exist.
         environment: its registered name; by default the one of ``mix`` in ``config``, or the code editor.
@@ -276,7 +283,7 @@ def sft(
     name = one_environment(environment, settings)
     kind = registry.environment(name)
     if kind.harness is not None:
-        raise UsageError(f"{name} has no known answers to imitate: nobody knows what its program asks")
+        raise UsageError(_nothing_to_imitate(name))
     if not settings.sft_examples:
         raise ConfigError(f"sft_examples is 0; it must be at least {settings.sft_batch_size} here")
     with open_display(display) as progress:
@@ -295,10 +302,14 @@ def sft(
     return SFTResult(folder if losses else None, tuple(losses), request.signal)
 
 
+def _nothing_to_imitate(name: str) -> str:
+    return f"{name} has no known answers to imitate: nobody knows what its program asks"
+
+
 def _run(
     run: RunFolder,
     kinds: Sequence[type[Env]],
-    backend: SandboxBackend,
+    sandbox: SandboxBackend,
     display: Display,
     trackers: Sequence[NamedTracker],
 ) -> TrainResult:
@@ -317,7 +328,7 @@ def _run(
         else before_after.BeforeAfter
     )
     with stopping_on_signal(display.say, message) as request:
-        pages = work(run, kinds, backend, display, request.should_stop, trackers=trackers).run()
+        pages = work(run, kinds, sandbox, display, request.should_stop, trackers=trackers).run()
     return TrainResult(run.path, _adapters(run), tuple(map(read_report, pages)), request.signal)
 
 
@@ -373,16 +384,13 @@ def with_model(config: TrainConfig, minutes: float | None, display: Display) -> 
         ModelError: there is no such model or device, or ``warm_start`` does not belong to the model.
     """
     from envkit.models import resolve
-    from envkit.models.adapter_folder import require_fit, require_scale
     from envkit.studies.machine import resolve_model
+    from envkit.studies.warm_start import require_warm_start
     from envkit.training.policy import find_device
 
     find_device(config.device)
     config = resolve_model(config, minutes, display.say)
-    ref = resolve(config.model, display)
-    if config.warm_start:
-        require_fit(Path(config.warm_start), ref)
-        require_scale(Path(config.warm_start), config.control, *config.lora_shape)
+    require_warm_start(config, resolve(config.model, display))
     return config
 
 

@@ -52,6 +52,7 @@ app = typer.Typer(
 )
 
 _verbose = False
+_OUT_OF_MEMORY = "out of memory; try a smaller model, smaller sizes, or a higher memory limit"
 #: Set by a shell that asks for completions.
 _COMPLETION = "_ENVKIT_COMPLETE"
 
@@ -150,6 +151,10 @@ def run(arguments: list[str]) -> int:
         err.print(f"interrupted by {number.name}")
         return 128 + number
     except Exception as error:
+        from envkit.training.memory import is_out_of_memory
+
+        if is_out_of_memory(error):
+            return _fail(_OUT_OF_MEMORY, 1)
         name = type(error).__name__
         return _fail(
             f"this is a fault in envkit, not in your input: {name}: {error}; run it again as `envkit -v ...` "
@@ -169,7 +174,7 @@ def _line_and_code(error: Exception) -> tuple[str, int]:
             file = f"{error.filename}: " if error.filename else ""
             return f"{file}{error.strerror or error}", 2
         case MemoryError():
-            return "out of memory; try a smaller model, smaller sizes, or a higher memory limit", 1
+            return _OUT_OF_MEMORY, 1
         case _:
             return "something is nested too deeply to be read (RecursionError); check the input files", 2
 

@@ -188,7 +188,8 @@ def partial_in_steps(
     query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Like the fused operation of a CPU, on any device."""
-    scores = (query @ keys.transpose(-1, -2)).float() * scale
+    # Not (query @ keys).float(): a product in bfloat16 is rounded to three digits.
+    scores = query.float() @ keys.float().transpose(-1, -2) * scale
     scores = scores if bias is None else scores + bias
     mass = scores.logsumexp(dim=-1)
     return (scores - mass[..., None]).exp().to(values.dtype) @ values, mass

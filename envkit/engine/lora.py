@@ -168,7 +168,7 @@ class Linears:
         """Memory of all adapters, and of the room for more."""
         return sum(product.stacks.bytes for product, _ in self._products) + self.weight_bytes
 
-    def place(self, number: int) -> int:
+    def position(self, number: int) -> int:
         """Return the position of an adapter in the stacks; -1 for the base.
 
         If a batch has its rows in this order, and as many of each adapter, `set_row_adapters` lets them stay

@@ -363,7 +363,7 @@ class RunningBatch:
     def _arranged(self, rows: Sequence[_Row]) -> list[_Row]:
         """Put rows into the order that needs the fewest copies: by adapter, and by shelf for each."""
         shelved = [rows[number] for part in by_shelf([row.place for row in rows]) for number in part]
-        return sorted(shelved, key=lambda row: self._engine.linears.place(row.adapter))
+        return sorted(shelved, key=lambda row: self._engine.linears.position(row.adapter))
 
     def _draw(self, rows: Sequence[_Row], logits_RV: Tensor) -> dict[int, Drawn | Failed]:
         """Draw from the logits; rows with equal sampling parameters in one go."""

@@ -80,7 +80,7 @@ class AsyncVLLM:
         self.base_needs_adapter = not on_gpu
         before = {*multiprocessing.active_children()}
         try:
-            with variables(threads, kv_cache=False):
+            with variables(threads):
                 self._vllm, self.lora_request, self.died = imported()
                 self._delta = importlib.import_module("vllm.sampling_params").RequestOutputKind.DELTA
                 self.llm: Any = importlib.import_module("vllm.v1.engine.async_llm").AsyncLLM.from_engine_args(

@@ -38,7 +38,7 @@ class VLLMEngine(AdapterEngine):
 
     vLLM starts its process by running the main module again: in your own script, create the engine below
     ``if __name__ == "__main__":``. On a CPU, vLLM uses as many threads as torch does here. vLLM's environment
-    variables take precedence. By default it logs only errors, to stderr, and a CPU's KV cache has 2 GiB.
+    variables take precedence. By default it logs only errors, to stderr.
 
     Args:
         ref: the model to sample from.
@@ -47,6 +47,7 @@ class VLLMEngine(AdapterEngine):
         lora_r: largest rank of an adapter, at most 512.
         max_adapters: adapters per batch, the base included; more take turns.
         max_length: longest conversation in tokens; ``None`` for the model's context.
+        kv_cache_bytes: memory for keys and values. It must hold one conversation of ``max_length``.
 
     Raises:
         MissingExtraError: vLLM is not installed.
@@ -62,6 +63,7 @@ class VLLMEngine(AdapterEngine):
         lora_r: int = 16,
         max_adapters: int = 1,
         max_length: int | None = None,
+        kv_cache_bytes: int = 2 * 2**30,
     ) -> None:
         rank = supported_rank(lora_r)
         threads = torch.get_num_threads()
@@ -81,6 +83,8 @@ class VLLMEngine(AdapterEngine):
                     enable_chunked_prefill=None if torch.cuda.is_available() else False,
                     enforce_eager=True,
                     max_model_len=max_length,
+                    # By default vLLM takes nine tenths of the memory, and the learner needs its share.
+                    kv_cache_memory_bytes=kv_cache_bytes,
                     # Log-probabilities after temperature and truncation.
                     logprobs_mode="processed_logprobs",
                     use_tqdm_on_load=False,
@@ -145,8 +149,8 @@ class VLLMEngine(AdapterEngine):
         for request in requests:
             if len(request.prompt_ids) >= self.longest:
                 raise ModelError(
-                    f"a conversation has {len(request.prompt_ids)} tokens; vLLM reads {self.longest}, the "
-                    "answer included; set a lower max_context_length"
+                    f"a prompt has {len(request.prompt_ids)} tokens; vLLM reads {self.longest}, the answer "
+                    "included; use shorter tasks, or a model with a longer context"
                 )
             if not 0 <= request.adapter < len(adapters):
                 raise ContractError(
@@ -208,12 +212,11 @@ def imported() -> tuple[Any, Any, Any]:
 
 
 @contextlib.contextmanager
-def variables(threads: int, *, kv_cache: bool = True) -> Generator[None]:
+def variables(threads: int) -> Generator[None]:
     """Set environment variables that vLLM reads on import and when it starts processes.
 
     Args:
         threads: of its processes.
-        kv_cache: True sets a CPU's KV cache to 2 GiB. vLLM then ignores a size among its arguments.
     """
     defaults = {
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -221,11 +224,7 @@ def variables(threads: int, *, kv_cache: bool = True) -> Generator[None]:
         # By default vLLM leaves one core idle, which is half of two.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(threads),
-        # By default vLLM takes nine tenths of the memory, and the learner needs its share.
-        "VLLM_CPU_KVCACHE_SPACE": "2",
     }
-    if not kv_cache:
-        del defaults["VLLM_CPU_KVCACHE_SPACE"]
     added = {name: value for name, value in defaults.items() if name not in os.environ}
     os.environ.update(added)
     try:

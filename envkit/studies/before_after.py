@@ -37,11 +37,12 @@ from envkit.studies.plan import steps_in_time
 from envkit.studies.provenance import training_code_digest
 from envkit.studies.run_records import PhaseTime
 from envkit.studies.timing import Stopwatch, phases, spent_on
-from envkit.studies.warm_start import run_warm_start, split_for_warm_start
+from envkit.studies.warm_start import phase_tasks, run_warm_start
 from envkit.trackers import Log, NamedTracker, TrackedRun, open_trackers
 from envkit.training.checkpoint import CheckpointStore, load_adapter, save_adapter
-from envkit.training.config import to_mapping
+from envkit.training.config import TrainConfig, to_mapping
 from envkit.training.grpo import GRPOTrainer, Trainer
+from envkit.training.memory import training_memory_errors
 from envkit.training.metrics import StepMetrics
 from envkit.training.policy import Policy
 from envkit.training.rollouts import RolloutCollector
@@ -96,10 +97,9 @@ class BeforeAfter:
                 "ended differently."
             )
             display.say(self._notes[-1])
-        # Seeds train together and share the time of their steps, so their plan is kept. TRL's trainer is told
-        # its number of steps at the start.
+        # Seeds train together and share the time of their steps, so their plan is kept.
         is_timed = study.plan.minutes > 0 and not study.plan.train.is_sft_alone
-        self._is_timed = is_timed and "part_of" not in manifest and study.plan.train.backend == "envkit"
+        self._is_timed = is_timed and "part_of" not in manifest
         if warm_start := study.plan.train.warm_start:
             self._notes.append(f"The warm start is {warm_start}; the times here leave it out.")
         self._evaluates = bool(manifest.get("evaluate", True))
@@ -119,14 +119,12 @@ class BeforeAfter:
             )
             for kind, part in parts_of(run, kinds).items()
         ]
-        alone = study.plan.train.is_sft_alone
-        self._sft_tasks = {
-            kind: split_for_warm_start(tasks, alone=alone)[0] for kind, tasks in study.train.items()
-        }
-        #: Tasks of RL, by environment.
-        self._rl_tasks = {
-            kind: self._rl_tasks_of(kind, tasks, len(kinds)) for kind, tasks in study.train.items()
-        }
+        #: Tasks of each phase, by environment.
+        self._sft_tasks: dict[type[Env], list[Task]] = {}
+        self._rl_tasks: dict[type[Env], list[Task]] = {}
+        for kind, tasks in study.train.items():
+            self._sft_tasks[kind], rl_tasks = phase_tasks(tasks, study.plan.train)
+            self._rl_tasks[kind] = [_with_prefix(kind, t) for t in rl_tasks] if len(kinds) > 1 else rl_tasks
         use_threads(manifest["threads"])
         ref = resolve(manifest["model"], display)
         if ref.digest != manifest["model_digest"]:
@@ -140,22 +138,24 @@ class BeforeAfter:
             Policy.of(ref, config) if sibling_of is None else sibling_of.policy.sibling(config.seed)
         )
 
-    def _rl_tasks_of(self, kind: type[Env], tasks: Sequence[Task], environments: int) -> list[Task]:
-        config = self._plan.train
-        chosen = split_for_warm_start(tasks)[1] if config.is_warm else list(tasks)
-        return chosen if environments == 1 else [_with_prefix(kind, task) for task in chosen]
+    @property
+    def config(self) -> TrainConfig:
+        """Settings of the training."""
+        return self._plan.train
 
     def run(self) -> list[Path]:
         """Run all phases that are not finished; returns the paths of the HTML reports, one per environment.
 
         Raises:
             StoreError: another process is writing to the run folder, or it is part of a run of several seeds.
+            ModelError: there is too little memory.
         """
         if parent := self._run.manifest.get("part_of"):
             raise StoreError(
                 f"{self._run.path} is one seed of {parent}, and its seeds train together; resume {parent}"
             )
-        with self._run.locked(), contextlib.closing(self.policy), self.tracked():
+        memory = training_memory_errors(self.config)
+        with self._run.locked(), contextlib.closing(self.policy), self.tracked(), memory:
             try:
                 self.begin()
                 self._train_rl()

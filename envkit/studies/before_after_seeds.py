@@ -24,6 +24,7 @@ from envkit.studies.before_after_setup import RunSetup, start_part, with_opening
 from envkit.trackers import NamedTracker
 from envkit.training.config import TrainConfig
 from envkit.training.grpo import GRPOTrainer
+from envkit.training.memory import training_memory_errors
 from envkit.training.metrics import StepMetrics
 from envkit.training.multi_seed import resume_seeds, train_seeds
 
@@ -115,12 +116,14 @@ class MultiSeedStudy:
 
         Raises:
             StoreError: another process is writing to the run folder.
+            ModelError: there is too little memory.
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._run.locked())
             stack.enter_context(contextlib.closing(self._studies[0].policy))
             for study in self._studies:
                 stack.enter_context(study.tracked())
+            stack.enter_context(training_memory_errors(self._studies[0].config))
             complete = True
             try:
                 self._begin()

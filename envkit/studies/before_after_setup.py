@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +16,6 @@ from envkit.display import Display
 from envkit.env import Env
 from envkit.errors import ConfigError, StoreError
 from envkit.models import ModelRef, resolve
-from envkit.models.adapter_folder import require_fit, require_scale
 from envkit.sandbox import Lock, SandboxBackend
 from envkit.store import RunFolder, folder_name
 from envkit.studies.heldout import require_heldout
@@ -25,13 +25,13 @@ from envkit.studies.plan import DEFAULT_MINUTES, Plan, PlanInputs, plan, require
 from envkit.studies.probe import Lengths, Speed, lengths_of, probe
 from envkit.studies.provenance import commit, environment_facts, require_unchanged, training_code_digest
 from envkit.studies.turns import turns_of
-from envkit.studies.warm_start import demonstrations, split_for_warm_start
+from envkit.studies.warm_start import demonstrations, phase_tasks, require_warm_start
 from envkit.taskfile import digest, read_tasks, write_tasks
 from envkit.training.checkpoint import copy_adapter, load_adapter
 from envkit.training.config import TrainConfig, from_manifest, to_mapping
 from envkit.training.demonstration import Demonstration
 from envkit.training.heap import release_freed_memory
-from envkit.training.memory import choose_cache_mb, require_memory
+from envkit.training.memory import choose_cache_mb, require_memory, trained_weights
 from envkit.training.policy import Policy
 from envkit.training.sft import encode
 from envkit.types import JSON, Task
@@ -40,6 +40,9 @@ from envkit.types import JSON, Task
 KIND: Final = "before-after"
 #: Tasks of each environment whose texts are measured.
 _MEASURED_TASKS: Final = 32
+#: Copies of the trained weights on the disk at most, in float32: the warm start's adapter, and three
+#: checkpoints with two moments each. Two are kept while a third is written.
+_COPIES: Final = 1 + 3 * 3
 #: Joins the names of a run's environments.
 _JOINER: Final = "+"
 
@@ -109,9 +112,7 @@ def prepare(
     config = replace(config, max_turns=turns_of(train, config.max_turns))
     config, threads = settle(config, minutes, display.say)
     ref = resolve(config.model, display)
-    if config.warm_start:
-        require_fit(Path(config.warm_start), ref)
-        require_scale(Path(config.warm_start), config.control, *config.lora_shape)
+    require_warm_start(config, ref)
     # Fixed for the whole run, because it decides which rows are decoded together, and so the bits.
     require_memory(ref, config, adapters=adapters)
     cache_mb = config.kv_cache_mb or choose_cache_mb(ref, config, adapters=adapters)
@@ -121,7 +122,7 @@ def prepare(
     measured = _try(ref, config, train if timed else {}, backend, display)
     gc.collect()  # the measured model, whose parts refer to each other
     release_freed_memory()  # of it, before training loads the model again
-    parts = [split_for_warm_start(tasks, alone=config.is_sft_alone) for tasks in train.values()]
+    parts = [phase_tasks(tasks, config) for tasks in train.values()]
     sft_tasks, rl_tasks = (sum(map(len, tasks)) for tasks in zip(*parts, strict=True))
     if measured is None:
         sized = Plan(config, heldout_tasks=0, samples=DEFAULT_SAMPLES)
@@ -159,6 +160,27 @@ def prepare(
     if measured is not None:
         facts |= {"speed": asdict(measured[0]), "lengths": asdict(measured[1])}
     return RunSetup(sized, facts, train, heldout, {kind: kind.equip(backend).lock for kind in train})
+
+
+def require_space(root: Path, config: TrainConfig, adapters: int, display: Display) -> None:
+    """Refuse a run whose checkpoints the disk cannot hold.
+
+    Args:
+        root: folder of the run folders, which may not exist yet.
+        config: settings with a model.
+        adapters: number of adapters, one for each seed.
+        display: shows a download.
+
+    Raises:
+        StoreError: too little space.
+    """
+    needed = adapters * _COPIES * 4 * trained_weights(resolve(config.model, display), config)
+    folder = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise StoreError(
+            f"{root}: {free / 1e9:.1f} GB are free, and the run's adapters and checkpoints take up to "
+            f"{needed / 1e9:.1f} GB; free some, or name a folder on another disk with --root"
+        )
 
 
 def _try(

@@ -12,7 +12,8 @@ from pathlib import Path
 from envkit.display import Display
 from envkit.env import Env
 from envkit.errors import ContractError, SandboxError, StoreError
-from envkit.models import resolve
+from envkit.models import ModelRef, resolve
+from envkit.models.adapter_folder import require_fit, require_scale
 from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop, never, raise_if_stopped
 from envkit.studies.machine import settle
@@ -21,12 +22,25 @@ from envkit.training import sft
 from envkit.training.checkpoint import CheckpointStore, save_adapter
 from envkit.training.config import TrainConfig
 from envkit.training.demonstration import Demonstration
+from envkit.training.memory import training_memory_errors
 from envkit.training.policy import Policy
 from envkit.training.rollouts import require_trainable
 from envkit.types import Task
 
 
-def split_for_warm_start(tasks: Sequence[Task], *, alone: bool = False) -> tuple[list[Task], list[Task]]:
+def phase_tasks(tasks: Sequence[Task], config: TrainConfig) -> tuple[list[Task], list[Task]]:
+    """Return an environment's tasks for the warm start, and those for RL.
+
+    Args:
+        tasks: see `split_for_warm_start`.
+        config: says which of the two there are. A phase gets all tasks if the other one is left out.
+    """
+    if config.is_sft_alone:
+        return list(tasks), []
+    return split_for_warm_start(tasks) if config.is_warm else ([], list(tasks))
+
+
+def split_for_warm_start(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
     """Split tasks by function: one part for the warm start, the other for RL.
 
     On functions of the warm start, the policy could earn rewards by recall. RL would then reinforce memorized
@@ -35,19 +49,27 @@ def split_for_warm_start(tasks: Sequence[Task], *, alone: bool = False) -> tuple
 
     Args:
         tasks: in the miner's order, in which the first tasks are spread over functions.
-        alone: no RL follows, so all tasks are for the warm start.
 
     Returns:
         Tasks of the first third of the functions, and tasks of the rest. With fewer than three functions,
         both parts hold all tasks.
     """
-    if alone:
-        return list(tasks), []
     sources = list(dict.fromkeys(task.source for task in tasks))
     imitated = set(sources[: len(sources) // 3])
     if not imitated:
         return list(tasks), list(tasks)
     return [t for t in tasks if t.source in imitated], [t for t in tasks if t.source not in imitated]
+
+
+def require_warm_start(config: TrainConfig, ref: ModelRef) -> None:
+    """Refuse a ``warm_start`` that RL of this model cannot begin with.
+
+    Raises:
+        ModelError: it is no adapter for this base, rank and scale.
+    """
+    if config.warm_start:
+        require_fit(Path(config.warm_start), ref)
+        require_scale(Path(config.warm_start), config.control, *config.lora_shape)
 
 
 def demonstrations(
@@ -164,8 +186,11 @@ def warm_start(
 ) -> list[float]:
     """Run only the warm start, on a new adapter; writes it to ``folder`` and returns the loss of each step.
 
+    It imitates the tasks that a run's own warm start would, so that RL may begin with the adapter.
+
     Raises:
         Stopped: the user asked to stop; no adapter is written.
+        ModelError: there is too little memory.
         StoreError: the folder is not writable; this is checked before training.
     """
     try:
@@ -177,10 +202,19 @@ def warm_start(
     config = replace(config, max_turns=turns_of([kind], config.max_turns))
     config, _ = settle(config, None, display.say)
     config = replace(config, engine="torch")  # nothing is sampled
+    imitated, _ = phase_tasks(tasks, config)
+    if len(imitated) < len(tasks):
+        display.say(
+            f"imitating tasks of a third of the sources, {len(imitated)} of {len(tasks)}, so that RL has new "
+            "ones; with max_steps = 0 in the settings, all of them"
+        )
     policy = Policy.of(resolve(config.model, display), config)
     losses: list[float] = []
-    run_warm_start(
-        policy, {kind: tasks}, backend, config, display, lambda step, loss: losses.append(loss), should_stop
-    )
+
+    def on_loss(step: int, loss: float) -> None:
+        losses.append(loss)
+
+    with training_memory_errors(config):
+        run_warm_start(policy, {kind: imitated}, backend, config, display, on_loss, should_stop)
     save_adapter(policy, folder)
     return losses

@@ -76,8 +76,8 @@ class TrainConfig:
             Useful for an untrained model that keeps talking after its answer, for example a closing code
             fence between two line breaks. Evaluate with the same ones. Not with engine ``"vllm"``.
         max_context_length: longest context of a turn, in tokens. A longer one is truncated to the episode's
-            first and latest observation, whatever their length. 0 for no limit but the model's own, beyond
-            which the run ends with an error.
+            first and latest observation, whatever their length. 0 for no limit but the model's own. A turn
+            beyond that one is an empty answer.
         loss_type: ``"dapo"``, ``"grpo"``, ``"dr_grpo"`` or ``"cispo"``; see
             `envkit.training.loss`.
         advantage: ``"group"``: what an episode earned from a turn on, minus the group's mean. ``"solved"``: 1
@@ -116,9 +116,11 @@ class TrainConfig:
         save_steps: steps between checkpoints.
         max_tokens_per_forward: packed tokens of one forward and backward pass, the prompt included. Beside a
             prompt there is always room for a quarter of this number, and for one row. Larger groups are
-            split; their prompt is computed once.
+            split; their prompt is computed once. RL with backend ``"trl"`` ignores it: there, a group is one
+            pass, padded to its longest episode.
         kv_cache_mb: memory for the keys and values of sampling, in MB. More of it decodes more rows together.
-            0 for half of what training leaves free when the run begins, 256 to 4096.
+            0 for half of what training leaves free when the run begins, 256 to 4096; with engine ``"vllm"``,
+            at least what a conversation as long as the model's context takes.
     """
 
     model: str = "auto"

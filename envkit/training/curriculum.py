@@ -18,7 +18,7 @@ _COOLDOWN_WEIGHT = 1e-12
 _VISIT_DECAY = 0.98
 #: Decay of a task's own results with each new visit.
 _RESULT_DECAY = 0.5
-#: Weight of the prior of a task's solve rate, in episodes.
+#: Weight of the prior of a task's mean reward, in episodes.
 _PRIOR_EPISODES = 4.0
 #: Weight of a first visit in the regression, in episodes. Fewer than it has, because tasks differ more than
 #: episodes of one task.
@@ -29,25 +29,26 @@ _ENV_DECAY = 0.95
 _ENV_PRIOR = (4.0, 8.0)
 #: The golden ratio's fraction: the offsets of the steps are spread evenly, however many there are.
 _GOLDEN = 0.6180339887498949
-#: Priors of the regression's weights, in log-odds of the solve rate, as (mean, standard deviation): of any
+#: Priors of the regression's weights, in log-odds of the mean reward, as (mean, standard deviation): of any
 #: task, of a kind beside that, and of a length one standard deviation above the mean.
 _ANY_TASK, _KIND, _LENGTH = (float(logit(1 / 3)), 2.0), (0.0, 1.0), (-0.5, 0.5)
 
 
 @final
 class Curriculum:
-    """Estimates each task's solve rate and samples those near the middle. It needs no known answers.
+    """Estimates each task's mean reward and samples those near the middle. It needs no known answers.
 
-    A task's solve rate is a Beta posterior: its own results, decaying with age, on a prior. The prior comes
+    A task's mean reward is a Beta posterior: its own results, decaying with age, on a prior. The prior comes
     from the first visits to other tasks of its environment, by a logistic regression on kind and length.
     Later visits do not count in it, because they would also measure memorization.
 
     A task's sampling weight is (p (1 - p) / (1 + visits to its source)) squared. p (1 - p) is the variance of
-    one reward, and so the expected size of the signal (arXiv:2502.12272). It is squared because nearly
-    hopeless tasks are many, and together they would outweigh the useful ones. It is divided because tasks of
-    a known source are soon solved from memory: in a run without this, revisits earned 0.85 while held-out
-    functions gained 2 points in 100. Every environment gets its share of each step's visits, so that the
-    easiest does not get all. Picking is a function of (seed, step) and of the results so far.
+    a reward of 0 or 1 with mean p, and so the expected size of the signal (arXiv:2502.12272). Of rewards in
+    between, it is the largest variance that they may have. It is squared because nearly hopeless tasks are
+    many, and together they would outweigh the useful ones. It is divided because tasks of a known source are
+    soon solved from memory: in a run without this, revisits earned 0.85 while held-out functions gained 2
+    points in 100. Every environment gets its share of each step's visits, so that the easiest does not get
+    all. Picking is a function of (seed, step) and of the results so far.
 
     Args:
         tasks: the training tasks; ``metadata["environment"]`` names their environment if there are several,
@@ -88,10 +89,10 @@ class Curriculum:
         self._env_tried = np.full(len(envs), _ENV_PRIOR[1])
         self._features = _features(tasks, self._env_masks)
         self._seed, self._cooldown = seed, cooldown
-        #: First visits, in order: the task's index, and its solve rate then.
+        #: First visits, in order: the task's index, and its mean reward then.
         self._visited: list[int] = []
         self._visited_rates: list[float] = []
-        self._solved = np.zeros(len(tasks))
+        self._earned = np.zeros(len(tasks))
         self._tried = np.zeros(len(tasks))
         sources = {source: i for i, source in enumerate(dict.fromkeys(task.source for task in tasks))}
         self._source_of = np.array([sources[task.source] for task in tasks])
@@ -99,14 +100,14 @@ class Curriculum:
         self._last = np.full(len(sources), -(10**6))
 
     def rates(self) -> NDArray[np.float64]:
-        """Estimated solve rate of every task, in task order, in [0, 1]."""
+        """Estimated mean reward of every task, in task order, in [0, 1]."""
         visited, rates = np.array(self._visited, dtype=int), np.array(self._visited_rates)
         prior = np.empty(len(self._ids))
         for in_env in self._env_masks:  # another environment's results say nothing
             seen = in_env[visited]
             slopes = _regression(self._features[visited[seen]], rates[seen])
             prior[in_env] = expit(self._features[in_env] @ slopes)
-        return (self._solved + _PRIOR_EPISODES * prior) / (self._tried + _PRIOR_EPISODES)
+        return (self._earned + _PRIOR_EPISODES * prior) / (self._tried + _PRIOR_EPISODES)
 
     def shares(self) -> NDArray[np.float64]:
         """Return each environment's share of the visits, in the order of the tasks; their sum is 1."""
@@ -145,8 +146,17 @@ class Curriculum:
             available[i] = False
         return [self._ids[i] for i in chosen]
 
-    def record(self, step: int, task_id: str, solved: int, tried: int) -> None:
-        """Record one group's result. Void episodes do not count in ``tried``."""
+    def record(self, step: int, task_id: str, solved: int, tried: int, earned: float | None = None) -> None:
+        """Record one group's result.
+
+        Args:
+            step: of the visit.
+            task_id: the task.
+            solved: episodes that solved it, for the shares of the environments.
+            tried: episodes that are not void.
+            earned: sum of their rewards, each in [0, 1]; by default 1 for a solved one and 0 for any other.
+        """
+        earned = solved if earned is None else earned
         i = self._index[task_id]
         self._visits[self._source_of[i]] += 1
         self._last[self._source_of[i]] = step
@@ -157,15 +167,15 @@ class Curriculum:
         self._env_tried[env] = _ENV_DECAY * self._env_tried[env] + tried
         if not self._tried[i]:
             self._visited.append(i)
-            self._visited_rates.append(solved / tried)
-        self._solved[i] = _RESULT_DECAY * self._solved[i] + solved
+            self._visited_rates.append(earned / tried)
+        self._earned[i] = _RESULT_DECAY * self._earned[i] + earned
         self._tried[i] = _RESULT_DECAY * self._tried[i] + tried
 
     def state(self) -> dict[str, Any]:
         """The state as JSON data for `restore`; floats survive exactly."""
         return {
             "tasks": self._ids,
-            "solved": self._solved.tolist(),
+            "solved": self._earned.tolist(),
             "tried": self._tried.tolist(),
             "met": [*self._visited],
             "met_rates": [*self._visited_rates],
@@ -183,7 +193,7 @@ class Curriculum:
         """
         if state["tasks"] != self._ids:
             raise TrainingError(f"the saved curriculum has other tasks than the {len(self._ids)} loaded ones")
-        self._solved, self._tried = np.array(state["solved"]), np.array(state["tried"])
+        self._earned, self._tried = np.array(state["solved"]), np.array(state["tried"])
         self._visited, self._visited_rates = [*state.get("met", ())], [*state.get("met_rates", ())]
         self._visits, self._last = np.array(state["visits"]), np.array(state["last"])
         if "env_tried" in state:  # not in older runs, which had equal shares
@@ -201,14 +211,14 @@ def _features(tasks: Sequence[Task], env_masks: Sequence[NDArray[np.bool_]]) -> 
 
 
 def _regression(features: NDArray[np.float64], rates: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Fit the log-odds of solve rates as a weighted sum of features; returns the weights.
+    """Fit the log-odds of mean rewards as a weighted sum of features; returns the weights.
 
     A logistic regression, maximum a posteriori; without any task, the prior's weights.
 
     Args:
         features: of the visited tasks, oldest first: 1; the log length, standardized within the environment;
             and for each kind of task, 1 if the task is of it and 0 otherwise.
-        rates: their solve rates, in [0, 1].
+        rates: their mean rewards, in [0, 1].
     """
     priors = np.array([_ANY_TASK, _LENGTH, *[_KIND] * (features.shape[1] - 2)], dtype=np.float64)
     mean, precision = priors[:, 0], np.diag(priors[:, 1] ** -2)

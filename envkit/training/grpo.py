@@ -18,7 +18,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from envkit.errors import EnvkitError, TrainingError
+from envkit.errors import TrainingError
 from envkit.stop import raise_if_stopped
 from envkit.store import Journal
 from envkit.training.checkpoint import CheckpointStore
@@ -71,7 +71,7 @@ class Trainer(ABC):
         Raises:
             Stopped: see `Rollouts.play`.
             EnvkitError: the step's episodes could not be played or learned from.
-            RuntimeError: of torch, for lack of memory for example.
+            RuntimeError, MemoryError: of PyTorch and Python, for lack of memory for example.
         """
 
     def resume(self) -> bool:
@@ -181,7 +181,7 @@ class GRPOTrainer(Trainer):
             except TrainingError as error:
                 self.fail(str(error))
                 return
-            except (EnvkitError, RuntimeError):  # also `Stopped`; torch's, such as for want of memory
+            except Exception:  # also `Stopped`, and too little memory
                 self.drop_step()
                 raise
             heap.after_step()

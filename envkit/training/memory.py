@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +25,9 @@ _MAX_ROWS = 256
 _LOGITS_BYTES = 3 * 2**27
 #: Share of the memory that training leaves free for the keys and values of sampling, and limits, in MB.
 _CACHE_SHARE, _MIN_CACHE_MB, _MAX_CACHE_MB = 0.5, 256, 4096
+#: Tokens that vLLM's KV cache must hold beside the model's context: a block that stays empty, and a part of
+#: another.
+_VLLM_BLOCKS = 2 * 128
 #: Smallest number of packed tokens that a message proposes.
 _MIN_TOKENS = 128
 
@@ -32,7 +36,10 @@ def choose_cache_mb(ref: ModelRef, config: TrainConfig, *, trains: bool = True, 
     """Choose the memory for keys and values of sampling: half of what training leaves free on the device."""
     free = available_bytes() if config.device == "cpu" else _free_gpu_bytes()
     left = (free or 0) - sum(estimate_bytes(ref, config, trains=trains, adapters=adapters).values())
-    return min(max(int(_CACHE_SHARE * left / 2**20), _MIN_CACHE_MB), _MAX_CACHE_MB)
+    chosen = min(max(int(_CACHE_SHARE * left / 2**20), _MIN_CACHE_MB), _MAX_CACHE_MB)
+    if config.engine == "vllm":
+        chosen = max(chosen, _least_vllm_cache_mb(ref, config))
+    return chosen
 
 
 def require_memory(ref: ModelRef, config: TrainConfig, *, trains: bool = True, adapters: int = 1) -> None:
@@ -50,11 +57,39 @@ def require_memory(ref: ModelRef, config: TrainConfig, *, trains: bool = True, a
     if total <= available:
         return
     listed = ", ".join(f"{name} {_gb(size)}" for name, size in parts.items())
-    tokens = _fitting_tokens(ref, config, available, adapters) if trains else None
+    packs = trains and not _is_trl(config)
+    tokens = _fitting_tokens(ref, config, available, adapters) if packs else None
     advice = _advice(max(parts, key=lambda name: parts[name]), config, tokens, trains=trains)
     raise ConfigError(
         f"{'training' if trains else 'loading'} {ref.id} needs at least {_gb(total)} of memory ({listed}); "
         f"this machine has {_gb(available)} available; {advice}"
+    )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """True if PyTorch could not allocate memory. On a CPU it raises a plain ``RuntimeError``."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+@contextlib.contextmanager
+def memory_errors(problem: str, advice: str) -> Generator[None]:
+    """Turn PyTorch's failed allocations into a `ModelError` that begins with the problem."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"{problem} ({reason}); {advice}") from error
+
+
+def training_memory_errors(config: TrainConfig) -> contextlib.AbstractContextManager[None]:
+    """Turn PyTorch's failed allocations in a run into a `ModelError` that names the settings to lower."""
+    learning = "num_generations" if _is_trl(config) else "max_tokens_per_forward"
+    return memory_errors(
+        "the run is out of memory",
+        f"free some, and resume the run if it has a folder; or begin another with a lower {learning}, which "
+        f"is {getattr(config, learning)}, or kv_cache_mb, which is {config.kv_cache_mb}",
     )
 
 
@@ -83,6 +118,13 @@ def _advice(largest: str, config: TrainConfig, tokens: int | None, *, trains: bo
         return "use another control, such as all-linear"
     if tokens is not None:
         return f"it fits with max_tokens_per_forward = {tokens}, which makes it slower"
+    if largest == "activations" and _is_trl(config):
+        return (
+            f"lower num_generations, which is {config.num_generations}, or max_completion_length, which is "
+            f"{config.max_completion_length}; or use backend 'envkit'"
+        )
+    if largest == "KV cache" and config.engine == "vllm":
+        return "lower kv_cache_mb, or use engine 'torch', whose KV cache may be smaller"
     return _ADVICE[largest].format(config=config)
 
 
@@ -97,6 +139,11 @@ def _fitting_tokens(ref: ModelRef, config: TrainConfig, available: int, adapters
     return None
 
 
+def _is_trl(config: TrainConfig) -> bool:
+    """True if TRL takes the steps of RL. It runs whole groups, padded, and ignores the limit of tokens."""
+    return config.backend == "trl" and not config.is_sft_alone
+
+
 def estimate_bytes(
     ref: ModelRef, config: TrainConfig, *, trains: bool = True, adapters: int = 1
 ) -> dict[str, int]:
@@ -109,40 +156,35 @@ def estimate_bytes(
         adapters: number of adapters, one for each seed.
 
     Weights are counted with the engine's copies of them, keys and values for one full-length answer, and
-    activations for one forward and backward pass.
+    activations for one forward and backward pass. Of TRL, that is a group without its prompt; vLLM is counted
+    as if it ran on the CPU, with its whole KV cache.
 
     Raises:
         ModelError: a weights file is damaged.
     """
     shapes = tensor_shapes(ref.path)
     itemsize = 2 if config.dtype == "bfloat16" else 4
-    # Two-dimensional tensors are linear layers, (out, in), or an embedding, which has the vocabulary's size.
-    matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
-    vocabulary = max((shape[0] for shape in matrices.values()), default=0)
-    linears = [shape for shape in matrices.values() if shape[0] != vocabulary]
-    attention = [
-        shape
-        for name, shape in matrices.items()
-        if shape[0] != vocabulary and ("attn" in name or "attention" in name)
-    ]
-    head = max((math.prod(shape) for shape in matrices.values() if shape[0] == vocabulary), default=0)
-    prepacked = itemsize * sum(map(math.prod, linears)) + 4 * head
-    every, some = (config.lora_r * sum(map(sum, layers)) for layers in (linears, attention))
-    numbers = {"steering": 0, FULL: sum(map(math.prod, linears)), "attention": some, "mlp": every - some}
-    adapter = numbers.get(config.control, every)  # steering vectors are too small to count
+    linears, embeddings = [*_linears(shapes).values()], _embeddings(shapes)
+    vocabulary = max((shape[0] for shape in embeddings), default=0)
+    head = max(map(math.prod, embeddings), default=0)
+    stored, in_vllm = itemsize * sum(map(math.prod, shapes.values())), config.engine == "vllm"
+    copied = (stored if in_vllm else itemsize * sum(map(math.prod, linears))) + 4 * head
+    adapter = trained_weights(ref, config)
     # In float32: weights and the engine's copy; in training, gradients and two moments; with several updates
     # a step, another copy of weights and moments, to undo the step.
     copies = 2 + (3 + 3 * (config.num_iterations > 1) if trains else 0)
     answer = config.max_completion_length
     rows = min(_MAX_ROWS, config.groups_per_step * config.num_generations)
-    tokens = min(config.max_tokens_per_forward, config.num_generations * answer * config.turns)
+    tokens = config.num_generations * answer * config.turns
+    tokens = tokens if _is_trl(config) else min(config.max_tokens_per_forward, tokens)
+    cached = 2**20 * (config.kv_cache_mb or _least_vllm_cache_mb(ref, config)) if in_vllm else 0
     hidden = min((shape[1] for shape in linears), default=0)
     wide = max((max(shape) for shape in linears), default=0)
     return {
-        "weights": itemsize * sum(map(math.prod, shapes.values())) + prepacked,
+        "weights": stored + copied,
         "adapter": adapters * copies * 4 * adapter,
-        "KV cache": itemsize * 2 * _attention_sizes(ref.path) * answer,
-        "random numbers": 8 * rows * answer,
+        "KV cache": cached or _bytes_per_token(ref, config) * answer,
+        "random numbers": 0 if in_vllm else 8 * rows * answer,
         "activations": trains
         * itemsize
         * (_SAVED_HIDDEN * hidden + _SAVED_WIDE * wide)
@@ -150,6 +192,33 @@ def estimate_bytes(
         * layer_count(ref.path),
         "logits": trains * min(_LOGITS_BYTES, 3 * 4 * vocabulary * tokens),
     }
+
+
+def trained_weights(ref: ModelRef, config: TrainConfig) -> int:
+    """Number of weights that an adapter has; 0 for a steering vector, which is too small to count.
+
+    Raises:
+        ModelError: a weights file is damaged.
+    """
+    layers = _linears(tensor_shapes(ref.path))
+    attention = [shape for name, shape in layers.items() if "attn" in name or "attention" in name]
+    every, some = (config.lora_r * sum(map(sum, each)) for each in (layers.values(), attention))
+    full = sum(map(math.prod, layers.values()))
+    numbers = {"steering": 0, FULL: full, "attention": some, "mlp": every - some}
+    return numbers.get(config.control, every)
+
+
+def _embeddings(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Shapes of the matrices of the vocabulary's size: the embedding, and the head if it has its own."""
+    matrices = [shape for shape in shapes.values() if len(shape) == 2]
+    vocabulary = max((shape[0] for shape in matrices), default=0)
+    return [shape for shape in matrices if shape[0] == vocabulary]
+
+
+def _linears(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Shapes (out, in) of the linear layers without the head, by name: all other matrices."""
+    others = _embeddings(shapes)
+    return {name: shape for name, shape in shapes.items() if len(shape) == 2 and shape not in others}
 
 
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -191,6 +260,18 @@ def _model_config(folder: Path) -> dict[str, Any]:
         return read_json_object(folder / "config.json")
     except (OSError, ValueError):
         return {}
+
+
+def _bytes_per_token(ref: ModelRef, config: TrainConfig) -> int:
+    """Size of one token's keys and values."""
+    return (2 if config.dtype == "bfloat16" else 4) * 2 * _attention_sizes(ref.path)
+
+
+def _least_vllm_cache_mb(ref: ModelRef, config: TrainConfig) -> int:
+    """Size of the smallest KV cache that vLLM accepts: it must hold a conversation of the model's context."""
+    context = _model_config(ref.path).get("max_position_embeddings")
+    tokens = (context if isinstance(context, int) else 0) + _VLLM_BLOCKS
+    return math.ceil(_bytes_per_token(ref, config) * tokens / 2**20)
 
 
 def _attention_sizes(folder: Path) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from envkit.errors import EnvkitError, StoreError, TrainingError
+from envkit.errors import StoreError, TrainingError
 from envkit.training.grpo import GRPOTrainer, Trainer
 from envkit.training.heap import HeapLimit
 from envkit.training.metrics import StepMetrics, joined
@@ -87,7 +87,7 @@ def train_seeds(trainers: Sequence[GRPOTrainer], on_step: Callable[[int, StepMet
         try:
             rollouts = collect_all([trainer.collector for trainer in active], active[0].step)
             updated, failed = _update_all([*zip(active, rollouts, strict=True)])
-        except (EnvkitError, RuntimeError):  # also `Stopped`; torch's, such as for want of memory
+        except Exception:  # also `Stopped`, and too little memory
             for trainer in active:
                 trainer.drop_step()
             raise

@@ -25,7 +25,7 @@ from envkit.models.adapter_folder import BASE, require_all_layers, require_fit, 
 from envkit.training.base_model import add_adapter, linears_of, load_base, without_false_alarms
 from envkit.training.config import TrainConfig
 from envkit.training.logprobs import PrefilledPrompt, logprobs
-from envkit.training.memory import choose_cache_mb, require_memory
+from envkit.training.memory import choose_cache_mb, memory_errors, require_memory
 from envkit.training.packing import PackedBatch
 
 
@@ -40,7 +40,7 @@ class Policy:
         device: of base and adapter, ``"cpu"`` or ``"cuda"``.
         engine: ``"torch"`` or ``"vllm"``.
         seed: of the adapter's initial weights.
-        kv_cache_mb: memory of the torch engine for keys and values, in MB.
+        kv_cache_mb: memory of the engine for keys and values, in MB.
 
     Raises:
         ModelError: see `envkit.training.base_model.load_base`; or torch finds no such device, or the model
@@ -70,19 +70,17 @@ class Policy:
             return str(tokenizer.decode(ids))
 
         stops, cache_bytes = [self.renderer.stop_id], kv_cache_mb * 2**20
-        try:
+        with memory_errors(f"{ref.id} does not fit into memory", "use a smaller model"):
             base.to(self.device)
             #: Shared by engine and learner.
             self.head = Head(base.get_output_embeddings())
             self._base, self._lora, self._control = base, (lora_r, lora_alpha), control
             self._add_adapter(seed)
             self.engine: AdapterEngine = (
-                VLLMEngine(ref, stops, dtype=dtype, lora_r=lora_r)
+                VLLMEngine(ref, stops, dtype=dtype, lora_r=lora_r, kv_cache_bytes=cache_bytes)
                 if engine == "vllm"
                 else TorchEngine(base, stops, decode=decode, head=self.head, kv_cache_bytes=cache_bytes)
             )
-        except torch.OutOfMemoryError as error:
-            raise ModelError(f"{ref.id} does not fit into the GPU's memory ({error})") from error
 
     @classmethod
     def of(cls, ref: ModelRef, config: TrainConfig, *, trains: bool = True) -> Policy:

@@ -67,6 +67,16 @@ def is_mixed(valid: Sequence[Trajectory]) -> bool:
     return len({t.reward for t in valid}) > 1
 
 
+def _earned(valid: Sequence[Trajectory], config: TrainConfig) -> float | None:
+    """Sum of a group's rewards for the curriculum; ``None`` if only its solved episodes count.
+
+    A group of equal rewards has no gradient, however much partial credit each episode gets.
+    """
+    if config.advantage != "group" or not is_mixed(valid):
+        return None
+    return sum(min(max(t.reward, 0.0), 1.0) for t in valid)  # costs and bonuses lie beyond
+
+
 def passes_held_out(trajectory: Trajectory) -> bool | None:
     """True if an episode passes all held-out checks; ``None`` if none were run."""
     scores = cast("Mapping[str, float]", trajectory.info.get("held_out", {}))
@@ -123,7 +133,8 @@ class RolloutCollector:
             for trajectory in group:
                 self._episodes.append({"phase": "rl", **trajectory_to_json(trajectory)})
             valid, key = valid_episodes(group), group[0].key
-            self.curriculum.record(key.step, key.task, sum(t.solved for t in valid), len(valid))
+            solved, earned = sum(t.solved for t in valid), _earned(valid, self.config)
+            self.curriculum.record(key.step, key.task, solved, len(valid), earned)
         self._episodes.sync()  # logged before use
         return StepRollouts(groups, seconds)
 

@@ -18,7 +18,7 @@ from envkit.engine.attention import context_length
 from envkit.engine.chat import ChatRenderer, Conversation
 from envkit.engine.prefix import common_prefix_length
 from envkit.engine.protocol import seeds
-from envkit.errors import EnvkitError, ModelError
+from envkit.errors import ModelError
 from envkit.stop import ShouldStop, never, raise_if_stopped
 from envkit.training.checkpoint import CheckpointStore
 from envkit.training.config import TrainConfig
@@ -76,7 +76,8 @@ def train(
         config: the ``sft_*`` fields, the seed and the limits of memory and of the gradient.
         on_step: called after every step.
         should_stop: polled before every forward pass.
-        store: of checkpoints, one every two minutes and one when the pass is stopped; ``None`` for none.
+        store: of checkpoints, one every two minutes and one when a step cannot be taken, such as when the
+            pass is stopped; ``None`` for none.
 
     Returns:
         The number of steps of the whole pass.
@@ -103,7 +104,7 @@ def train(
             settings["lr"] = config.sft_learning_rate * _schedule(step, steps)
         try:
             loss = backward(policy, batch, config.max_tokens_per_forward, should_stop)
-        except EnvkitError:  # also `Stopped`
+        except Exception:  # also `Stopped`, and too little memory
             if store and step > taken + 1:
                 store.save(step - 1, policy, optimizer, {"step": step - 1})
             raise

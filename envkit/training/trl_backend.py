@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from envkit.engine.protocol import seeds
-from envkit.errors import EnvkitError, TrainingError
+from envkit.errors import TrainingError
 from envkit.stop import raise_if_stopped
 from envkit.training.config import TrainConfig
 from envkit.training.groups import TrainingGroup, training_groups
@@ -83,7 +83,7 @@ class TRLTrainer(Trainer):
                 self._trl_trainer(folder, on_step).train()
             except TrainingError as error:
                 self.fail(str(error))
-            except (EnvkitError, RuntimeError):  # also `Stopped`, and too little memory
+            except Exception:  # also `Stopped`, and too little memory
                 self.drop_step()
                 raise
             finally:
@@ -142,6 +142,9 @@ class TRLTrainer(Trainer):
                 return outputs[0]
 
             def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+                # No dropout, as while sampling. TRL reads the mode of the model itself, so that one stays.
+                for part in self.model.children():
+                    part.eval()
                 outputs = self.above._get_per_token_logps_and_entropies(self, *args, **kwargs)
                 self.new: Tensor = outputs[0].detach()
                 return outputs

@@ -50,6 +50,7 @@ def failing(error: BaseException) -> object:
         (ContractError("two\nlines"), 1, "error: two lines"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.jsonl"), 2, "x.jsonl: No space left on device"),
         (MemoryError(), 1, "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "out of memory; try"),
         (RecursionError("maximum recursion depth exceeded"), 2, "nested too deeply"),
         (KeyError("loss"), 1, "a fault in envkit, not in your input: KeyError: 'loss'; run it again as"),
         (KeyboardInterrupt(), 130, "interrupted by SIGINT"),

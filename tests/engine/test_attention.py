@@ -117,6 +117,17 @@ def test_decoding_equals_one_softmax_over_prompt_and_own_tokens(
         torch.testing.assert_close(out[row], wanted[0].transpose(0, 1))
 
 
+def test_a_gpus_scores_are_not_rounded_to_bfloat16() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, keys, values = (
+        (3 * torch.randn(2, 3, tokens, 64, generator=generator)).bfloat16() for tokens in (5, 400, 400)
+    )
+    out, mass = attention.partial_in_steps(query, keys, values, None, 0.125)
+    scores = query.double() @ keys.double().transpose(-1, -2) * 0.125
+    torch.testing.assert_close(mass.double(), scores.logsumexp(dim=-1), rtol=0, atol=1e-3)
+    assert (out.dtype, mass.dtype) == (torch.bfloat16, torch.float32)
+
+
 def test_gradients_are_bit_identical_across_repeated_multithreaded_runs() -> None:
     shared, own, rows = 30, 12, 8
     prompt = 20

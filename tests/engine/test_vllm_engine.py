@@ -9,6 +9,7 @@ import importlib.util
 import multiprocessing
 import os
 from collections.abc import Generator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,14 +40,24 @@ def test_the_error_without_vllm_names_the_extra() -> None:
 
 
 def test_vllm_starts_with_envkits_threads_and_the_users_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_KVCACHE_SPACE", "VLLM_LOGGING_STREAM")
+    names = ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_LOGGING_LEVEL", "VLLM_LOGGING_STREAM")
     for name in names:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7")
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "INFO")
     before = dict(os.environ)
     with variables(3):
-        assert [os.environ[name] for name in names] == ["3", "nobind", "7", "ext://sys.stderr"]
+        assert [os.environ[name] for name in names] == ["3", "nobind", "INFO", "ext://sys.stderr"]
     assert dict(os.environ) == before
+
+
+def test_vllm_gets_the_memory_for_keys_and_values(monkeypatch: pytest.MonkeyPatch, ref: ModelRef) -> None:
+    given = dict[str, Any]()
+    fake = SimpleNamespace(LLM=lambda **settings: given.update(settings))
+    monkeypatch.setattr("envkit.engine.vllm_engine.imported", lambda: (fake, None, RuntimeError))
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    VLLMEngine(ref, [2], dtype="float32", kv_cache_bytes=300 * 2**20)
+    assert given["kv_cache_memory_bytes"] == 300 * 2**20
+    assert "VLLM_CPU_KVCACHE_SPACE" not in os.environ, "it would take precedence"
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,12 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, final
 
 import pytest
 import tiny
+import torch
 from recorder import Recorder
 from safetensors.torch import load_file, save_file
 from stops import StopWhenShown, stop_after
@@ -35,16 +37,16 @@ from envkit.sandbox import Contents, Sandbox, SandboxBackend
 from envkit.stop import ShouldStop, never
 from envkit.store import RunFolder
 from envkit.studies.before_after import BeforeAfter
-from envkit.studies.before_after_setup import RunSetup, prepare
+from envkit.studies.before_after_setup import RunSetup, prepare, require_space
 from envkit.studies.before_after_setup import start as start_study
 from envkit.studies.build_report import _latest_steps, _learning_curve
 from envkit.studies.claim import read_claim
 from envkit.studies.env_eval import MODEL_ROWS, _description, _over_baselines
 from envkit.studies.provenance import require_unchanged
 from envkit.studies.run_records import EnvironmentPart, LoggedStep
-from envkit.studies.warm_start import split_for_warm_start
+from envkit.studies.warm_start import phase_tasks, warm_start
 from envkit.trackers import resolve as resolve_trackers
-from envkit.training.checkpoint import save_adapter
+from envkit.training.checkpoint import CheckpointStore, save_adapter
 from envkit.training.config import Mix, TrainConfig
 from envkit.training.policy import Policy
 from envkit.types import Task
@@ -267,6 +269,43 @@ def test_rl_from_another_runs_warm_start_ends_with_the_same_bits(
     data = load_report(later.path)
     assert [row.name for row in data.rows] == [*SCRIPTS, "base", "SFT", "SFT+RL"]
     assert any("times here leave it out" in warning for warning in data.warnings)
+
+
+def test_a_run_whose_checkpoints_the_disk_cannot_hold_is_refused(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, root = small(model, control="full"), tmp_path / "not" / "yet"
+    policy = Policy.of(resolve(str(model), Silent()), replace(config, dtype="float32"))
+    optimizer = torch.optim.AdamW(policy.trainable())
+    for parameter in policy.trainable():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    saved = CheckpointStore(tmp_path).save(1, policy, optimizer, {})
+    checkpoint = sum(file.stat().st_size for file in saved.iterdir())
+
+    def free(size: float) -> None:
+        monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=int(size)))
+
+    free(3.5 * checkpoint)
+    require_space(root, config, 1, Silent())
+    for adapters, size in ((1, 3 * checkpoint), (2, 3.5 * checkpoint)):
+        free(size)
+        with pytest.raises(StoreError, match=r"yet: 0\.0 GB are free.* free some, or name a folder"):
+            require_space(root, config, adapters, Silent())
+
+
+def test_a_run_that_is_out_of_memory_says_what_to_lower(
+    tmp_path: Path, model: Path, backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def backward(*_: Any) -> float:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("envkit.training.sft.backward", backward)
+    run = begin(tmp_path, model)
+    stopping = study(run, backend)
+    stopping._evaluates = False  # pyright: ignore[reportPrivateUsage]
+    with pytest.raises(ModelError, match=r"out of memory .* lower max_tokens_per_forward, which is 768, or"):
+        stopping.run()
 
 
 def test_a_copied_warm_start_that_is_gone_is_not_replaced_by_an_untrained_one(
@@ -547,11 +586,60 @@ def test_rl_trains_on_functions_that_the_warm_start_has_not_seen() -> None:
         Task(f"{number}", "train", "", {}, {"source": f"f{number % 6}"})
         for number in (3, 1, 0, 2, 4, 8, 9, 5)
     ]
-    imitated, practised = split_for_warm_start(tasks)
+    warm = TrainConfig()
+    imitated, practised = phase_tasks(tasks, warm)
     assert [task.id for task in imitated] == ["3", "1", "9"]
     assert [task.id for task in practised] == ["0", "2", "4", "8", "5"]
-    assert split_for_warm_start(tasks[:2]) == (tasks[:2], tasks[:2])
-    assert split_for_warm_start(tasks, alone=True) == (tasks, [])
+    assert phase_tasks(tasks, replace(warm, warm_start="an/adapter", sft_examples=0))[1] == practised
+    assert phase_tasks(tasks[:2], warm) == (tasks[:2], tasks[:2])
+    assert phase_tasks(tasks, replace(warm, max_steps=0)) == (tasks, [])
+    assert phase_tasks(tasks, replace(warm, sft_examples=0)) == ([], tasks)
+
+
+def test_rl_that_begins_with_an_adapter_of_sft_alone_trains_on_other_sources(
+    tmp_path: Path, model: Path, backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imitated: list[Task] = []
+
+    def imitating(policy: Policy, tasks: Mapping[Any, Sequence[Task]], *others: Any) -> None:
+        imitated.extend(tasks[CodeEditorEnv])
+
+    monkeypatch.setattr("envkit.studies.warm_start.run_warm_start", imitating)
+    display, said = Silent(), list[str]()
+    display.say = said.append
+
+    def sft(folder: str, **settings: Any) -> set[str]:
+        imitated.clear()
+        config = replace(small(model), **settings)
+        warm_start(tmp_path / folder, config, CodeEditorEnv, TRAIN, backend, display, never)
+        return {task.source for task in imitated}
+
+    assert sft("alone", max_steps=0) == {task.source for task in TRAIN}
+    assert not said
+    first = sft("adapter")
+    assert said[-1].startswith("imitating tasks of a third of the sources, 1 of 4, so that RL has new ones")
+    run = begin(tmp_path / "run", model, warm_start=str(tmp_path / "adapter"), sft_examples=0)
+    played = {task.source for task in TRAIN if task.id in study(run, backend).env_factories()}
+    assert len(first) == 1
+    assert played == {task.source for task in TRAIN} - first
+
+
+def test_the_plan_counts_the_tasks_that_rl_has(tmp_path: Path, model: Path, backend: SandboxBackend) -> None:
+    display, said = Silent(), list[str]()
+    display.say = said.append
+    for examples in (8, 0):
+        planned = prepare(
+            replace(small(model), sft_examples=examples, groups_per_step=9),
+            None,
+            {CodeEditorEnv: TRAIN},
+            {CodeEditorEnv: HELDOUT},
+            backend=backend,
+            display=display,
+            command="envkit train",
+            evaluate=False,
+        )
+        played = study(start_study(tmp_path, planned), backend).env_factories()
+        assert said[-1] == f"there are only {len(played)} tasks for RL, so each step plays that many groups"
 
 
 @pytest.mark.slow
@@ -609,17 +697,18 @@ def test_changed_training_code_gives_a_warning(
     assert any("training code has changed" in warning for warning in load_report(run.path).warnings)
 
 
-def timed(model: Path, tmp_path: Path, minutes: float) -> RunFolder:
+def timed(model: Path, tmp_path: Path, minutes: float, learner: str = "envkit") -> RunFolder:
     """A run of six planned steps and a budget."""
-    study = planned(replace(small(model), max_steps=6), HELDOUT, None)
+    study = planned(replace(small(model), max_steps=6, backend=learner), HELDOUT, None)
     return start_study(tmp_path, replace(study, plan=replace(study.plan, minutes=minutes, step_s=1.0)))
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("learner", ["envkit", "trl"])
 def test_rl_ends_early_when_the_minutes_are_spent(
-    tmp_path: Path, model: Path, backend: SandboxBackend
+    tmp_path: Path, model: Path, backend: SandboxBackend, learner: str
 ) -> None:
-    run = timed(model, tmp_path, minutes=1e-3)
+    run = timed(model, tmp_path, 1e-3, learner)
     for _ in range(2):  # the second time, nothing is left to do
         study(run, backend).run()
         assert [point.step for point in load_report(run.path).training] == [1, 2]

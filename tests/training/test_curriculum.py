@@ -6,14 +6,19 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.special import expit
 
 from envkit.errors import TrainingError
+from envkit.store import Journal
+from envkit.training.config import TrainConfig
 from envkit.training.curriculum import Curriculum
-from envkit.types import Task
+from envkit.training.rollouts import RolloutCollector
+from envkit.types import Outcome, StepRecord, Task, Trajectory, Turn
 
 
 def tasks(count: int, operators: str = "ab") -> list[Task]:
@@ -137,6 +142,34 @@ def test_tasks_with_mixed_groups_are_visited_more_often() -> None:
     by_kind = [sum(n for task, n in visits.items() if solved[task] == kind) for kind in (0, 4, 8)]
     assert by_kind[1] > 1.5 * by_kind[0]
     assert by_kind[1] > 1.5 * by_kind[2]
+
+
+#: What eight episodes earn: level 1 is solved half of the time, the others never, and 2 and 3 in part.
+BY_LEVEL = {1: [0.0, 1.0] * 4, 2: [0.0, 0.5, 0.25, 0.5] * 2, 3: [0.5] * 8, 4: [0.0] * 8}
+
+
+def test_tasks_that_are_never_solved_are_picked_if_their_groups_are_mixed_by_partial_credit(
+    tmp_path: Path,
+) -> None:
+    levels = {f"t{i}": i % 4 + 1 for i in range(400)}
+    some = [replace(task, metadata={"operator": f"level {levels[task.id]}"}) for task in tasks(400)]
+    visits = Counter[int]()
+    config = TrainConfig(groups_per_step=8, num_generations=8)
+    no_policy: Any = None
+    with Journal(tmp_path / "episodes.jsonl") as journal:
+        collector = RolloutCollector(no_policy, some, no_policy, config, journal)
+        for step in range(25):
+            keys = collector.episode_keys(step)
+            episodes: list[Trajectory] = []
+            for key in keys:
+                reward = BY_LEVEL[levels[key.task]][key.row]
+                outcome = Outcome.SOLVED if reward == 1 else Outcome.FAILED
+                steps = (StepRecord("", Turn(""), reward),)
+                episodes.append(Trajectory(key, "e", "policy", steps, outcome))
+            collector.record(episodes, 1.0)
+            visits += Counter(levels[key.task] for key in keys if key.row == 0)
+    assert visits[2] > 0.7 * visits[1]
+    assert max(visits[3], visits[4]) < 0.5 * visits[1], "no group of these levels is mixed"
 
 
 def test_unseen_sources_are_picked_before_seen_ones() -> None:

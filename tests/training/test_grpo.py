@@ -566,6 +566,24 @@ def test_weights_that_an_update_left_half_changed_are_not_saved(
     assert adapter(tmp_path / "run") == adapter(tmp_path / "straight")
 
 
+@pytest.mark.parametrize("error", [MemoryError, OSError, ValueError])
+def test_the_last_finished_step_is_saved_whatever_ends_training(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    trainer = make(tmp_path / "run", dataclasses.replace(CONFIG, save_steps=5))
+    collect = RolloutCollector.collect
+
+    def failing(collector: RolloutCollector, step: int) -> StepRollouts:
+        if step == 2:
+            raise error("no more")
+        return collect(collector, step)
+
+    monkeypatch.setattr(RolloutCollector, "collect", failing)
+    with pytest.raises(error, match="no more"):
+        train(trainer)
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").steps() == [2]
+
+
 def test_later_updates_on_a_batch_are_clipped(make: Make, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, max_steps=1, learning_rate=0.1, warmup_steps=0)
     (once,) = train(make(tmp_path / "once", config))

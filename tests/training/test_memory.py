@@ -104,6 +104,84 @@ def test_what_was_chosen_automatically_is_not_refused(ref: ModelRef, monkeypatch
     memory.require_memory(ref, dataclasses.replace(CONFIG, kv_cache_mb=memory.choose_cache_mb(ref, CONFIG)))
 
 
+def test_vllm_is_counted_with_weights_of_its_own_and_its_whole_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = tiny.make(tmp_path, max_position_embeddings=2**20)
+    own = sum(file.stat().st_size for file in ref.path.glob("*.safetensors"))
+    config = dataclasses.replace(CONFIG, engine="vllm", kv_cache_mb=300)
+    torch_parts, parts = memory.estimate_bytes(ref, CONFIG), memory.estimate_bytes(ref, config)
+    assert parts["KV cache"] == 300 * 2**20
+    assert parts["weights"] > 2 * own > torch_parts["weights"] - own
+    least = 2 * 2 * 32 * 4 * 2**20  # keys and values of two layers, for the model's whole context
+    automatic = dataclasses.replace(config, kv_cache_mb=0)
+    assert memory.estimate_bytes(ref, automatic)["KV cache"] == pytest.approx(least, rel=1e-2)
+    needed = sum(memory.estimate_bytes(ref, automatic).values())
+    monkeypatch.setattr(memory, "available_bytes", lambda: needed)
+    chosen = memory.choose_cache_mb(ref, automatic)
+    assert least < chosen * 2**20 < 1.01 * least
+    memory.require_memory(ref, dataclasses.replace(automatic, kv_cache_mb=chosen))
+    monkeypatch.setattr(memory, "available_bytes", lambda: needed // 2)
+    with pytest.raises(ConfigError, match="lower kv_cache_mb, or use engine 'torch'"):
+        memory.require_memory(ref, automatic)
+
+
+@pytest.mark.parametrize("engine", ["torch", "vllm"])
+def test_the_engine_gets_the_memory_that_is_set(
+    ref: ModelRef, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    given = list[int]()
+    for name in ("TorchEngine", "VLLMEngine"):
+        monkeypatch.setattr(
+            f"envkit.training.policy.{name}", lambda *_, kv_cache_bytes, **__: given.append(kv_cache_bytes)
+        )
+    Policy(ref, engine=engine, kv_cache_mb=300)
+    assert given == [300 * 2**20]
+
+
+def test_a_failed_allocation_names_the_settings_to_lower(
+    ref: ModelRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allocate(*_: object) -> None:
+        torch.empty(10**15)
+
+    lower = r"max_tokens_per_forward, which is 768, or kv_cache_mb, which is 0"
+    with (
+        pytest.raises(ModelError, match=rf"out of memory \(.*can't allocate memory.*a lower {lower}"),
+        memory.training_memory_errors(CONFIG),
+    ):
+        allocate()
+    trl = dataclasses.replace(CONFIG, backend="trl")
+    with (
+        pytest.raises(ModelError, match="lower num_generations, which is 8"),
+        memory.training_memory_errors(trl),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match="a bug"), memory.training_memory_errors(CONFIG):
+        raise RuntimeError("a bug")
+    monkeypatch.setattr("envkit.training.policy.Head", allocate)
+    with pytest.raises(ModelError, match=r"tiny-llama does not fit into memory \(.*use a smaller model"):
+        Policy(ref)
+
+
+def test_of_trl_a_padded_group_is_counted_and_other_advice_is_given(
+    ref: ModelRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(CONFIG, backend="trl", max_turns=2, max_completion_length=4096)
+    parts, packed = (
+        memory.estimate_bytes(ref, each) for each in (config, dataclasses.replace(config, backend="envkit"))
+    )
+    tokens = config.num_generations * 2 * 4096
+    assert parts["activations"] * config.max_tokens_per_forward == packed["activations"] * tokens
+    alone = dataclasses.replace(config, max_steps=0)
+    assert memory.estimate_bytes(ref, alone) == packed, "the warm start is envkit's"
+    monkeypatch.setattr(memory, "available_bytes", lambda: sum(parts.values()) - 1)
+    advice = "lower num_generations, which is 8, or max_completion_length, which is 4096"
+    with pytest.raises(ConfigError, match=advice) as found:
+        memory.require_memory(ref, config)
+    assert "max_tokens_per_forward" not in str(found.value)
+
+
 def test_a_missing_gpu_is_reported_before_anything_is_chosen_for_it(ref: ModelRef) -> None:
     if torch.cuda.is_available():
         pytest.skip("a GPU is here")

@@ -139,6 +139,23 @@ def test_an_interrupted_pass_goes_on_with_the_same_steps(ref: ModelRef, tmp_path
     assert tiny.equal(tiny.weights(policy), tiny.weights(whole))
 
 
+def test_a_pass_that_runs_out_of_memory_is_saved(
+    ref: ModelRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, backward, batches = CheckpointStore(tmp_path), sft.backward, list[Any]()
+
+    def short_of_memory(policy: Policy, batch: Any, *limits: Any) -> float:
+        batches.append(batch)
+        if len(batches) == 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return backward(policy, batch, *limits)
+
+    monkeypatch.setattr(sft, "backward", short_of_memory)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        sft.train(tiny.policy(ref), DEMONSTRATIONS, CONFIG, lambda step, loss: None, store=store)
+    assert store.steps() == [2]
+
+
 def test_a_killed_pass_loses_the_steps_after_its_checkpoint(
     ref: ModelRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

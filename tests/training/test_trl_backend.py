@@ -24,7 +24,7 @@ from envkit.training.grpo import GRPOTrainer
 from envkit.training.metrics import StepMetrics
 from envkit.training.packing import TrainingRow
 from envkit.training.policy import Policy
-from envkit.training.rollouts import RolloutCollector
+from envkit.training.rollouts import RolloutCollector, StepRollouts
 from envkit.training.trl_backend import TRLTrainer, _padded
 
 CONFIG = dataclasses.replace(tiny.TRAINING, max_steps=3)
@@ -91,7 +91,16 @@ def weight_change(policy: Policy, before: list[torch.Tensor]) -> torch.Tensor:
     ids=str,
 )
 def test_a_step_equals_that_of_the_own_trainer(make: Make, ref: ModelRef, changes: dict[str, Any]) -> None:
-    config = dataclasses.replace(CONFIG, max_steps=1, **changes)
+    require_equal_steps(make, ref, dataclasses.replace(CONFIG, max_steps=1, **changes))
+
+
+def test_dropout_is_off_as_while_sampling(make: Make, tmp_path: Path) -> None:
+    ref = tiny.make(tmp_path / "model", attention_dropout=0.5)
+    require_equal_steps(make, ref, dataclasses.replace(CONFIG, max_steps=1, beta=0.5))
+
+
+def require_equal_steps(make: Make, ref: ModelRef, config: TrainConfig) -> None:
+    """Take one step with each trainer, and compare metrics and weights."""
     steps: list[StepMetrics] = []
     weight_changes: list[torch.Tensor] = []
     for kind in (GRPOTrainer, TRLTrainer):
@@ -177,6 +186,23 @@ def test_a_gradient_that_is_not_finite_ends_the_run_without_changing_weights(
     assert train(trainer) == []
     assert trainer.alarm == "step 2: the gradient is not finite; lower learning_rate"
     assert tiny.equal(before, tiny.weights(policy))
+
+
+def test_the_last_finished_step_is_saved_whatever_ends_training(
+    make: Make, ref: ModelRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make(TRLTrainer, "run", tiny.policy(ref), dataclasses.replace(CONFIG, save_steps=5))
+    collect = RolloutCollector.collect
+
+    def failing(collector: RolloutCollector, step: int) -> StepRollouts:
+        if step == 2:
+            raise MemoryError
+        return collect(collector, step)
+
+    monkeypatch.setattr(RolloutCollector, "collect", failing)
+    with pytest.raises(MemoryError):
+        train(trainer)
+    assert trainer.store.steps() == [2]
 
 
 def test_exceeding_max_kl_ends_the_run(make: Make, ref: ModelRef) -> None:
