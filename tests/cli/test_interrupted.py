@@ -123,8 +123,15 @@ def test_a_full_disk_is_named_and_written_files_stay(home: Path, tmp_path: Path)
     small = tmp_path / "small"
     small.mkdir()
     kept = tmp_path / "kept"
-    # What lies in a mount of the namespace goes with it: copied out by the same shell.
-    script = '"$@"; rc=$?; cp -r "$SMALL" "$KEPT"; exit $rc'
+    # The disk has room when the run begins, else it is refused. What lies in a mount of the namespace goes
+    # with it: copied out by the same shell.
+    script = """
+        "$@" & run=$!
+        until cat "$SMALL"/*/eval-*.jsonl 2>/dev/null | grep -q . || ! kill -0 $run; do sleep 0.05; done
+        cat /dev/zero 2>/dev/null >"$SMALL/filler"
+        wait $run; rc=$?
+        rm "$SMALL/filler"; cp -r "$SMALL" "$KEPT"; exit $rc
+    """
     done = subprocess.run(
         [
             *(
@@ -133,7 +140,7 @@ def test_a_full_disk_is_named_and_written_files_stay(home: Path, tmp_path: Path)
                 "/",
                 "/",
                 "--size",
-                str(64 * 1024),
+                str(8 * 2**20),
                 "--tmpfs",
                 str(small),
             ),

@@ -190,7 +190,7 @@ def test_an_evaluated_model_is_named_after_its_folder_and_its_path_is_absolute(
         (("leaderboard", "nowhere"), "no report.json there"),
         (("rescore", "nowhere"), "not a run's manifest"),
         (("prices", "abacus"), "no model or machine"),
-        (("prices", "--prices", "none.toml"), "none.toml cannot be read"),
+        (("prices", "--prices", "none.toml"), "none.toml: cannot be read"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
