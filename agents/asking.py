@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import fcntl
 import functools
 import hashlib
 import json
@@ -12,8 +11,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, final
@@ -40,7 +38,7 @@ from envkit.errors import (
 )
 from envkit.files import read_json_object
 from envkit.prices import Price, load_prices
-from envkit.store import write_atomic
+from envkit.store import waiting_lock, write_atomic
 
 #: Environment variable with the dollars that all questions of a process may cost together.
 BUDGET: Final = "ENVKIT_ASK_BUDGET_USD"
@@ -90,7 +88,7 @@ class CachedModel:
         request = self._request(prompt, temperature)
         digest = hashlib.sha256(f"{request_digest(self._card, request)} {seed}".encode()).hexdigest()
         path = self._folder / digest[:3] / f"{digest}.json"
-        with _locked(path.parent):
+        with waiting_lock(path.parent):
             if path.exists():
                 return _read(path)
             reply = self._answer(request, seed)
@@ -175,24 +173,6 @@ def _budget() -> Budget:
     if not limit_usd >= 0:
         raise ConfigError(f"{BUDGET} is {text!r}; expected dollars, at least 0")
     return Budget(limit_usd, f"set {BUDGET} to more")
-
-
-@contextmanager
-def _locked(folder: Path) -> Generator[None]:
-    """Hold a lock on a folder, against other threads and processes. The kernel frees it if the owner dies.
-
-    Raises:
-        StoreError: the folder cannot be made or locked.
-    """
-    with ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, handle)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:
-            raise StoreError(f"cannot lock {folder}: {error.strerror or error}") from error
-        yield
 
 
 def _read(path: Path) -> str:

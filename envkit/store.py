@@ -12,7 +12,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -76,6 +76,24 @@ def locked_folder(path: Path) -> Generator[None]:
     with lock_if_free(path) as is_free:
         if not is_free:
             raise StoreError(f"{path}: another process is at work in it; wait for its end")
+        yield
+
+
+@contextmanager
+def waiting_lock(folder: Path) -> Generator[None]:
+    """Lock a folder for the length of the block, made if needed; waits for other threads and processes.
+
+    Raises:
+        StoreError: the folder cannot be made or locked.
+    """
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            raise StoreError(f"cannot lock {folder}: {error.strerror or error}") from error
         yield
 
 

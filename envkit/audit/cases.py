@@ -6,12 +6,9 @@ environment's module, and on this machine in the cache.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import inspect
-import os
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -22,6 +19,7 @@ from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable
 from envkit.cache import cache_dir
 from envkit.env import Env
 from envkit.errors import TaskFileError
+from envkit.store import waiting_lock
 from envkit.taskfile import digest, read_tasks, write_tasks
 from envkit.types import Task
 
@@ -64,9 +62,10 @@ def keep_cases(cases: Sequence[Case], kind: type[Env]) -> Path:
 
     Raises:
         TaskFileError: the file is damaged, or cannot be written.
+        StoreError: its folder cannot be locked.
     """
     path = cached_cases(kind)
-    with _locked(path.parent):
+    with waiting_lock(path.parent):
         known = read_cases(path, kind) if path.exists() else []
         different = {digest([_as_task(case)]): case for case in [*known, *cases]}
         fresh = path.with_suffix(".new")
@@ -81,24 +80,6 @@ def _as_task(case: Case) -> Task:
     attack = {"actions": case.actions, "seed": case.seed}
     task_id = _NUMBER.sub("", case.task.id)
     return replace(case.task, id=task_id, metadata={**case.task.metadata, _ATTACK: attack})
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Generator[None]:
-    """Let one audit at a time change the cases in a folder; the others wait.
-
-    Raises:
-        TaskFileError: the folder cannot be made or locked.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            stack.callback(os.close, handle)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:
-            raise TaskFileError(f"cannot lock {folder}: {error.strerror or error}") from error
-        yield
 
 
 def read_cases(path: Path, kind: type[Env]) -> list[Case]:

@@ -86,10 +86,12 @@ def memory_errors(problem: str, advice: str) -> Generator[None]:
 def training_memory_errors(config: TrainConfig) -> contextlib.AbstractContextManager[None]:
     """Turn PyTorch's failed allocations in a run into a `ModelError` that names the settings to lower."""
     learning = "num_generations" if _is_trl(config) else "max_tokens_per_forward"
+    lower = f"{learning}, which is {getattr(config, learning)}"
+    if config.kv_cache_mb:  # 0 where nothing is sampled
+        lower += f", or kv_cache_mb, which is {config.kv_cache_mb}"
     return memory_errors(
         "the run is out of memory",
-        f"free some, and resume the run if it has a folder; or begin another with a lower {learning}, which "
-        f"is {getattr(config, learning)}, or kv_cache_mb, which is {config.kv_cache_mb}",
+        f"free some, and resume the run if it has a folder; or begin another with a lower {lower}",
     )
 
 

@@ -145,10 +145,10 @@ def test_a_failed_allocation_names_the_settings_to_lower(
     def allocate(*_: object) -> None:
         torch.empty(10**15)
 
-    lower = r"max_tokens_per_forward, which is 768, or kv_cache_mb, which is 0"
+    lower = r"max_tokens_per_forward, which is 768, or kv_cache_mb, which is 512"
     with (
         pytest.raises(ModelError, match=rf"out of memory \(.*can't allocate memory.*a lower {lower}"),
-        memory.training_memory_errors(CONFIG),
+        memory.training_memory_errors(dataclasses.replace(CONFIG, kv_cache_mb=512)),
     ):
         allocate()
     trl = dataclasses.replace(CONFIG, backend="trl")
