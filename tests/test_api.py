@@ -357,6 +357,8 @@ def test_bad_input_is_refused_before_any_work(
 ) -> None:
     with pytest.raises(TaskFileError, match="is of split 'heldout'; expected 'train'"):
         envkit.sft(tmp_path / "adapter", tasks=heldout, display="quiet")
+    with pytest.raises(UsageError, match="at most 5 characters"):
+        envkit.sft(tmp_path / "adapter", max_task_chars=5, display="quiet")
 
     def work(*_: object) -> None:
         raise AssertionError("work began")

@@ -17,6 +17,7 @@ from envkit.api.common import (
     command_of,
     isolated_backend,
     load_tasks,
+    load_train_tasks,
     require_train_split,
     short_tasks,
 )
@@ -246,6 +247,7 @@ def sft(
     config: TrainConfig | Mapping[str, Any] | Path | str | None = None,
     examples: int | None = None,
     tasks: Tasks | None = None,
+    max_task_chars: int | None = None,
     model: Path | str | None = None,
     sandbox: SandboxBackend | str = "auto",
     display: DisplayChoice = "rich",
@@ -262,6 +264,7 @@ def sft(
         config: as for `train`.
         examples: oracle answers to imitate, at least one batch; by default as in ``config``.
         tasks: tasks of the split ``train``, or their file; by default the environment's own.
+        max_task_chars: leave out tasks whose prompt and files have together more characters.
         model: model id, folder or hub id; by default the one of ``config``.
         sandbox: a backend or its registered name.
         display: ``"rich"``, ``"quiet"`` or a display of your own.
@@ -289,8 +292,7 @@ def sft(
     with open_display(display) as progress:
         sandbox_backend = isolated_backend(sandbox, progress)
         settings = with_model(settings, None, progress)
-        found = load_tasks(kind, tasks, "train", sandbox_backend, progress)
-        require_train_split(found, tasks)
+        found = load_train_tasks(kind, tasks, max_task_chars, sandbox_backend, progress)
         message = "stopping: no adapter is written before the last step; Ctrl-C again ends at once"
         with stopping_on_signal(progress.say, message) as request:
             try:

@@ -359,10 +359,11 @@ def require_certified(kind: type[Env], lock: Lock | None = None, max_turns: int 
         UsageError: says why there is none, and how to make one.
     """
     if problem := certificate_problem(kind, lock, max_turns):
-        turns = f" --max-turns {max_turns}" if max_turns > kind.max_turns else ""
+        audited = kind.graded_as()  # a harness plays it: its own certificate counts, with its own turns
+        turns = f" --max-turns {max_turns}" if audited is kind and max_turns > kind.max_turns else ""
         raise UsageError(
-            f"environment {kind.id} has no valid certificate: {problem}; run: envkit audit {kind.id}{turns}, "
-            "or train with --unaudited"
+            f"environment {audited.id} has no valid certificate: {problem}; "
+            f"run: envkit audit {audited.id}{turns}, or train with --unaudited"
         )
 
 

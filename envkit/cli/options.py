@@ -97,6 +97,15 @@ TrainedEnv = Annotated[
         autocompletion=complete_environments,
     ),
 ]
+NoHarnessEnv = Annotated[
+    str | None,
+    typer.Option(
+        "--env",
+        metavar="NAME",
+        help="Environment: a name from `envkit list`. Default: the one of the config's mix, or code-editor.",
+        autocompletion=complete_environments,
+    ),
+]
 EnvArgument = Annotated[
     str,
     typer.Argument(

@@ -12,10 +12,10 @@ from envkit.benchmark.visible_text import visible
 from envkit.cli.options import (
     Json,
     MaxTaskChars,
+    NoHarnessEnv,
     Resume,
     Root,
     SandboxName,
-    TrainedEnv,
     command_line,
     exit_if_stopped,
     require_no_settings,
@@ -32,7 +32,7 @@ _SIZES = PromptSizes()
 def prompt(
     config: Config = None,
     resume: Resume = None,
-    env: TrainedEnv = None,
+    env: NoHarnessEnv = None,
     rounds: Annotated[int, typer.Option(metavar="N", help="Rounds of rewriting.")] = _SIZES.rounds,
     rewritings: Annotated[
         int, typer.Option(metavar="N", help="New messages in each round.")

@@ -12,11 +12,12 @@ from envkit import api
 from envkit.api.common import RUNS
 from envkit.cli.options import (
     Json,
+    MaxTaskChars,
+    NoHarnessEnv,
     Resume,
     Root,
     SandboxName,
     Split,
-    TrainedEnv,
     command_line,
     complete_controls,
     complete_environments,
@@ -234,8 +235,9 @@ def sft(
         int | None,
         typer.Option(metavar="N", help="Oracle answers to imitate; at least one batch (12 by default)."),
     ] = None,
-    env: TrainedEnv = None,
+    env: NoHarnessEnv = None,
     tasks: Tasks = None,
+    max_task_chars: MaxTaskChars = None,
     model: Model = None,
     sandbox: SandboxName = "auto",
     as_json: Json = False,
@@ -247,6 +249,7 @@ def sft(
         config=config,
         examples=examples,
         tasks=tasks,
+        max_task_chars=max_task_chars,
         model=model,
         sandbox=sandbox,
     )

@@ -20,7 +20,9 @@ from envkit.audit.certificate import Certificate, certify
 from envkit.audit.code_digest import SCHEME, content_digest
 from envkit.audit.runner import Finding
 from envkit.display import Silent
+from envkit.environments.code_editor import CodeEditorEnv
 from envkit.errors import UsageError
+from envkit.harness import Harness, harnessed
 from envkit.sandbox import Lock
 from envkit.taskfile import digest
 
@@ -70,6 +72,14 @@ def test_it_is_bound_to_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| b | FAIL | x \\| y |" in certificate.cached(Echo).with_suffix(".md").read_text()
     monkeypatch.setattr(certificate, "content_digest", lambda kind: "other")
     assert certificate.certificate_problem(Echo) == "its code has changed since it was audited on 2026-01-02"
+
+
+def test_what_a_harness_plays_needs_the_environments_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = harnessed(CodeEditorEnv, Harness("test", ("true",)))
+    certificate.require_certified(kind, max_turns=90)
+    monkeypatch.setattr(certificate, "content_digest", lambda kind: "other")
+    with pytest.raises(UsageError, match="; run: envkit audit code-editor, or train"):
+        certificate.require_certified(kind, max_turns=90)
 
 
 def test_a_digest_of_another_scheme_is_of_other_code() -> None:
