@@ -30,59 +30,71 @@ class Line:
         short: its name in the plot.
         seeds: (folder of a report, name of its row), one for each seed; ``{}`` stands for the temperature.
         series: colour in the plot: 0 without training, 1 with.
+        greedy: ``seeds`` at temperature 0, if they are named otherwise there.
     """
 
     label: str
     short: str
     seeds: tuple[tuple[str, str], ...]
     series: int = 0
+    greedy: tuple[tuple[str, str], ...] = ()
 
     def recipe(self, temperature: str) -> Recipe | None:
         """All seeds together; ``None`` if they were not measured at this temperature."""
-        rows = [_row(folder.format(temperature), name) for folder, name in self.seeds]
+        seeds = self.greedy if self.greedy and temperature == GREEDY else self.seeds
+        rows = [_row(folder.format(temperature), name) for folder, name in seeds]
         measured = [row for row in rows if row is not None]
         if len(measured) not in (0, len(rows)):
             raise ValueError(f"{self.label}: found {len(measured)} seeds, expected {len(rows)}")
         return recipe_of(self.label, measured) if measured else None
 
 
+_WARM_START = Line(
+    "after SFT, 20 minutes, three seeds",
+    "SFT, 20 minutes",
+    (("{}", "sft"), (_SEED_1 + "sft", "sft"), (_SEED_2 + "sft", "sft")),
+    1,
+)
+_TRAINED = Line(
+    "after SFT and RL, 60 minutes, three seeds",
+    "SFT+RL, 60 minutes",
+    (
+        ("{}", "step-000050"),
+        (_SEED_1 + "step-000050", "step-000050"),
+        (_SEED_2 + "step-000050", "step-000050"),
+    ),
+    1,
+)
 #: Scripts play no temperature; both folders have them.
 LINES = (
     Line("one random mutation, no model", "random mutation", (("{}", "blind-mutant"),)),
     Line("search until the examples hold, no model", "search, no model", (("{}", "enumerate"),)),
     Line("base", "base", (("{}", "base"),)),
     Line("base, shown three solved tasks", "base, 3 shown", (("sft-alone/{}", "base, 3-shot"),)),
-    Line(
-        "Qwen2.5-Coder-1.5B, three times the size, untouched",
-        "1.5B, untouched",
-        (("untouched-1.5b/{}", "qwen2.5-coder-1.5b-q4"),),
-    ),
-    Line(
-        "after SFT, 20 minutes, three seeds",
-        "SFT, 20 minutes",
-        (("{}", "sft"), (_SEED_1 + "sft", "sft"), (_SEED_2 + "sft", "sft")),
-        1,
-    ),
+    _WARM_START,
     Line(
         "after SFT alone, 60 minutes, two seeds",
         "SFT, 60 minutes",
         (("sft-alone/{}", "sft"), ("sft-alone/seed-1/{}", "sft")),
         1,
     ),
+    _TRAINED,
     Line(
-        "after SFT and RL, 60 minutes, three seeds",
-        "SFT+RL, 60 minutes",
-        (
-            ("{}", "step-000050"),
-            (_SEED_1 + "step-000050", "step-000050"),
-            (_SEED_2 + "step-000050", "step-000050"),
-        ),
+        "Qwen2.5-Coder-1.5B, three times the size, untouched",
+        "1.5B, untouched",
+        (("trained-1.5b/{}", "base"),),
+        greedy=(("untouched-1.5b/{}", "qwen2.5-coder-1.5b-q4"),),
+    ),
+    Line(
+        "Qwen2.5-Coder-1.5B after SFT and RL, one seed",
+        "1.5B, SFT+RL",
+        (("trained-1.5b/{}", "step-000024"),),
         1,
+        greedy=(("trained-1.5b/{}", "trained"),),
     ),
 )
 #: Scripts, of which a greedy figure says nothing.
 _SCRIPTS = LINES[:2]
-_WARM_START = LINES[5]
 
 
 def table() -> str:
@@ -102,18 +114,19 @@ def table() -> str:
 
 def differences() -> str:
     """Trained minus each other line at both temperatures, in points."""
-    *others, trained = LINES
     found: list[str] = []
-    for line in others:
+    for line in LINES:
+        if line is _TRAINED:
+            continue
         for temperature in (SAMPLED, GREEDY):
-            ours, theirs = trained.recipe(temperature), line.recipe(temperature)
+            ours, theirs = _TRAINED.recipe(temperature), line.recipe(temperature)
             if ours is None or theirs is None:
                 continue
             # The warm start of each seed is what its RL began with.
             difference = difference_of(ours, theirs, by_seed=line is _WARM_START)
             assert difference is not None
             found.append(
-                f"{trained.short} - {line.short}, {temperature}: {points(difference.estimate)} "
+                f"{_TRAINED.short} - {line.short}, {temperature}: {points(difference.estimate)} "
                 f"{bounds(difference, signed=True)}"
             )
     return "\n".join(found) + "\n"
