@@ -267,24 +267,37 @@ def _widened_if_alike(
     have exact intervals (Clopper & Pearson), and the mean has what follows from both (MOVER: Zou & Donner
     2008, doi:10.1002/sim.3095; for pairs, Newcombe's hybrid). A cluster that was not observed may differ as
     much as values can: from ``lowest`` to 1. If all have the shared value, the interval is exact. The
-    coverage holds for each of the three values, fixed in advance.
+    coverage holds for each of the three values, fixed in advance. If as many clusters have one as another, no
+    difference (0, of pairs) is preferred, and both bounds are the wider ones of both ends: the interval of
+    ``b - a`` mirrors that of ``a - b``.
     """
     sums, counts = _cluster_totals(values, clusters)
     differing = {value: int(np.sum(sums != value * counts)) for value in (lowest, 0.0, 1.0)}
-    value = min(differing, key=lambda each: differing[each])
-    if differing[value] >= FEW_DIFFERING or (differing[value] and interval.clusters == 1):
+    fewest = min(differing.values())
+    if fewest >= FEW_DIFFERING or (fewest and interval.clusters == 1):
         return interval
-    estimate, above, below = interval.estimate, sums > value * counts, sums < value * counts
+    shared = [value for value, number in differing.items() if number == fewest]
+    if lowest < 0 and 0.0 in shared:
+        shared = [0.0]
+    bounds = [_bounds_around(value, interval.estimate, sums, counts, lowest, level) for value in shared]
+    low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
+    if not fewest:
+        return Interval(interval.estimate, low, high, interval.clusters, exact=True)
+    low, high = max(min(interval.low, low), lowest), min(max(interval.high, high), 1.0)
+    return replace(interval, low=low, high=high, widened=True)
+
+
+def _bounds_around(
+    value: float, estimate: float, sums: Floats, counts: Floats, lowest: float, level: float
+) -> tuple[float, float]:
+    """Bounds of a mean over items, of which the clusters other than those with ``value`` are known exactly."""
+    above, below = sums > value * counts, sums < value * counts
     mean_above, low_above, high_above = _share_of_mean(above, sums - value * counts, counts, 1 - value, level)
     mean_below, low_below, high_below = _share_of_mean(
         below, value * counts - sums, counts, value - lowest, level
     )
     low = estimate - math.hypot(mean_above - low_above, high_below - mean_below)
-    high = estimate + math.hypot(high_above - mean_above, mean_below - low_below)
-    if not differing[value]:
-        return Interval(estimate, low, high, interval.clusters, exact=True)
-    low, high = max(min(interval.low, low), lowest), min(max(interval.high, high), 1.0)
-    return replace(interval, low=low, high=high, widened=True)
+    return low, estimate + math.hypot(high_above - mean_above, mean_below - low_below)
 
 
 def _share_of_mean(

@@ -193,6 +193,19 @@ def test_nearly_alike_rates_have_no_narrower_interval_than_alike_ones() -> None:
     assert (mirrored.low, mirrored.high) == (pytest.approx(-before.high), pytest.approx(-before.low))
 
 
+def test_few_clusters_of_partial_rates_give_mirrored_intervals() -> None:
+    """None of them has a rate of 0 or 1, so that no value is shared by more of them than another."""
+    names = _names(np.arange(8))
+    ours, theirs = np.array([3, 2, 3, 2, 3, 2, 3, 3]) / 4, np.array([1, 1, 1, 1, 1, 0, 1, 1]) / 4
+    found, mirrored = paired_interval(ours, theirs, names), paired_interval(theirs, ours, names)
+    assert (mirrored.low, mirrored.high) == (pytest.approx(-found.high), pytest.approx(-found.low))
+    assert found.excludes_zero
+    rate, lost = rate_interval(ours, names), rate_interval(1 - ours, names)
+    assert (lost.low, lost.high) == (pytest.approx(1 - rate.high), pytest.approx(1 - rate.low))
+    won, lost = paired_interval([1, 0.5], [0, 0], ["a", "b"]), paired_interval([0, 0], [1, 0.5], ["a", "b"])
+    assert (lost.low, lost.high) == (pytest.approx(-won.high), pytest.approx(-won.low))
+
+
 def test_few_clusters_show_no_difference() -> None:
     for names in map(list, ("ab", "abc", "abcd", "abcde")):
         won = np.ones(len(names))
