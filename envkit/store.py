@@ -489,8 +489,14 @@ def _step(data: Mapping[str, Any]) -> StepRecord:
 def _tokens(data: Mapping[str, Any] | None) -> Tokens | None:
     if data is None:
         return None
-    sampled = tuple(data["completion_ids"])
-    return Tokens(tuple(data["prompt_ids"]), sampled, tuple(data["logprobs"]), data.get("kept"))
+    prompt, sampled, kept = tuple(data["prompt_ids"]), tuple(data["completion_ids"]), data.get("kept")
+    logprobs = tuple(map(_finite, data["logprobs"]))
+    numbers = (*prompt, *sampled, *(() if kept is None else (kept,)))
+    if any(type(number) is not int or number < 0 for number in numbers):
+        raise ValueError("found a token that is no number from 0 on")
+    if len(sampled) != len(logprobs):
+        raise ValueError(f"found {len(sampled)} sampled tokens and {len(logprobs)} log-probabilities")
+    return Tokens(prompt, sampled, logprobs, kept)
 
 
 def _text(value: object) -> str:

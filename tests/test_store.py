@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import resource
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -312,10 +314,17 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=5,
 )
+
+
+def _tokens(prompt_ids: tuple[int, ...], sampled: list[tuple[int, float]]) -> Tokens:
+    ids, logprobs = tuple(token for token, _ in sampled), tuple(logprob for _, logprob in sampled)
+    return Tokens(prompt_ids, ids, logprobs)
+
+
 TURNS = st.builds(
     Turn,
     TEXTS,
-    st.none() | st.builds(Tokens, IDS, IDS, st.lists(FINITE, max_size=4).map(tuple)),
+    st.none() | st.builds(_tokens, IDS, st.lists(st.tuples(st.integers(0, 2**20), FINITE), max_size=4)),
     st.builds(Usage, COSTS, COSTS, st.floats(0, 2**53), COSTS),
     st.sampled_from(["stop", "length"]),
 )
@@ -367,6 +376,24 @@ def test_a_field_with_an_invalid_value_is_named(tmp_path: Path) -> None:
         journal.append({**trajectory_to_json(example()), "steps": 3})
     with pytest.raises(StoreError, match=r"episodes\.jsonl:1: not a trajectory .*maybe"):
         list(run.trajectories("episodes"))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "fault"),
+    [
+        ({"completion_ids": [-1]}, "no number from 0 on"),
+        ({"completion_ids": ["q"]}, "no number from 0 on"),
+        ({"prompt_ids": [True]}, "no number from 0 on"),
+        ({"kept": -1}, "no number from 0 on"),
+        ({"logprobs": [math.nan]}, "expected a finite number"),
+        ({"logprobs": []}, "1 sampled tokens and 0 log-probabilities"),
+    ],
+)
+def test_tokens_that_are_none_are_no_trajectory(tokens: dict[str, Any], fault: str) -> None:
+    record = json.loads(json.dumps(trajectory_to_json(example())))
+    record["steps"][0]["turn"]["tokens"].update(tokens)
+    with pytest.raises(ValueError, match=fault):
+        trajectory_from_json(record)
 
 
 def test_an_edited_manifest_is_noticed(tmp_path: Path) -> None:

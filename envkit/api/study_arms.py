@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,8 +95,9 @@ class ArmMaker:
         began = runs_of(folder)
         if began:
             run, settings = RunFolder.open(began[-1]), settings_of(self.sizes, cell.arm)
-            # "auto" has become a dtype of this machine's in the run.
-            theirs = to_mapping(of_run(run)) | ({"dtype": "auto"} if settings["dtype"] == "auto" else {})
+            theirs = _of_any_seed(to_mapping(of_run(run)))
+            if settings["dtype"] == "auto":  # which has become a dtype of this machine's in the run
+                theirs["dtype"] = "auto"
             if differing := differing_settings(theirs, settings):
                 raise UsageError(
                     f"the run of {cell.name} was begun with {differing[0]}, and now it would be "
@@ -237,6 +239,11 @@ def settings_of(sizes: StudyBudget, arm: Arm) -> dict[str, object]:
     settings = to_mapping(config) | {"max_turns": turns_of(kinds, config.max_turns)}
     if any(kind.harness is not None for kind in kinds):  # it has no known answers
         settings["sft_examples"] = 0
+    return _of_any_seed(settings)
+
+
+def _of_any_seed(settings: Mapping[str, object]) -> dict[str, object]:
+    """Leave out what a cell's seed and the machine decide."""
     return {name: value for name, value in settings.items() if name not in ("seed", "kv_cache_mb")}
 
 

@@ -290,7 +290,7 @@ def _widened_if_alike(
 def _bounds_around(
     value: float, estimate: float, sums: Floats, counts: Floats, lowest: float, level: float
 ) -> tuple[float, float]:
-    """Bounds of a mean over items, of which the clusters other than those with ``value`` are known exactly."""
+    """Bounds of a mean over items, from exact bounds of the shares above and below ``value``."""
     above, below = sums > value * counts, sums < value * counts
     mean_above, low_above, high_above = _share_of_mean(above, sums - value * counts, counts, 1 - value, level)
     mean_below, low_below, high_below = _share_of_mean(

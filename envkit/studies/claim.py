@@ -18,7 +18,8 @@ from envkit.agents.local import LocalAgent
 from envkit.agents.scripted import replay
 from envkit.audit.certificate import valid
 from envkit.engine.chat import Chats, Conversation
-from envkit.engine.protocol import Sampling
+from envkit.engine.packed_tree import PromptLayout
+from envkit.engine.protocol import Sampling, uniforms
 from envkit.env import Env
 from envkit.errors import ConfigError, ModelError, SandboxError, StoreError
 from envkit.files import read_json_object
@@ -31,6 +32,7 @@ from envkit.store import trajectory_from_json, trajectory_to_json, write_atomic
 from envkit.studies.machine import machine
 from envkit.studies.provenance import code_digest, commit
 from envkit.taskfile import digest
+from envkit.training.logprobs import hidden_states
 from envkit.training.packing import pack, shared_prompt, training_row
 from envkit.training.policy import Policy
 from envkit.types import JSON, EpisodeKey, Outcome, Task, Trajectory
@@ -46,6 +48,10 @@ _TASKS, _SAMPLES = 4, 2
 _SEED: Final = 20_000
 #: Largest mean difference of log-probabilities on other hardware, in nats per token.
 TOLERANCE: Final = 0.05
+#: Largest distance of a token from its draw on other hardware, in cumulative probability.
+DRAW_TOLERANCE: Final = 0.05
+#: Tokens whose probabilities of the whole vocabulary are held together.
+_ROWS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,13 +315,17 @@ def check_environment(
     same = code_digest(kind) == claimed.code
     seal = "as claimed; it had no valid certificate"
     if DIGEST.fullmatch(claimed.certificate):  # else it says why there is none
-        seal = f"as claimed, certificate {claimed.certificate[:12]}"
+        certificate = valid(kind)
+        known = not isinstance(certificate, str) and certificate.seal == claimed.certificate
+        which = "the" if known else "not the"
+        seal = f"as claimed; {which} certificate that is here, {claimed.certificate[:12]}"
     found = [ClaimCheck(f"{kind.id}: code", same, seal if same else "it has changed since the claim")]
-    missing = [name for name in claimed.tasks if name not in tasks]
-    changed = [
-        name for name, known in claimed.tasks.items() if name in tasks and digest([tasks[name]]) != known
+    here = {name: tasks[name] for name in claimed.tasks if name in tasks}
+    wrong = [f"{name} is not here" for name in claimed.tasks if name not in here]
+    wrong += [f"{name} has changed" for name, task in here.items() if digest([task]) != claimed.tasks[name]]
+    wrong += [
+        f"{name} is of split train, not held out" for name, task in here.items() if task.split == "train"
     ]
-    wrong = [*(f"{name} is not here" for name in missing), *(f"{name} has changed" for name in changed)]
     detail = wrong[0] if wrong else f"{len(claimed.tasks)} as claimed"
     return [*found, ClaimCheck(f"{kind.id}: tasks", not wrong, detail)]
 
@@ -331,8 +341,9 @@ def replay_environment(
     """Play a claim's episodes of one environment again.
 
     On hardware as claimed, every text, token, log-probability and verdict must be the same, to the bit. On
-    other hardware, the claimed tokens must be those of the claimed texts. Their log-probabilities are
-    computed here, and may differ by `TOLERANCE` on average. The claimed actions are graded again.
+    other hardware, the claimed tokens must be those of the claimed texts, and those that the same random
+    numbers draw here, but for `DRAW_TOLERANCE` of the probability. Their log-probabilities are computed here,
+    and may differ by `TOLERANCE` on average. The claimed actions are graded again.
 
     Args:
         claimed: that environment's part of the claim.
@@ -441,7 +452,7 @@ def _within_tolerance(
     """Compare the claimed tokens with their texts, and their log-probabilities with those computed here."""
     total = tokens = 0.0
     for episode in claimed:
-        if fault := _foreign_text(episode, policy, kind, sampling):
+        if fault := _fault(episode, policy, kind, sampling):
             return False, f"task {episode.key.task}, sample {episode.key.row}: {fault}"
         prompt = shared_prompt([episode])
         row = training_row(episode, [1.0] * len(episode.steps), len(prompt))
@@ -458,8 +469,12 @@ def _within_tolerance(
     return mean <= TOLERANCE, detail
 
 
-def _foreign_text(episode: Trajectory, policy: Policy, kind: type[Env], sampling: ClaimedSampling) -> str:
-    """Return why an episode's tokens are not those of its texts; empty if they are."""
+def _fault(episode: Trajectory, policy: Policy, kind: type[Env], sampling: ClaimedSampling) -> str:
+    """Return why an episode's answers are not the adapter's; empty if they may be.
+
+    Their tokens must be those of their texts, and what the episode's random numbers draw here, as closely as
+    other hardware computes probabilities.
+    """
     renderer, longest = policy.renderer, sampling.max_context_length or sys.maxsize
     if kind.harness is None:
         talk: Conversation | Chats = Conversation(renderer, kind.system, longest, policy.engine.longest)
@@ -481,5 +496,61 @@ def _foreign_text(episode: Trajectory, policy: Policy, kind: type[Env], sampling
             return f"turn {number}: its text is not what its tokens say"
         if (tokens.prompt_ids, tokens.kept) != (talk.new_ids, talk.kept):
             return f"turn {number}: its prompt does not match its observation"
+        *before, last = tokens.completion_ids
+        ended = last == renderer.stop_id or any(stop in turn.text for stop in sampling.stop_strings)
+        most = min(sampling.max_completion_length, policy.engine.longest - len(talk.ids))
+        if renderer.stop_id in before or len(before) >= most or not (ended or len(before) + 1 == most):
+            return f"turn {number}: its answer ends elsewhere than the settings say"
+        key = episode.key
+        rng_key = (key.seed, key.step, key.group, key.row, talk.turns)
+        distances = _distances(policy, talk.ids, tokens.completion_ids, rng_key, sampling)
+        if (far := float(distances.max())) > DRAW_TOLERANCE:
+            return (
+                f"turn {number}, token {int(distances.argmax())}: not what the random numbers draw: off by "
+                f"{far:.2f} of the probability (at most {DRAW_TOLERANCE} is accepted)"
+            )
         talk.answer(tokens.completion_ids)
     return ""
+
+
+def _distances(
+    policy: Policy,
+    prompt_ids: Sequence[int],
+    ids: Sequence[int],
+    rng_key: Sequence[int],
+    sampling: ClaimedSampling,
+) -> torch.Tensor:
+    """How far each token of an answer is from the draw that chose it.
+
+    Tokens are drawn by inverse CDF. A distance is the cumulative probability between the random number and
+    the token, or at temperature 0 the probability by which another token is more likely. It is 0 if the token
+    would be drawn here.
+
+    Args:
+        policy: the base model with the adapter.
+        prompt_ids: the whole context of the answer.
+        ids: the answer, T tokens.
+        rng_key: addresses the answer's random numbers.
+        sampling: settings of the episodes.
+
+    Returns:
+        Shape (T,), in [0, 1].
+    """
+    context = torch.tensor([[*prompt_ids, *ids[:-1]]], device=policy.device)
+    found: list[torch.Tensor] = []
+    with torch.no_grad():
+        hidden = hidden_states(policy.model, context, PromptLayout())[-len(ids) :]
+        uniform = torch.from_numpy(uniforms(rng_key, len(ids)))
+        for start in range(0, len(ids), _ROWS):
+            piece = slice(start, start + _ROWS)
+            logits = policy.head(hidden[piece]).double()
+            token = torch.tensor(ids[piece], device=logits.device)[:, None]
+            probs = torch.softmax(logits / (sampling.temperature or 1.0), dim=-1)
+            chosen = probs.gather(1, token)[:, 0]
+            if sampling.temperature:
+                end = probs.cumsum(dim=-1).gather(1, token)[:, 0]
+                drawn = uniform[piece].to(end.device)
+                found.append(torch.maximum(end - chosen - drawn, drawn - end).clamp(min=0))
+            else:
+                found.append(probs.amax(dim=-1) - chosen)
+    return torch.cat(found).cpu()

@@ -36,11 +36,9 @@ class PrefilledPrompt:
     """
 
     def __init__(self, model: Any, ids_1P: Tensor, *, detached: bool = True) -> None:
-        layout, positions_1P = PromptLayout(), torch.arange(ids_1P.shape[1], device=ids_1P.device)[None]
-        hidden = model.get_decoder()(
-            input_ids=ids_1P, position_ids=positions_1P, use_cache=False, layout=layout
-        ).last_hidden_state
-        self._outputs = [*layout.keys, *layout.values, hidden[0, -1:]]
+        layout = PromptLayout()
+        hidden_PE = hidden_states(model, ids_1P, layout)
+        self._outputs = [*layout.keys, *layout.values, hidden_PE[-1:]]
         self._leaves = self._outputs
         if detached:
             self._leaves = [part.detach().requires_grad_(part.requires_grad) for part in self._outputs]
@@ -57,6 +55,21 @@ class PrefilledPrompt:
         ]
         if pairs:
             torch.autograd.backward([part for part, _ in pairs], [grad for _, grad in pairs])
+
+
+def hidden_states(model: Any, ids_1P: Tensor, layout: PromptLayout) -> Tensor:
+    """The last hidden states (P, E) of a text; ``layout`` gets its keys and values.
+
+    Args:
+        model: the PEFT model.
+        ids_1P: the text.
+        layout: an empty one.
+    """
+    positions_1P = torch.arange(ids_1P.shape[1], device=ids_1P.device)[None]
+    decoder = model.get_decoder()
+    return decoder(
+        input_ids=ids_1P, position_ids=positions_1P, use_cache=False, layout=layout
+    ).last_hidden_state[0]
 
 
 def logprobs(

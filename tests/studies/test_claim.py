@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import envkit
+from envkit.audit.certificate import valid
 from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
 from envkit.errors import StoreError
@@ -24,6 +25,7 @@ from envkit.stop import never
 from envkit.studies.before_after import BeforeAfter
 from envkit.studies.before_after_setup import prepare, start
 from envkit.studies.claim import check_environment, read_claim
+from envkit.taskfile import digest
 from envkit.training.config import TrainConfig
 from envkit.types import Task
 
@@ -95,11 +97,14 @@ def test_a_claim_is_reproduced_to_the_bit(trained: Path) -> None:
         assert result.findings[4].detail.endswith("every id and log-probability, to the bit")
 
 
-def test_an_environment_that_had_no_certificate_is_told(adapter: Path) -> None:
+def test_the_certificate_of_a_claim_is_told(adapter: Path) -> None:
     [claimed] = read_claim(adapter).environments
+    here = valid(CodeEditorEnv)
+    assert not isinstance(here, str)
     told = "as claimed; it had no valid certificate"
     for certificate, detail in (
-        ("ab" * 32, "as claimed, certificate abababababab"),
+        (here.seal, f"as claimed; the certificate that is here, {here.seal[:12]}"),
+        ("ab" * 32, "as claimed; not the certificate that is here, abababababab"),
         ("it was never audited; run: envkit audit code-editor", told),
         ("none", told),
     ):
@@ -134,6 +139,18 @@ def test_a_changed_task_is_found(adapter: Path) -> None:
     found = findings(adapter, [HELDOUT[0], changed, HELDOUT[2]])
     assert found == {"code-editor: tasks": f"{changed.id} has changed"}
     assert findings(adapter, HELDOUT[:2]) == {"code-editor: tasks": f"{HELDOUT[2].id} is not here"}
+
+
+def test_tasks_to_train_on_prove_nothing(adapter: Path) -> None:
+    known = [replace(task, split="train") for task in HELDOUT]
+
+    def as_if_held_out(claim: dict[str, Any]) -> None:
+        [part] = claim["environments"]
+        part.update(split="train", tasks={task.id: digest([task]) for task in known})
+
+    edited(adapter, as_if_held_out)
+    wrong = f"{HELDOUT[0].id} is of split train, not held out"
+    assert findings(adapter, known) == {"code-editor: tasks": wrong}
 
 
 def steps_of(claim: dict[str, Any]) -> list[dict[str, Any]]:
@@ -219,6 +236,24 @@ def test_on_other_hardware_log_probabilities_may_differ_a_little(adapter: Path) 
 
     edited(adapter, shifted)
     assert list(findings(adapter)) == ["code-editor: tokens"]
+
+
+def test_on_other_hardware_an_answer_must_be_what_its_random_numbers_draw(adapter: Path) -> None:
+    edited(adapter, lambda claim: claim["hardware"].update(cpu="another"))
+
+    def lucky(claim: dict[str, Any]) -> None:
+        """The second sample's episode is claimed for the first one, too, as if it had been drawn twice."""
+        first, second, *_ = claim["environments"][0]["episodes"]
+        first.update({name: second[name] for name in ("steps", "outcome", "scores", "info")})
+
+    edited(adapter, lucky)
+    assert "not what the random numbers draw" in findings(adapter)["code-editor: tokens"]
+
+
+def test_on_other_hardware_an_answer_must_end_where_the_settings_say(adapter: Path) -> None:
+    edited(adapter, lambda claim: claim["hardware"].update(cpu="another"))
+    edited(adapter, lambda claim: claim["sampling"].update(max_completion_length=7))
+    assert "ends elsewhere than the settings say" in findings(adapter)["code-editor: tokens"]
 
 
 def test_an_adapter_without_a_sound_claim_is_refused(adapter: Path) -> None:

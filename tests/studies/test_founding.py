@@ -754,6 +754,15 @@ def test_all_studies_of_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ConfigError, match=r"study rare compares RL with its warm start, and training\.sft_examples is 0"
     ):
         envkit.study("rare", **{**options, "budget": str(without)})
+    with monkeypatch.context() as stopping:
+
+        def stop(*_: object) -> None:
+            raise InterruptedError
+
+        stopping.setattr("envkit.studies.before_after.BeforeAfter.run", stop)
+        for seeds in (1, 2):
+            with pytest.raises(InterruptedError):
+                envkit.study("rank", **options, seeds=seeds)  # the first training begins, then goes on
     for name in STUDIES:
         found = envkit.study(name, **options, benchmark="answers:file" if name == "frontier" else "")
         assert found.found is not None, name
