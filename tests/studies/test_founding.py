@@ -102,9 +102,11 @@ def write(
         CellFolder.of(root, ARMS[arm], seed).write_distance(found)
 
 
-def found_by(name: str, root: Path, seeds: int = 2, planned: int | None = None) -> StudyFinding:
-    """Judge a study, whose scripts solve a twentieth."""
-    script = Row("enumerate", "a script", tuple(solving(0.05)))
+def found_by(
+    name: str, root: Path, seeds: int = 2, planned: int | None = None, scripts: float = 0.05
+) -> StudyFinding:
+    """Judge a study, whose scripts solve a twentieth, or another share."""
+    script = Row("enumerate", "a script", tuple(solving(scripts)))
     base = CellFolder.of(root, ARMS["base"], 0)
     for part in (SOLVE, MANY, *ON.values()):
         base.write_others(part, Others((script,), CONDITIONS, "1.0"))
@@ -346,6 +348,16 @@ def test_specialists_that_learned_nothing_decide_nothing(tmp_path: Path) -> None
     assert verdict("specialists", tmp_path) == UNDECIDED
 
 
+@pytest.mark.parametrize("study", ["interference", "specialists"])
+def test_specialists_that_do_not_clear_the_scripts_decide_nothing(tmp_path: Path, study: str) -> None:
+    write_several(tmp_path, 0.3)
+    route(tmp_path, 1.0)
+    assert found_by(study, tmp_path).verdict != UNDECIDED
+    found = found_by(study, tmp_path, scripts=0.6)
+    assert found.verdict == UNDECIDED
+    assert any("sql-desk: only-sql-desk minus scripts" in said for said in found.sentences)
+
+
 def test_what_another_adapter_has_played_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "r1", [solving(0.4)], distances=[(0.1, 0.0)])
     cell = CellFolder.of(tmp_path, ARMS["r1"], 0)
@@ -547,7 +559,9 @@ def test_what_was_merged_of_other_adapters_is_refused(tmp_path: Path) -> None:
         Grid(tmp_path, 2).rows("merged-linear", ON["sql-desk"])
 
 
-@pytest.mark.parametrize(("rate", "expected"), [(0.9, HELD), (0.5, UNDECIDED), (0.0, FAILED)])
+@pytest.mark.parametrize(
+    ("rate", "expected"), [(0.9, HELD), (0.5, UNDECIDED), (0.25, FAILED), (0.0, UNDECIDED)]
+)
 def test_frontier(tmp_path: Path, rate: float, expected: str) -> None:
     def with_kinds(solved: float) -> list[TaskResult]:
         """Half of the tasks are of each kind, and a few of one that is too rare."""
@@ -562,7 +576,7 @@ def test_frontier(tmp_path: Path, rate: float, expected: str) -> None:
         write(tmp_path, arm, [with_kinds(rate if arm == "r16" else 0.0)] * seeds, FRONTIER)
     origin = Origin("recorded", "gpt-4-0613", tokenizer="a tokenizer")
     large = Row("gpt-4-0613", "recorded", tuple(with_kinds(0.5)), None, origin)
-    script = Row("enumerate", "a script", tuple(with_kinds(0.1)))
+    script = Row("enumerate", "a script", tuple(with_kinds(0.02)))
     cell = CellFolder.of(tmp_path, ARMS["base"], 0)
     with pytest.raises(UsageError, match="answers of gpt-4-0613 are not graded yet"):
         judge(STUDIES["frontier"], Grid(tmp_path, 2), 2)

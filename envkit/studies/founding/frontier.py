@@ -24,8 +24,10 @@ from envkit.studies.founding.finding import (
     HELD,
     UNDECIDED,
     StudyFinding,
+    above_scripts,
     detectable_between,
     in_points,
+    only_if,
     rate_bars,
     rates_table,
     seeds_sentence,
@@ -65,11 +67,13 @@ def judge(grid: Grid) -> StudyFinding:
         for name, row in others.items()
     )
     kinds = _kinds(others[_LARGE])
+    is_above_scripts, scripts = above_scripts(grid, _TRAINED, FRONTIER)
     return StudyFinding(
-        _verdict(grid, others[_LARGE], kinds),
+        only_if(is_above_scripts, verdict=_verdict(grid, others[_LARGE], kinds)),
         (
             detectable_between(ours, theirs),
             f"On all tasks: {whole} points.",
+            scripts,
             f"By kind, {_TRAINED} minus {_LARGE} decides, on kinds with tasks of {_FEWEST} sources or more: "
             f"{len(kinds)} kinds. It holds if the difference on one is above zero, with a p-value of at most "
             f"{_P:g} after Holm's correction for all kinds (swapping whole sources) and for other seeds too, "

@@ -15,6 +15,7 @@ from envkit.studies.founding.finding import (
     HELD,
     UNDECIDED,
     StudyFinding,
+    above_scripts,
     all_above,
     detectable,
     in_points,
@@ -46,7 +47,7 @@ def judge(grid: Grid) -> StudyFinding:
         name: partial(grid.difference, "joint", arm.name, ON[name]) for name, arm in SPECIALISTS.items()
     }
     compared = "; ".join(f"{name} {in_points(each())}" for name, each in compare.items())
-    learned = [name for name, each in _gains(grid).items() if each.low > _MARGIN]
+    learned = [name for name in compare if _has_learned(grid, name)]
     known: list[Callable[[float], Interval]] = [
         lambda level, each=compare[name]: each(level=level) for name in learned
     ]
@@ -60,8 +61,9 @@ def judge(grid: Grid) -> StudyFinding:
             ),
             f"Joint minus specialist: {compared} points.",
             learned_sentence(grid),
-            f"Where that is not more than {percent(_MARGIN)} points, nothing is learned that could be lost, "
-            "and the claim cannot hold.",
+            *scripts_sentences(grid),
+            f"Where the first is not more than {percent(_MARGIN)} points, or a script is not beaten, nothing "
+            "is learned that could be lost, and the claim cannot hold.",
             "The joint adapter has as many known answers and as many episodes of each environment as its "
             "specialist, in as many steps, which are so much larger. Merged adapters are made of the "
             "specialists, without training.",
@@ -73,18 +75,35 @@ def judge(grid: Grid) -> StudyFinding:
 
 
 def all_learned(grid: Grid) -> bool:
-    """True if every specialist solves more than the base in its environment, by the margin."""
-    return all(each.low > _MARGIN for each in _gains(grid).values())
+    """True if every specialist solves more than the base and each script in its environment.
+
+    More than the base by the margin.
+    """
+    return all(_has_learned(grid, name) for name in SPECIALISTS)
+
+
+def _has_learned(grid: Grid, name: str) -> bool:
+    is_above_scripts, _ = above_scripts(grid, SPECIALISTS[name].name, ON[name])
+    return is_above_scripts and _gain(grid, name).low > _MARGIN
 
 
 def learned_sentence(grid: Grid) -> str:
     """Say what the specialists have learned."""
-    gained = "; ".join(f"{name} {in_points(each)}" for name, each in _gains(grid).items())
+    gained = "; ".join(f"{name} {in_points(_gain(grid, name))}" for name in SPECIALISTS)
     return f"Specialist minus base: {gained} points."
 
 
-def _gains(grid: Grid) -> dict[str, Interval]:
-    return {name: grid.difference(arm.name, BASE, ON[name]) for name, arm in SPECIALISTS.items()}
+def scripts_sentences(grid: Grid) -> list[str]:
+    """Compare the specialists with the scripts that have played their environments."""
+    return [
+        f"{name}: {above_scripts(grid, arm.name, ON[name])[1]}"
+        for name, arm in SPECIALISTS.items()
+        if any(row.origin.kind == "script" for row in grid.others(ON[name]).values())
+    ]
+
+
+def _gain(grid: Grid, name: str) -> Interval:
+    return grid.difference(SPECIALISTS[name].name, BASE, ON[name])
 
 
 def rates(grid: Grid, arms: tuple[str, ...]) -> Table:

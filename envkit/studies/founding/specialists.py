@@ -26,7 +26,13 @@ from envkit.studies.founding.finding import (
     seeds_sentence,
 )
 from envkit.studies.founding.grid import Grid
-from envkit.studies.founding.interference import all_learned, bars, learned_sentence, rates
+from envkit.studies.founding.interference import (
+    all_learned,
+    bars,
+    learned_sentence,
+    rates,
+    scripts_sentences,
+)
 from envkit.studies.founding.measurements import ON, RoutedTasks
 
 _SPECIALISTS: Final = tuple(arm.name for arm in SPECIALISTS.values())
@@ -63,6 +69,7 @@ def judge(grid: Grid) -> StudyFinding:
             f"Routed minus single adapters, on the tasks of all environments: {compared} points. Minus "
             f"base: {in_points(_difference(routed, base, LEVEL))}.",
             f"{learned_sentence(grid)} Unless each is above {percent(_MARGIN)}, nothing is decided.",
+            *scripts_sentences(grid),
             f"The files of the specialists and the router have {percent(size)} % of the "
             f"{number(found[0].base_bytes / 1e6, 0)} MB of the base's.",
             f"The router learned from {number(found[0].learned, 0)} prompts, and reads one in "
