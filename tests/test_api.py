@@ -33,6 +33,7 @@ from envkit.errors import MissingExtraError, ModelError, StoreError, TaskFileErr
 from envkit.store import RunFolder
 from envkit.studies.interference import arms_of
 from envkit.studies.routing import first_prompts
+from envkit.taskfile import write_tasks
 from envkit.types import Task
 
 
@@ -449,6 +450,27 @@ def test_an_adapter_is_measured_as_it_was_trained_unless_told_otherwise(
     assert (told.max_turns, told.of(told.agents[-1]).max_completion_length) == (2, 9)
     with pytest.raises(UsageError, match="no adapter there"):
         envkit.bench_spec(adapters=[trained.run / "tasks"])
+
+
+def test_what_an_adapter_was_trained_on_is_not_held_out(
+    tmp_path: Path, trained: envkit.TrainResult, tasks: Sequence[Task], heldout: Sequence[Task]
+) -> None:
+    """A task file may say otherwise, for example after its sources were divided anew."""
+    known = [replace(task, split="heldout") for task in tasks[:2]]
+    write_tasks(tmp_path / "known.jsonl", known, 0)
+    fault = "an adapter was trained on 2 sources of the held-out tasks, such as "
+    model = json.loads((trained.run / "manifest.json").read_text())["plan"]["train"]["model"]
+    with pytest.raises(TaskFileError, match=fault):
+        envkit.evaluate(adapter=trained.run, model=model, tasks=tmp_path / "known.jsonl", display="quiet")
+    with pytest.raises(TaskFileError, match=fault):
+        envkit.train(
+            config={"model": model, "lora_r": 2, "sft_examples": 0, "warm_start": str(trained.adapter)},
+            tasks=[replace(task, split="train") for task in heldout],
+            heldout_tasks=known,
+            allow_unaudited=True,
+            root=tmp_path / "runs",
+            display="quiet",
+        )
 
 
 def test_an_adapter_is_measured_on_the_environment_that_it_was_trained_on(tmp_path: Path) -> None:

@@ -212,8 +212,7 @@ def adapter_folder(path: Path, step: int | None = None) -> Path:
 def training_of(adapter: Path) -> tuple[TrainConfig | None, Any]:
     """Read settings and environment class of the run that holds an adapter; ``None`` if unknown."""
     from envkit import registry
-    from envkit.studies.before_after_setup import environments_of
-    from envkit.studies.run_records import training_run_of
+    from envkit.studies.run_records import environments_of, training_run_of
     from envkit.training.config import of_run
 
     if (run := training_run_of(adapter)) is None:

@@ -131,14 +131,13 @@ def environment_for(name: str, adapters: Sequence[Path]) -> tuple[str, str]:
     Raises:
         UsageError: nothing is named, and the adapters were trained on several.
     """
-    from envkit.studies.run_records import training_run_of
+    from envkit.studies.run_records import environments_of, training_run_of
 
     if name:
         return name, ""
     runs = [run for folder in adapters if (run := training_run_of(folder)) is not None]
     if not runs:
         return DEFAULT_ENVIRONMENT, ""
-    from envkit.studies.before_after_setup import environments_of  # imports PyTorch
 
     trained = list(dict.fromkeys(name for run in runs for name in environments_of(run)))
     if len(trained) > 1:

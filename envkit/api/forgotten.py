@@ -30,6 +30,7 @@ def forgetting(
     limit: int = 64,
     model: Path | str | None = None,
     config: TrainConfig | Mapping[str, Any] | None = None,
+    device: str = "cpu",
     sandbox: SandboxBackend | str = "auto",
     display: DisplayChoice = "rich",
 ) -> Forgetting:
@@ -49,6 +50,7 @@ def forgetting(
         limit: number of passages, and of tasks.
         model: the base model, if it is no longer where it was.
         config: limits of its episodes, as fields of `TrainConfig`; by default those of its training.
+        device: ``"cpu"`` or ``"cuda"``, whatever it was trained on.
         sandbox: a backend or its registered name.
         display: ``"rich"``, ``"quiet"`` or a display of your own.
 
@@ -70,11 +72,10 @@ def forgetting(
 
     folder = adapter_folder(Path(adapter))
     require_training()
-    from envkit.studies.before_after_setup import environments_of
     from envkit.studies.forgetting import Forgetting, movement, text_loss
     from envkit.studies.machine import resolve_dtype, use_threads
     from envkit.studies.passages import passages_of
-    from envkit.studies.run_records import training_run_of
+    from envkit.studies.run_records import environments_of, training_run_of
     from envkit.studies.turns import turns_of
     from envkit.training.checkpoint import load_adapter
     from envkit.training.config import TrainConfig
@@ -100,6 +101,7 @@ def forgetting(
         lora_alpha=alpha,
         control=recorded_control(folder),
         engine="torch",
+        device=device,
         kv_cache_mb=0,  # the run's may have been chosen on a larger machine
     )
     with open_display(display) as progress:

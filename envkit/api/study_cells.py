@@ -71,7 +71,7 @@ class CellMeasurer:
 
     def _play(self, cell: CellFolder, part: str, tasks: str) -> signal.Signals | None:
         """Play a cell's held-out episodes."""
-        from envkit.studies.founding.measurements import Measured, message_digest
+        from envkit.studies.founding.measurements import Measured, searched_message
 
         system = "" if cell.prompt is None else cell.prompt.system
         report, stopped = self._evaluated(
@@ -89,7 +89,7 @@ class CellMeasurer:
         assert report.conditions is not None  # only reports of earlier versions lack them
         [row] = [row for row in report.rows if row.expected is None]
         if system:  # seeds that found the same message are still several
-            row = replace(row, origin=replace(row.origin, system=message_digest(system, cell.seed)))
+            row = replace(row, origin=replace(row.origin, system=searched_message(system, cell.seed)))
         row = replace(row, name=cell.name, description=cell.arm.meaning)
         cell.write_measured(part, Measured(row, report.conditions, report.machine, report.commit))
         return None
@@ -232,6 +232,7 @@ class CellMeasurer:
             environment=self.sizes.environment,
             model=self.sizes.model,
             config=self.sizes.config_of(cell.arm),
+            device=self.sizes.config_of(cell.arm).device,
             max_task_chars=self.sizes.max_task_chars,
             limit=self.sizes.passages,
             sandbox=self.sandbox,

@@ -228,10 +228,10 @@ def resume_train(
     from envkit.store import RunFolder
 
     require_training()
-    from envkit.studies import before_after_setup
+    from envkit.studies.run_records import environments_of
 
     folder = RunFolder.open(Path(run))
-    kinds = [registry.environment(name) for name in before_after_setup.environments_of(folder)]
+    kinds = [registry.environment(name) for name in environments_of(folder)]
     # Runs of older versions named none.
     began_with = folder.manifest.get("trackers", DEFAULT_TRACKERS)
     resolved = resolve_trackers(began_with if trackers is None else trackers)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from envkit import api
+from envkit.cli.measure import Device
 from envkit.cli.options import (
     Json,
     MaxTaskChars,
@@ -46,6 +47,7 @@ def forgetting(
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The base model, if it is no longer where it was.")
     ] = None,
+    device: Device = None,
     sandbox: SandboxName = "auto",
     as_json: Json = False,
 ) -> None:
@@ -64,6 +66,7 @@ def forgetting(
         max_task_chars=max_task_chars,
         limit=limit,
         model=model,
+        device=device or "cpu",
         sandbox=sandbox,
     )
     if as_json:

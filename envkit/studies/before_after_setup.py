@@ -24,6 +24,7 @@ from envkit.studies.openings import openings
 from envkit.studies.plan import DEFAULT_MINUTES, Plan, PlanInputs, plan, require_useful
 from envkit.studies.probe import Lengths, Speed, lengths_of, probe
 from envkit.studies.provenance import commit, environment_facts, require_unchanged, training_code_digest
+from envkit.studies.run_records import environments_of, sources_learned, task_file
 from envkit.studies.turns import turns_of
 from envkit.studies.warm_start import demonstrations, phase_tasks, require_warm_start
 from envkit.taskfile import digest, read_tasks, write_tasks
@@ -106,8 +107,9 @@ def prepare(
     """
     require_checks(config.shaping, train)
     all_train = [task for tasks in train.values() for task in tasks]  # one adapter learns from all
+    learned = sources_learned(Path(config.warm_start)) if config.warm_start else ()
     for kind in train:
-        require_heldout(heldout[kind], all_train)
+        require_heldout(heldout[kind], all_train, learned)
     release_freed_memory()  # of mining
     config = replace(config, max_turns=turns_of(train, config.max_turns))
     config, threads = settle(config, minutes, display.say)
@@ -267,7 +269,7 @@ def _fill(run: RunFolder, study: RunSetup) -> None:
     for kind, part in parts_of(run, [*study.train]).items():
         # The run's own copies, so that it can resume after files have moved or the miner has changed.
         for name, tasks in (("train", study.train[kind]), ("heldout", study.heldout[kind])):
-            write_tasks(_task_file(part, name), tasks, study.plan.train.seed)
+            write_tasks(task_file(part.path, name), tasks, study.plan.train.seed)
     if warm_start := study.plan.train.warm_start:
         copy_adapter(Path(warm_start), run.path / "sft")
 
@@ -277,13 +279,6 @@ def parts_of(run: RunFolder, kinds: Sequence[type[Env]]) -> dict[type[Env], RunF
     if len(kinds) == 1:
         return {kinds[0]: run}
     return {kind: RunFolder.open(run.path / folder_name(kind.id)) for kind in kinds}
-
-
-def environments_of(run: RunFolder) -> list[str]:
-    """List the names of the environments that a run trains on."""
-    manifest = run.manifest
-    # Older runs have one environment. The oldest do not name it: it was the code editor.
-    return [*manifest.get("environments", [manifest.get("environment", "code-editor")])]
 
 
 def reopen(run: RunFolder, kinds: Sequence[type[Env]], backend: SandboxBackend) -> RunSetup:
@@ -335,17 +330,13 @@ def reopen(run: RunFolder, kinds: Sequence[type[Env]], backend: SandboxBackend) 
     )
 
 
-def _task_file(part: RunFolder, name: str) -> Path:
-    return part.path / "tasks" / f"{name}.jsonl"
-
-
 def _tasks(part: RunFolder, name: str) -> list[Task]:
-    tasks = read_tasks(_task_file(part, name))
+    tasks = read_tasks(task_file(part.path, name))
     digests = part.manifest.get("tasks")
     recorded = str(cast("dict[str, str]", digests).get(name)) if isinstance(digests, dict) else "none"
     if (found := digest(tasks)) != recorded:
         raise StoreError(
-            f"{_task_file(part, name)}: the run began with tasks {recorded[:12]}, found {found[:12]}; "
+            f"{task_file(part.path, name)}: the run began with tasks {recorded[:12]}, found {found[:12]}; "
             "restore the file, or start a new run"
         )
     return tasks

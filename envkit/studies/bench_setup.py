@@ -30,6 +30,7 @@ from envkit.studies.heldout import require_heldout
 from envkit.studies.machine import free_threads, machine, resolve_dtype, use_threads
 from envkit.studies.openings import openings
 from envkit.studies.provenance import commit, environment_facts
+from envkit.studies.run_records import sources_learned
 from envkit.studies.validate_tasks import validate_tasks
 from envkit.taskfile import digest, write_tasks
 from envkit.training.config import TrainConfig
@@ -275,7 +276,8 @@ def load_tasks(
         if too_long := len(imported.tasks) - len(tasks):
             left_out[f"tasks of more than {most} characters"] = too_long
     tasks = tasks[: spec.limit]
-    require_heldout(tasks)
+    learned = [sources_learned(Path(row.adapter)) for row in rows if row.adapter]
+    require_heldout(tasks, learned=frozenset[str]().union(*learned))
     if is_published:
         # With the run's own seed, so that its control episodes find these grades in the cache.
         faults = validate_tasks(kind, tasks, backend, display, seed=EVALUATION_SEED)

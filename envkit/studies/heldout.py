@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from envkit.errors import TaskFileError
 from envkit.types import Task
 
 
-def require_heldout(heldout: Sequence[Task], train: Sequence[Task] = ()) -> None:
+def require_heldout(
+    heldout: Sequence[Task], train: Sequence[Task] = (), learned: Collection[str] = ()
+) -> None:
     """Raise if train and held-out tasks overlap.
+
+    Args:
+        heldout: tasks to measure on.
+        train: tasks to learn from.
+        learned: sources of tasks that an adapter was trained on before.
 
     Raises:
         TaskFileError: a task is of the wrong split, or a source is in both sets.
@@ -23,5 +30,10 @@ def require_heldout(heldout: Sequence[Task], train: Sequence[Task] = ()) -> None
     if shared := {task.source for task in train} & {task.source for task in heldout}:
         raise TaskFileError(
             f"{len(shared)} sources are in both the train and the held-out tasks, such as {min(shared)}; "
+            "choose tasks of other sources"
+        )
+    if shared := {task.source for task in heldout}.intersection(learned):
+        raise TaskFileError(
+            f"an adapter was trained on {len(shared)} sources of the held-out tasks, such as {min(shared)}; "
             "choose tasks of other sources"
         )

@@ -18,8 +18,7 @@ from envkit.files import read_json_object
 from envkit.models import resolve, weights_digest
 from envkit.plain import decode, encode
 from envkit.store import RunFolder, folder_name, write_atomic
-from envkit.studies.before_after_setup import environments_of
-from envkit.studies.run_records import LoggedStep, training_run_of
+from envkit.studies.run_records import LoggedStep, environments_of, training_run_of
 from envkit.training.checkpoint import step_of
 from envkit.training.config import TrainConfig, of_run
 from envkit.training.merging import merge_adapters, require_method

@@ -25,11 +25,10 @@ from envkit.models.adapter_folder import (
     write_manifest,
 )
 from envkit.store import RunFolder, folder_name, whole_folder
-from envkit.studies.before_after_setup import environments_of
 from envkit.studies.build_report import flat_settings
 from envkit.studies.claim import CLAIM, DIGEST, Claim, read_claim, without_evidence, write_claim
 from envkit.studies.provenance import code_digest
-from envkit.studies.run_records import training_run_of
+from envkit.studies.run_records import environments_of, training_run_of
 from envkit.training.config import from_manifest, to_mapping
 
 

@@ -23,10 +23,7 @@ from envkit.errors import StoreError, UsageError
 from envkit.models import ModelRef
 from envkit.sandbox import SandboxBackend
 from envkit.serving.router import FEWEST_TO_LIMIT, MISSED, Features, Router, fit
-from envkit.store import folder_name
-from envkit.studies.before_after_setup import environments_of
-from envkit.studies.run_records import training_run_of
-from envkit.taskfile import read_tasks
+from envkit.studies.run_records import environments_of, train_tasks_of, training_run_of
 from envkit.training.base_model import load_base
 from envkit.types import Task
 
@@ -126,14 +123,13 @@ def first_prompts(adapter: Path, count: int, seed: int) -> list[FirstPrompt]:
     run = training_run_of(adapter)
     if run is None:
         raise UsageError(f"{adapter} is in no training run, so its prompts are not known")
-    names = environments_of(run)
-    sources = dict[tuple[str, str], str]()
-    for name in names:
-        folder = run.path if len(names) == 1 else run.path / folder_name(name)
-        begin = "" if len(names) == 1 else f"{name} "  # as the run tells tasks of several environments apart
-        sources |= {
-            (name, f"{begin}{task.id}"): task.source for task in read_tasks(folder / "tasks" / "train.jsonl")
-        }
+    tasks = train_tasks_of(run)
+    several = len(environments_of(run)) > 1  # whose tasks the run tells apart by a prefix
+    sources = {
+        (name, f"{name} {task.id}" if several else task.id): task.source
+        for name, found in tasks.items()
+        for task in found
+    }
     found = dict[tuple[str, str], FirstPrompt]()
     for episode in run.trajectories("episodes"):
         key = (episode.env, episode.key.task)

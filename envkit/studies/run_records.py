@@ -14,8 +14,9 @@ from typing import Final
 from envkit.benchmark.report_data import Machine
 from envkit.errors import StoreError
 from envkit.plain import decode
-from envkit.store import RunFolder
-from envkit.types import EpisodeKey
+from envkit.store import RunFolder, folder_name
+from envkit.taskfile import read_tasks
+from envkit.types import EpisodeKey, Task
 
 #: Limits for counts and seconds. Larger values mean that the file is damaged.
 _MAX_COUNT: Final = 2**53
@@ -77,6 +78,52 @@ def training_run_of(adapter: Path) -> RunFolder | None:
     """
     run = RunFolder.holding(adapter)
     return run if run is not None and "plan" in run.manifest else None
+
+
+def environments_of(run: RunFolder) -> list[str]:
+    """List the names of the environments that a run trains on."""
+    manifest = run.manifest
+    # Older runs have one environment. The oldest do not name it: it was the code editor.
+    return [*manifest.get("environments", [manifest.get("environment", "code-editor")])]
+
+
+def task_file(part: Path, name: str) -> Path:
+    """File of the tasks ``"train"`` or ``"heldout"``, in the folder of a run or of an environment in it."""
+    return part / "tasks" / f"{name}.jsonl"
+
+
+def train_tasks_of(run: RunFolder) -> dict[str, list[Task]]:
+    """Read the tasks that a run trains on: environment -> tasks. One whose file is gone is left out.
+
+    Raises:
+        TaskFileError: a file is damaged.
+    """
+    names = environments_of(run)
+    files = {
+        name: task_file(run.path if len(names) == 1 else run.path / folder_name(name), "train")
+        for name in names
+    }
+    return {name: read_tasks(file) for name, file in files.items() if file.exists()}
+
+
+def sources_learned(adapter: Path) -> frozenset[str]:
+    """Sources of the tasks that an adapter was trained on, as far as its training run is known and has them.
+
+    Those of the adapter that its RL began with are among them.
+
+    Raises:
+        StoreError, TaskFileError: a run is damaged.
+    """
+    found: set[str] = set()
+    seen: set[Path] = set()
+    while (run := training_run_of(adapter)) is not None and run.path not in seen:
+        seen.add(run.path)
+        found.update(task.source for tasks in train_tasks_of(run).values() for task in tasks)
+        began_with = run.manifest["plan"].get("train", {}).get("warm_start")
+        if not began_with:
+            break
+        adapter = Path(began_with)
+    return frozenset(found)
 
 
 @dataclass(frozen=True, slots=True)

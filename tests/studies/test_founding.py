@@ -50,7 +50,7 @@ from envkit.studies.founding.measurements import (
     Others,
     RoutedTasks,
     SystemPrompt,
-    message_digest,
+    searched_message,
 )
 from envkit.studies.founding.page import judge
 from envkit.training.config import TrainConfig
@@ -335,7 +335,7 @@ def test_what_another_message_has_played_is_refused(tmp_path: Path) -> None:
     cell.write_prompt(SystemPrompt("Say it at once.", 300, "1.0"))
     with pytest.raises(UsageError, match="of another adapter or message than prompt, seed 0 has"):
         cell.measured(SOLVE)
-    origin = Origin(system=message_digest("Say it at once.", 0))
+    origin = Origin(system=searched_message("Say it at once.", 0))
     row = Row("prompt, seed 0", "", tuple(solving(0.3)), None, origin)
     measured = Measured(row, CONDITIONS, MACHINE, "1.0")
     cell.write_measured(SOLVE, measured)

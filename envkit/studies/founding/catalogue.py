@@ -19,7 +19,7 @@ from envkit.studies.founding import (
     specialists,
     steering,
 )
-from envkit.studies.founding.arms import BASE
+from envkit.studies.founding.arms import BASE, COMPUTED
 from envkit.studies.founding.cells import CellFolder
 from envkit.studies.founding.finding import StudyFinding
 from envkit.studies.founding.grid import Grid
@@ -52,10 +52,10 @@ class Study:
     def needs(self, grid: Grid) -> Iterator[tuple[CellFolder, str]]:
         """All that it needs: cells, seed by seed, and what is measured of each.
 
-        Where held-out tasks are played, others answer them too.
+        Where held-out tasks are played, others answer them too. Computed arms come last: they may not exist.
         """
         cells = [cell for arm in self.arms for cell in grid.cells(arm)]
-        for cell in sorted(cells, key=lambda cell: cell.seed):
+        for cell in sorted(cells, key=lambda cell: (cell.arm.kind == COMPUTED, cell.seed)):
             for part in self.parts:
                 if part != DISTANCE or cell.arm.has_adapter:
                     yield cell, part

@@ -24,8 +24,8 @@ from envkit.studies.founding.measurements import (
     Others,
     RoutedTasks,
     SystemPrompt,
-    message_digest,
     others_part,
+    searched_message,
 )
 
 Part = TypeVar("Part")
@@ -151,7 +151,7 @@ class CellFolder:
         made, prompt = self.made, self.prompt
         own = None if made is None else made.digest
         if prompt is not None:
-            own = message_digest(prompt.system, self.seed)
+            own = searched_message(prompt.system, self.seed)
         if own is not None and own != digest:
             raise UsageError(
                 f"{self._file(part)} was measured of another adapter or message than {self.name} has; "

@@ -33,8 +33,8 @@ def environment_of(part: str) -> str | None:
     return next((name for name, each in ON.items() if each == part), None)
 
 
-def message_digest(system: str, seed: int) -> str:
-    """Digest of a system message that was searched for with a seed; other seeds may find the same one."""
+def searched_message(system: str, seed: int) -> str:
+    """Name a system message that was searched for, by seed and digest: seeds may find the same one."""
     return f"seed {seed}: {hashlib.sha256(system.encode()).hexdigest()}"
 
 

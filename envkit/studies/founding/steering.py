@@ -26,7 +26,7 @@ from envkit.studies.founding.finding import (
 from envkit.studies.founding.grid import Grid
 from envkit.studies.founding.measurements import DISTANCE, SOLVE
 
-ARMS: Final = ("base", "shots", "steering", "r1", "r16", "vector")  # the vector last: it may not exist
+ARMS: Final = ("base", "shots", "steering", "r1", "r16", "vector")
 PARTS: Final = (SOLVE, DISTANCE)
 CLAIM: Final = (
     "Weights and activations are two kinds of control: a computed steering vector moves the form of answers "
