@@ -485,7 +485,9 @@ def test_an_adapter_is_measured_on_the_environment_that_it_was_trained_on(tmp_pa
         "sql-desk",
         "environment: sql-desk, because the adapter was trained on it",
     )
-    assert environment_for("", [editor]) == environment_for("", [tmp_path]) == ("code-editor", "")
+    assert environment_for("", [editor]) == environment_for("", []) == ("code-editor", "")
+    unknown = "environment: code-editor, the default: what the adapter plays is not known"
+    assert environment_for("", [tmp_path]) == ("code-editor", unknown)
     assert environment_for("service-desk", [desk]) == ("service-desk", "")
     both = adapter_of("sql-desk", "code-editor")
     for several in ([desk, editor], [both]):
@@ -505,7 +507,7 @@ def test_an_adapter_in_a_run_that_did_not_train_it_is_taken_as_one_in_no_run(tmp
     assert training_of(vector) == (None, None)
     assert trained_base([vector]) == ""
     assert trained_limits([vector]) == {}
-    assert environment_for("", [vector]) == ("code-editor", "")
+    assert environment_for("", [vector])[0] == "code-editor"
     with pytest.raises(UsageError, match="is in no training run, so what it was trained on is not known"):
         arms_of([vector])
     with pytest.raises(UsageError, match="is in no training run, so its prompts are not known"):

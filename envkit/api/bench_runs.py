@@ -30,11 +30,20 @@ def start_bench(
     display: Display,
     command: str,
     prices: Path | None = None,
+    machine: str | None = None,
 ) -> RunFolder:
     """Create the run folder of a bench, and say where it is; see `envkit.studies.bench_setup.start`."""
     from envkit.studies.bench_setup import start
 
-    run = start(Path(root), spec, backend=backend, display=display, command=command, prices=prices)
+    run = start(
+        Path(root),
+        spec,
+        backend=backend,
+        display=display,
+        command=command,
+        prices=prices,
+        priced_machine=machine,
+    )
     display.say(f"run folder: {escape(str(run.path))}")
     return run
 
@@ -46,11 +55,7 @@ def play_bench(
     budget_usd: float | None = None,
     resume: str = "envkit bench",
 ) -> tuple[StopRequest, UsageError | None]:
-    """Play all missing episodes of a bench; returns how it was stopped, and a provider's refusal if any.
-
-    Raises:
-        UsageError: a provider refused before there was anything to report.
-    """
+    """Play all missing episodes of a bench; returns how it was stopped, and a provider's refusal if any."""
     from envkit.studies.bench import Bench
 
     path = escape(str(run.path))
@@ -65,8 +70,6 @@ def play_bench(
         except SETUP_ERRORS:
             raise
         except UsageError as error:
-            if not any(run.path.rglob("report.json")):
-                raise
             return request, error
     return request, None
 
@@ -121,7 +124,7 @@ def trained_limits(adapters: Sequence[Path]) -> dict[str, Any]:
 
 
 def environment_for(name: str, adapters: Sequence[Path]) -> tuple[str, str]:
-    """Return the environment to measure on, and why it was chosen if nobody named it.
+    """Return the environment to measure on, and why it was chosen if an adapter should have decided it.
 
     Args:
         name: what the user named; empty for the environment that the adapters were trained on, or else the
@@ -137,7 +140,8 @@ def environment_for(name: str, adapters: Sequence[Path]) -> tuple[str, str]:
         return name, ""
     runs = [run for folder in adapters if (run := training_run_of(folder)) is not None]
     if not runs:
-        return DEFAULT_ENVIRONMENT, ""
+        unknown = f"environment: {DEFAULT_ENVIRONMENT}, the default: what the adapter plays is not known"
+        return DEFAULT_ENVIRONMENT, unknown if adapters else ""
 
     trained = list(dict.fromkeys(name for run in runs for name in environments_of(run)))
     if len(trained) > 1:

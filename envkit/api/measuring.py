@@ -176,7 +176,7 @@ def bench(
         command: command to show in the reports; by default this call.
 
     Raises:
-        UsageError: bad input, found before any long work; or a provider refused before anything was played.
+        UsageError: bad input, found before any long work. What a provider refuses is in the result.
         EnvkitError: the comparison failed; see `envkit.errors`.
     """
     from envkit.benchmark.spec import from_toml
@@ -190,7 +190,8 @@ def bench(
     with open_display(display) as progress:
         backend = isolated_backend(sandbox, progress)
         subject = repr(str(spec)) if isinstance(spec, str | Path) else "spec"
-        run = start_bench(parsed, root, backend, progress, command or command_of("bench", subject), table)
+        shown = command or command_of("bench", subject)
+        run = start_bench(parsed, root, backend, progress, shown, table, machine)
         request, refused = play_bench(run, backend, progress)
     return _bench_result(run, request, refused, machine)
 
@@ -208,7 +209,7 @@ def resume_bench(
     Args:
         run: the run folder.
         budget_usd: a new budget for all API calls, those already paid for included.
-        machine: as for `bench`.
+        machine: as for `bench`; by default the one that the run began with.
         sandbox: a backend or its registered name.
         display: ``"rich"``, ``"quiet"`` or a display of your own.
 
@@ -217,9 +218,10 @@ def resume_bench(
         EnvkitError: the comparison failed; see `envkit.errors`.
     """
     from envkit.store import RunFolder
-    from envkit.studies.bench_setup import prices_of
+    from envkit.studies.bench_setup import priced_machine_of, prices_of
 
     folder = RunFolder.open(Path(run))
+    machine = priced_machine_of(folder) if machine is None else machine
     _require_priced(machine, prices_of(folder))
     with open_display(display) as progress:
         backend = isolated_backend(sandbox, progress)
@@ -320,7 +322,7 @@ def rescore(
         StoreError: not a bench run, or a damaged one.
     """
     from envkit.store import RunFolder
-    from envkit.studies.bench_setup import prices_of
+    from envkit.studies.bench_setup import priced_machine_of, prices_of
     from envkit.studies.rescore import rescore as grade_again
 
     old = RunFolder.open(Path(run))
@@ -336,8 +338,9 @@ def rescore(
                 request.should_stop,
                 command or command_of("rescore", repr(str(run))),
             )
-    page = leaderboard([rescored.run.path], rescored.run.path, prices=prices_of(rescored.run))
-    return RescoreResult(rescored.run.path, page, rescored.episodes, rescored.changed, request.signal)
+    new = rescored.run
+    page = leaderboard([new.path], new.path, machine=priced_machine_of(new), prices=prices_of(new))
+    return RescoreResult(new.path, page, rescored.episodes, rescored.changed, request.signal)
 
 
 def leaderboard(

@@ -133,18 +133,30 @@ def _lead(section: Section) -> str:
             f"{first.name} and {others[0].name} solve most: {rates[0]} and {rates[1]}. The difference "
             f"between them is not significant (p = {number(section.lead_p, 2)})."
         )
+        level = [row.name for row in others[1:] if _rate(row) == _rate(others[0])]
+        text += f" {', '.join(level)} solve{'s' if len(level) == 1 else ''} as many." if level else ""
     priced = [row for row in section.complete if math.isfinite(usd_per_solved(row))]
     if len(priced) > 1:
         cheapest = min(priced, key=usd_per_solved)
         lowest = usd_per_solved(cheapest)
-        text += f" {cheapest.name} is the cheapest per solved task, at {dollars(lowest)}"
+        unpriced = any(
+            row.measured.origin.kind != "script" and math.isnan(row.cost.total_usd)
+            for row in section.complete
+        )
+        among = f"Of the {len(priced)} with a known price, " if unpriced else ""
+        text += f" {among}{cheapest.name} is the cheapest per solved task, at {dollars(lowest)}"
         ratio = usd_per_solved(first) / lowest if lowest else math.inf
         text += (
             "."
             if cheapest is first or not math.isfinite(ratio)
-            else f"; {first.name} costs {ratio:,.3g} times as much."
+            else f"; {first.name} costs {number(ratio, 0 if ratio >= 100 else 1)} times as much."
         )
     return text
+
+
+def _rate(row: RankedRow) -> float:
+    interval = row.summary.solve_rate.interval
+    return math.nan if interval is None else interval.estimate
 
 
 def _over_baselines(section: Section) -> list[str]:

@@ -247,20 +247,20 @@ def _section(
     reports_by_row = {
         (report.run.partition("/")[0], row): report for report in reversed(reports) for row in report.rows
     }
-    name_counts = Counter(row.name for _, row in reports_by_row)
-    seen = set[str]()
+    listed: list[tuple[ReportData, Row]] = []
     for report in reports:
         for row in report.rows:
             if not row.results or reports_by_row[report.run.partition("/")[0], row] is not report:
                 continue  # it has no results, or was listed before
-            if row.name in seen and _is_sound(row):
+            if any(row.name == other.name for _, other in listed) and _is_sound(row):
                 continue  # a control with its expected result is the same in every run
-            if any(are_equal_scripts(row, other.measured) for other in rows):
+            if any(are_equal_scripts(row, other) for _, other in listed):
                 continue  # so is a baseline
-            unique = name_counts[row.name] == 1 or (row.name not in seen and _is_sound(row))
-            seen.add(row.name)
-            name = row.name if unique else f"{row.name} · {report.run}"
-            rows.append(_row(name, report, row, prices, machine))
+            listed.append((report, row))
+    name_counts = Counter(row.name for _, row in listed)
+    for report, row in listed:
+        unique = name_counts[row.name] == 1 or _is_sound(row)
+        rows.append(_row(row.name if unique else f"{row.name} · {report.run}", report, row, prices, machine))
     contestants = [row for row in rows if row.measured.expected is None]
     reference = _reference(contestants, against)
     compared = _compared(contestants, reference) if reference else contestants

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from envkit.benchmark.leaderboard_data import are_equal_scripts, common_conditions
@@ -79,7 +79,7 @@ def compare_pass_at_k(
         reports: of one or several runs; those of one environment must have been measured under equal
             conditions.
         row: name of the row to look at; by default every row of a trained adapter.
-        against: name of the row to compare with; by default the first untouched model.
+        against: name of the row to compare with; by default the first untouched model of the row's weights.
 
     Raises:
         UsageError: no such row, no task in common, a name for two rows of an environment, or conditions
@@ -97,24 +97,31 @@ def compare_pass_at_k(
                 raise UsageError(
                     f"two rows of {environment} are named {each.name!r}; name the runs one at a time"
                 )
+        if not rows:
+            raise UsageError(f"{environment}: nothing was measured")
         chosen = [row] if row else [name for name, each in rows.items() if each.origin.adapter]
-        untouched = (
-            name
-            for name, each in rows.items()
-            if each.origin.kind == "local"
-            and not (each.origin.adapter or each.origin.system or each.origin.shots)
-        )
-        base = against or next(untouched, None)
-        for name in (*chosen, base):
-            if name not in rows:
-                missing = "no row of an untouched model to compare with; name one (--against)"
-                named = f"no row {name!r}" if name else missing
-                listed = ", ".join(rows) or "none: nothing was measured"
-                raise UsageError(f"{environment} has {named}; it has: {listed}")
-        found += [compare_rows(rows[name], rows[str(base)], environment) for name in chosen if name != base]
+        for name in chosen:
+            base = against or (_untouched(rows, rows[name]) if name in rows else name)
+            for wanted in (name, base):
+                if wanted not in rows:
+                    missing = f"no row of the untouched model of {name} to compare with; name one (--against)"
+                    named = f"no row {wanted!r}" if wanted else missing
+                    raise UsageError(f"{environment} has {named}; it has: {', '.join(rows)}")
+            if name != base:
+                found.append(compare_rows(rows[name], rows[base], environment))
     if not found:
         raise UsageError("no row of a trained adapter to look at; name one (--row)")
     return found
+
+
+def _untouched(rows: Mapping[str, Row], row: Row) -> str:
+    """Name of the first untouched model with a row's weights; empty if there is none."""
+    for name, each in rows.items():
+        origin = each.origin
+        touched = origin.adapter or origin.system or origin.shots
+        if origin.kind == "local" and not touched and origin.digest == row.origin.digest:
+            return name
+    return ""
 
 
 def compare_rows(row: Row, against: Row, environment: str = "") -> PassComparison:

@@ -1,6 +1,6 @@
 """Recipes: rows whose adapters differ in the training seed alone, taken together.
 
-Their names are equal, or equal up to an ending such as ``seed 1``.
+Their names are equal, or equal up to an ending such as ``seed 1``, or ``@seed-1`` as a bench names them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from envkit.benchmark.summary import solve_rates
 from envkit.errors import UsageError
 
 #: Ending of a row's name that says its training seed.
-_SEED = re.compile(r",? *seed \d+$")
+_SEED = re.compile(r"(,? *seed |@seed-)\d+$")
 #: Fields of `Origin` that seeds of one recipe share, and their names for people.
 _SETTINGS = {
     "temperature": "temperature",

@@ -112,7 +112,8 @@ def load_report(folder: Path) -> ReportData:
         raise StoreError(f"cannot read {path}: {reason}; give the folder of a finished run") from error
     except (ValueError, RecursionError) as error:
         raise StoreError(
-            f"{path}: {error}; the file is damaged: make the report again from its run"
+            f"{path}: {error}; the file is damaged: write it again with --resume of the command that "
+            "made the run"
         ) from error
 
 

@@ -93,9 +93,11 @@ def row_warnings(name: str, row: Row, numbers: RowSummary) -> list[str]:
     sentences: list[str] = []
     measured, played = numbers.solve_rate.interval, numbers.voids + numbers.samples
     if row.expected is not None and measured is not None and measured.estimate != row.expected:
+        solved = sum(result.solved for result in row.results)
         sentences.append(
-            f"The control {name} solved {percent(measured.estimate)} % instead of {percent(row.expected)} %: "
-            "grading or the task files are broken. Do not trust any number here."
+            f"The control {name} solved {solved:,} of {numbers.samples:,} samples instead of "
+            f"{percent(row.expected)} %. Unless it needs more turns than it had (max_turns), grading or the "
+            "task files are broken: do not trust any number here."
         )
     if numbers.voids > _MANY_VOIDS * played:
         sentences.append(
@@ -181,7 +183,8 @@ def _judged(entry: DifferenceSummary) -> str:
     """State the difference with its interval, then what the interval means."""
     interval, pair = entry.interval, entry.pair
     if interval is None:
-        return "no task was measured for both."
+        searched = f", or none that {pair.unsolved_by} does not solve" if pair.unsolved_by else ""
+        return f"no task was measured for both{searched}."
     if not math.isfinite(interval.low):
         return f"{points(interval.estimate)} points, from one source. One source gives no interval."
     text = f"{points(interval.estimate)} points {bounds(interval, signed=True)}"

@@ -66,8 +66,11 @@ def tag(name: str, *children: Markup, **attributes: str | float) -> Markup:
 
 
 def short(text: str, limit: int) -> str:
-    """Cut a text that is longer than ``limit`` and mark the cut."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    """Cut a text that is longer than ``limit`` in the middle: beginning and end tell rows of runs apart."""
+    if len(text) <= limit:
+        return text
+    end = limit // 2
+    return f"{text[: limit - 1 - end]}…{text[-end:]}"
 
 
 def tick_label(tick: float) -> str:

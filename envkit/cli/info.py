@@ -74,7 +74,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 def report(run: RunArgument, as_json: Json = False) -> None:
-    """Rebuild a run's report from its recorded numbers."""
+    """Render a run's report again, from the numbers in its report.json."""
     from envkit.benchmark.report import load_report, report_folders, write_report
 
     paths = [write_report(load_report(folder), folder, overwrite=True) for folder in report_folders(run)]

@@ -203,6 +203,13 @@ class Bench:
     def _turns(self, kind: type[Env]) -> int:
         return turns_of([kind], self._spec.max_turns)
 
+    def is_complete(self, kind: type[Env], part: RunFolder) -> bool:
+        """True if every row that plays an environment has all of its episodes there, void ones included."""
+        tasks = self.tasks(part)
+        runner = EvalRunner(part, tasks, self._display)
+        samples = {row.name: row.samples or 1 for row in self.rows_on(kind)}
+        return all(len(runner.counted(name, count)) == len(tasks) * count for name, count in samples.items())
+
     def report(self, kind: type[Env], part: RunFolder, ended_early: str = "") -> Path:
         """Write an environment's report of the episodes played so far.
 

@@ -55,6 +55,7 @@ def start(
     display: Display,
     command: str,
     prices: Path | None = None,
+    priced_machine: str | None = None,
 ) -> RunFolder:
     """Create a run folder with everything that determines the run: spec, tasks, recorded outputs, digests.
 
@@ -65,6 +66,7 @@ def start(
         display: shows progress.
         command: the command line, for the report.
         prices: a TOML file of prices on top of the shipped table.
+        priced_machine: machine whose hourly price local rows pay.
 
     Raises:
         UsageError: an environment, adapter, card, price or set of outputs does not exist, or tasks are not
@@ -108,6 +110,7 @@ def start(
         "models": models,
         "cards": {row.name: asdict(load_card(row.card)) for row in spec.agents if row.card},
         "adapters": {row.name: weights_digest(Path(row.adapter)) for row in spec.agents if row.adapter},
+        "priced_machine": priced_machine,
         "tokenizer": tokenizer_at_hand() if any(row.recorded for row in spec.agents) else "",
         **openings(root, {name: imported.tasks for name, _, imported in played}),
     }
@@ -181,6 +184,12 @@ def prices_of(run: RunFolder) -> Path | None:
     """Return the path of the run's own price table, if any; it goes on top of the shipped one."""
     path = run.path / PRICES_FILE
     return path if path.exists() else None
+
+
+def priced_machine_of(run: RunFolder) -> str | None:
+    """Return the machine whose hourly price a run's local rows pay, if it was named."""
+    found = run.manifest.get("priced_machine")
+    return None if found is None else str(found)
 
 
 def _filled_in(spec: BenchSpec) -> BenchSpec:

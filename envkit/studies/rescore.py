@@ -99,7 +99,8 @@ def rescore(
                     ended_early = str(stopped)
         new_bench = Bench(run, backend, display, should_stop)
         for kind, part in new_bench.parts:
-            new_bench.report(kind, part, ended_early)
+            missing = "" if new_bench.is_complete(kind, part) else "as the run that is graded again had"
+            new_bench.report(kind, part, ended_early or missing)
     return Rescored(run, episodes, tuple(changed))
 
 

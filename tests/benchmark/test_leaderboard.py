@@ -166,7 +166,7 @@ def test_warnings_come_before_the_tables() -> None:
     short = replace(broken.rows[2], results=broken.rows[2].results[:50])
     rows, early = (lying, short, broken.rows[3]), ("The run ended early (why).",)
     head = head_of(replace(broken, rows=rows, warnings=early, isolation="external"))
-    assert "code-editor: The control oracle solved 0.0 % instead of 100.0 %" in head
+    assert "code-editor: The control oracle solved 0 of " in head
     assert "code-editor: SFT+RL: 5 of 245 samples were lost to broken machinery" in head
     assert "code-editor: base was not measured on 10 of the tasks, so it is ranked behind" in head
     void = tuple(replace(item, samples=0, solved=0, voids=4) for item in broken.rows[2].results[50:])
@@ -210,6 +210,18 @@ def test_lead_claims_only_significant_differences(rates: dict[str, float], said:
     page = render(make_leaderboard([replace(report(), rows=(*controls, *rows))], load_prices()))
     [_, lead] = page["leaderboard.md"].decode().split("## code-editor\n\n", 1)
     assert re.match(said, lead.partition("\n")[0])
+
+
+def test_the_lead_names_ties_and_says_that_prices_are_missing() -> None:
+    row = sample_row("a", Origin("local", "m"), 0.5, tasks=20)
+    unknown = Origin("live", "no-such-model")
+    rows = [replace(row, name=name, origin=unknown if name == "c" else row.origin) for name in "abc"]
+    [_, lead] = (
+        render(make_leaderboard([replace(report(), rows=tuple(rows))], load_prices()))["leaderboard.md"]
+        .decode()
+        .split("## code-editor\n\n", 1)
+    )
+    assert " c solves as many. Of the 2 with a known price, a is the cheapest" in lead.partition("\n")[0]
 
 
 def test_published_rows_are_apart_and_sourced(files: dict[str, str]) -> None:

@@ -340,8 +340,12 @@ def seeds(*names: str) -> ReportData:
     return replace(found, rows=(*found.rows, *rows))
 
 
-def test_seeds_of_a_recipe_are_taken_together() -> None:
-    one, two = seeds("trained, seed 0", "trained, seed 1"), replace(seeds("trained"), run="bench-2")
+@pytest.mark.parametrize("ending", [", seed {}", "@seed-{}"])  # the second is what a bench says
+def test_seeds_of_a_recipe_are_taken_together(ending: str) -> None:
+    one, two = (
+        seeds(*("trained" + ending.format(seed) for seed in (0, 1))),
+        replace(seeds("trained"), run="bench-2"),
+    )
     two = replace(
         two, rows=(two.rows[2], replace(two.rows[-1], origin=replace(two.rows[-1].origin, adapter="x")))
     )

@@ -111,11 +111,20 @@ def test_a_model_that_was_shown_solved_tasks_is_not_untouched() -> None:
     assert found.against == "base"
 
 
+def test_an_adapter_is_compared_with_its_own_base() -> None:
+    larger = made("larger", replace(UNTOUCHED, digest="other weights"), [6, 6])
+    base, trained = made("base", UNTOUCHED, [1, 1]), made("RL", TRAINED, [8, 8])
+    [found] = compare_pass_at_k([report(larger, base, trained)])
+    assert found.against == "base"
+    with pytest.raises(UsageError, match="no row of the untouched model of RL to compare with"):
+        compare_pass_at_k([report(larger, trained)])
+
+
 @pytest.mark.parametrize(
     ("rows", "row", "against", "words"),
     [
         ([made("base", UNTOUCHED, [1])], None, None, "no row of a trained adapter"),
-        ([made("RL", TRAINED, [1])], None, None, "no row of an untouched model"),
+        ([made("RL", TRAINED, [1])], None, None, "no row of the untouched model of RL"),
         ([made("base", UNTOUCHED, [1]), made("RL", TRAINED, [1])], "SFT", None, "env has no row 'SFT'"),
         ([made("base", UNTOUCHED, [0], samples=0), made("RL", TRAINED, [1])], None, None, "in common"),
         ([made("base", UNTOUCHED, [1]), made("base", UNTOUCHED, [2])], "base", None, "two rows of env"),
@@ -129,7 +138,7 @@ def test_what_cannot_be_compared_is_refused(
 
 
 def test_a_run_that_measured_nothing_says_so() -> None:
-    with pytest.raises(UsageError, match="it has: none: nothing was measured"):
+    with pytest.raises(UsageError, match="env: nothing was measured"):
         compare_pass_at_k([report()])
 
 

@@ -133,7 +133,7 @@ def test_warnings_from_the_numbers_of_rows(run: ReportData) -> None:
     troubled = replace(run, isolation="external", rows=(run.rows[0], voided, few, broken))
     found = "\n".join(warnings(troubled, summarise(troubled)))
     assert "outside the sandbox (isolation: external)" in found
-    assert "The control oracle solved 99.8 % instead of 100.0 %" in found
+    assert " samples instead of 100.0 %. Unless it needs more turns than it had" in found
     assert "SFT: 80 of 720 samples were lost" in found
     assert "SFT+RL minus base: 70 tasks are left out: only one of the two has results" in found
     assert "SFT+RL minus SFT: with 5 sources" in found
@@ -174,7 +174,10 @@ def test_few_sources_are_warned_of_once_a_row_unless_the_interval_was_widened(ru
             ["a there: the environment raised an exception in 2 of 100 samples, which is a bug in it."],
         ),
         (Row("a", "", ITEMS, expected=0.5), []),
-        (Row("a", "", ITEMS, expected=1.0), ["The control a there solved 50.0 % instead of 100.0 %"]),
+        (
+            Row("a", "", ITEMS, expected=1.0),
+            ["The control a there solved 50 of 100 samples instead of "],
+        ),
         (Row("a", "", (replace(ITEMS[0], cut_off=9), *ITEMS[1:]), expected=0.5), []),
         (Row("a", "", ()), []),
     ],

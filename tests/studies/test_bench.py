@@ -553,6 +553,24 @@ def test_stored_episodes_are_graded_again_and_changes_are_named(
     ]
 
 
+def test_a_resumed_and_a_regraded_bench_are_priced_as_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    priced: list[str | None] = []
+
+    def board(runs: Sequence[Path], output: Path, *, machine: str | None = None, **_: Any) -> Path:
+        priced.append(machine)
+        return output
+
+    monkeypatch.setattr("envkit.api.measuring.leaderboard", board)
+    wanted = spec(AgentSpec("oracle", script="oracle"))
+    run = envkit.bench(wanted, machine="h100", root=tmp_path, display="quiet").run
+    envkit.resume_bench(run, display="quiet")
+    envkit.rescore(run, root=tmp_path, display="quiet")
+    envkit.resume_bench(run, machine="cpu-2-cores", display="quiet")
+    assert priced == ["h100", "h100", "h100", "cpu-2-cores"]
+
+
 def test_only_what_was_played_is_graded_again(tmp_path: Path, backend: SandboxBackend) -> None:
     both = EnvironmentSpec("sql-desk", limit=6), EnvironmentSpec("code-editor", str(starters(tmp_path)))
     rows = (AgentSpec("oracle", script="oracle"), AgentSpec("enumerate", script="enumerate"))
@@ -563,6 +581,13 @@ def test_only_what_was_played_is_graded_again(tmp_path: Path, backend: SandboxBa
     [again] = (tmp_path / "again").iterdir()
     for folder in (run.path, again):
         assert [path.name for path in (folder / "sql-desk").glob("eval-*")] == ["eval-oracle.jsonl"]
+    assert not any("ended early" in warning for each in load_reports(again) for warning in each.warnings)
+    for journal in run.path.glob("sql-desk/eval-*"):
+        journal.unlink()
+    rescored = rescore(run, tmp_path, backend, Silent(), never, "envkit rescore").run
+    incomplete = {each.environment: "\n".join(each.warnings) for each in load_reports(rescored.path)}
+    assert "The run ended early (as the run that is graded again had)" in incomplete["sql-desk"]
+    assert "ended early" not in incomplete["code-editor"]
 
 
 def _refuse_first(apply: Any, task: str) -> Any:
