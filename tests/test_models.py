@@ -92,6 +92,18 @@ def test_a_name_unknown_to_the_hub_is_refused(monkeypatch: pytest.MonkeyPatch) -
         resolve("runs/a--b")
 
 
+def test_any_error_of_the_hubs_client_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ProxyError(Exception):
+        """An error of its HTTP library, which is of no kind that others have."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ProxyError("403 Forbidden")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(ModelError, match="'nobody/nothing': the hub could not give it: 403 Forbidden"):
+        resolve("nobody/nothing")
+
+
 def test_an_unreachable_hub_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = Lines()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

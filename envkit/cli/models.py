@@ -66,7 +66,7 @@ def fetch(name: ModelArgument = None) -> None:
 
 
 @app.command(cls=Command)
-def measure(name: ModelArgument = None) -> None:
+def measure(name: ModelArgument = None, as_json: Json = False) -> None:
     """Measure how fast a model samples and learns on this machine; `envkit models` shows the last result."""
     from envkit.api.rich_display import open_display
     from envkit.models import DEFAULT_MODEL
@@ -75,4 +75,7 @@ def measure(name: ModelArgument = None) -> None:
     name = name or DEFAULT_MODEL
     with open_display("rich") as display:
         found = measure_model(name, display)
+    if as_json:
+        emit({"id": name, **asdict(found)})
+        return
     out.print(f"{name}: {found}", markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -151,13 +152,20 @@ def command_line() -> str:
 
 
 def require_absent(path: Path) -> None:
-    """Raise if an output file exists, before any work.
+    """Raise if an output file exists or cannot be made, before any work.
 
     Raises:
-        UsageError: something is there.
+        UsageError: something is there, or its folder cannot be written to.
     """
-    if path.exists() or path.is_symlink():
+    try:
+        taken = path.exists() or path.is_symlink()
+        there = next(folder for folder in path.absolute().parents if folder.exists())
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}; choose another name") from error
+    if taken:
         raise UsageError(f"{path} exists; choose another name, nothing is overwritten")
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"{path} cannot be written: {there} is no folder that you may write to")
 
 
 def require_at_least(minimum: int, **options: int) -> None:

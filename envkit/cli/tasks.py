@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from envkit.mining.duplicates import Fingerprint
     from envkit.sandbox import SandboxBackend
     from envkit.types import Task
+
+_SEVERAL: Final = 2
 
 app = typer.Typer(no_args_is_help=True, help="Mine, build, export and check task files.")
 
@@ -44,7 +46,7 @@ def mine(
     ] = 2,
     several: Annotated[
         int, typer.Option(metavar="N", help="Tasks per function with two or three bugs, at most.")
-    ] = 2,
+    ] = _SEVERAL,
     write: Annotated[
         bool, typer.Option("--write/--no-write", help="One task per function to write it.")
     ] = True,
@@ -117,6 +119,12 @@ def mine(
         )
     if project is not None and (half is not None or unlike):
         raise UsageError("--half and --unlike are for packages; leave them out with a project folder")
+    if project is not None and (slips or several != _SEVERAL or not write):
+        raise UsageError(
+            "a project's tasks have one bug each; --several, --slips and --no-write are for packages"
+        )
+    if project is not None and split == "test":
+        raise UsageError("--split is 'test'; a project folder has train and heldout")
     if project is not None and not per_function:
         raise UsageError("a project's tasks have one bug each; --per-function must be at least 1")
     pinned = pinned_packages()
@@ -279,12 +287,15 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Build the tasks of a recipe again; fail if they differ from the original ones."""
+    from envkit.environments.code_editor.tasksets import fetch_packages, pinned_packages
     from envkit.mining.recipe import build_from_recipe, read_recipe
     from envkit.taskfile import digest, write_tasks
 
     require_absent(output)
     contents = read_recipe(recipe)
     with open_display("rich") as display:
+        if not pinned_packages().keys().isdisjoint(cast("Mapping[str, str]", contents["packages"])):
+            fetch_packages(display)
         found = build_from_recipe(contents, isolated_backend(sandbox, display))
     write_tasks(output, found, int(str(contents["seed"])), DEFAULT_ENVIRONMENT)
     if as_json:

@@ -69,6 +69,7 @@ def demo(
         float, typer.Option(metavar="MINUTES", help="Time budget after set-up; sizes follow from it.")
     ] = 25.0,
     seed: Annotated[int, typer.Option(metavar="SEED", help="Seed of training's random draws.")] = 0,
+    model: Model = None,
     root: Root = RUNS,
     as_json: Json = False,
 ) -> None:
@@ -77,6 +78,7 @@ def demo(
         config=demo_settings(minutes),
         minutes=minutes,
         seeds=seed,
+        model=model,
         max_task_chars=_SHORTEST_TASKS if minutes < SHORT_MINUTES else _SHORT_TASKS,
         root=root,
         command=command_line(),

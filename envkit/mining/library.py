@@ -48,9 +48,9 @@ def installed(package: str, version: str | None = None) -> Library:
             parts = [name, *file.relative_to(folder).with_suffix("").parts]
             if not any(part in ("test", "tests", "testing", "__main__") for part in parts):
                 dotted = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-                modules[dotted] = file.read_bytes().decode(errors="replace")
+                modules[dotted] = file.read_bytes().decode("utf-8-sig", errors="replace")
     if spec and spec.origin and not folders and spec.origin.endswith(".py"):
-        modules[name] = Path(spec.origin).read_bytes().decode(errors="replace")
+        modules[name] = Path(spec.origin).read_bytes().decode("utf-8-sig", errors="replace")
     if not modules:
         raise UsageError(f"package {package!r} holds no Python source to mine; choose another")
     return Library(package, version_of(package, version), modules)

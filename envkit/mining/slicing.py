@@ -123,6 +123,8 @@ class Slicer:
             return _Closure(self._modules, module, function).render()
         except RecursionError:
             raise Unclosed(f"{function} nests too deep") from None
+        except (SyntaxError, ValueError, MemoryError) as error:  # what Python reads and cannot write out
+            raise Unclosed(f"{function} cannot be written out: {error}") from None
 
 
 @final

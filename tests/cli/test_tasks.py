@@ -46,6 +46,12 @@ def test_a_checkout_is_mined_by_its_own_suite(tmp_path: Path) -> None:
         (("toolz", "--split", "later"), ("'later'", "train, heldout, test")),
         (("./shop", "--half", "1"), ("--half", "leave them out")),
         (("./shop", "--per-function", "0"), ("--per-function must be at least 1",)),
+        (("./shop", "--slips", "3"), ("--slips and --no-write are for packages",)),
+        (("./shop", "--split", "test"), ("a project folder has train and heldout",)),
+        (
+            ("toolz", "-o", "shop/pyproject.toml/out.jsonl"),
+            ("cannot be written", "no folder that you may write to"),
+        ),
         (("toolz", "--half", "2"), ("--half is 2", "0 or 1")),
         (("toolz", "--per-function", "0", "--several", "0", "--no-write"), ("nothing is to be mined",)),
         (("toolz", "--unlike", "toolz"), ("--unlike is 'toolz'", "FORMAT:PATH")),
@@ -56,7 +62,7 @@ def test_a_checkout_that_cannot_be_mined_is_one_clear_line_and_exit_2(
 ) -> None:
     lay_out(tmp_path / "shop")
     lay_out(tmp_path / "needy", {"src/shop/stock.py": "import gymnasium\n"})
-    done = envkit("tasks", "mine", *arguments, "-o", "out.jsonl", cwd=tmp_path)
+    done = envkit("tasks", "mine", "-o", "out.jsonl", *arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("error:") == 1
     assert "Traceback" not in done.stderr

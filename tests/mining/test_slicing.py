@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 from typing import Any
 
@@ -23,6 +24,20 @@ def run(found: Slice, *args: Any) -> Any:
     scope: dict[str, Any] = {"__name__": "solution", "__package__": ""}
     exec(compile(found.text, "solution.py", "exec"), scope)
     return scope[found.function](*args)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(a):\n    return f\"{'\u00a0'.join(a)}\"\n",  # Python 3.11 cannot write it out
+        "# a\rX = 1\ndef f(a):\n    return a\n",
+    ],
+)
+def test_what_cannot_be_written_out_is_left_out_or_written(source: str) -> None:
+    slicer = Slicer(Library("pkg", "1", {"pkg": "", "pkg.main": source}))
+    for module, node in slicer.functions():
+        with contextlib.suppress(Unclosed):
+            assert "def f(a)" in slicer.slice(module, node.name).text
 
 
 def test_a_slice_contains_exactly_the_definitions_it_needs() -> None:

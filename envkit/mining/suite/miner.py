@@ -255,7 +255,11 @@ def _functions(source: str) -> list[Function]:
 
 def _mutants(checkout: Checkout, site: _Site, seed: int, per_function: int) -> list[_Mutant]:
     text = checkout.code[site.path]
-    every = [_Mutant(site, one, one.apply(text)) for one in mutations(text, site.function.qualname)]
+    try:
+        found = mutations(text, site.function.qualname)
+    except ValueError:  # of several classes of one name, the first has no such method
+        return []
+    every = [_Mutant(site, one, one.apply(text)) for one in found]
     return _spread(every, _TRIED_PER_KEPT * per_function, f"tried/{seed}/{site.qualname}")
 
 
