@@ -130,7 +130,8 @@ def _read_action(game: Env, first: str) -> str | None:
 
     read_line = input_reader()
     tools = {tool.name for tool in game.tools}
-    while (action := read_action(read_line)) is not None:
+    with_text = {tool.name for tool in game.tools if tool.schema()["function"]["parameters"].get("required")}
+    while (action := read_action(read_line, with_text)) is not None:
         if not sys.stdin.isatty():  # piped input is not on screen yet
             _print([Text(f"> {action}", style="dim")])
         command = None if action.strip() in tools else COMMANDS.get(action.strip())

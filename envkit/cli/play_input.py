@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 _OPENS: Final = re.compile(r"[ \t]*```|<{5,9} ?SEARCH")
@@ -33,8 +33,14 @@ def input_reader() -> ReadLine:
     return read_line
 
 
-def read_action(read_line: ReadLine) -> str | None:
-    """Read one action, without the empty line that ends a block; ``None`` at end of input."""
+def read_action(read_line: ReadLine, tools: Collection[str] = ()) -> str | None:
+    """Read one action, without the empty line that ends a block; ``None`` at end of input.
+
+    Args:
+        read_line: reads a line.
+        tools: names of the tools that need an argument. One that stands alone is followed by a block, which
+            is its text, or by an empty line.
+    """
     lines: list[str] = []
     in_block = False
     while True:
@@ -47,6 +53,6 @@ def read_action(read_line: ReadLine) -> str | None:
             continue
         opens = not in_block and _OPENS.match(line)
         in_block = bool(opens) or (in_block and not _CLOSES.match(line))
-        if not lines and not opens:
+        if not lines and not opens and line.strip() not in tools:
             return line
         lines.append(line)

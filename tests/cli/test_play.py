@@ -27,11 +27,11 @@ from envkit.registry import sandbox_backend
 from envkit.sandbox import PYTHON_OPTIONS
 
 
-def typed(*lines: str) -> list[str]:
+def typed(*lines: str, tools: Sequence[str] = ()) -> list[str]:
     """The actions that the lines make, up to the end of input."""
     left = list(lines)
     actions: list[str] = []
-    while (action := read_action(lambda more: left.pop(0) if left else None)) is not None:
+    while (action := read_action(lambda more: left.pop(0) if left else None, tools)) is not None:
         actions.append(action)
     return actions
 
@@ -50,6 +50,12 @@ def test_a_line_is_an_action() -> None:
 def test_a_block_keeps_its_empty_lines_and_may_carry_a_command(block: tuple[str, ...]) -> None:
     assert typed(*block, "run", "", "submit") == ["\n".join([*block, "run"]), "submit"]
     assert len(parse("\n".join([*block, "run"]))) == 2
+
+
+def test_a_block_behind_the_name_of_a_tool_is_its_text() -> None:
+    lines = ["query", "```sql", "SELECT 1", "", "```", "", "query", "", "tables"]
+    found = typed(*lines, tools=["query"])
+    assert found == ["query\n```sql\nSELECT 1\n\n```", "query", "tables"]
 
 
 def test_an_unfinished_action_is_sent_at_end_of_input() -> None:
