@@ -159,7 +159,7 @@ def require_absent(path: Path) -> None:
     """
     try:
         taken = path.exists() or path.is_symlink()
-        there = next(folder for folder in path.absolute().parents if folder.exists())
+        there = next((folder for folder in path.absolute().parents if folder.exists()), path)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}; choose another name") from error
     if taken:
