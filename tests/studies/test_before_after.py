@@ -615,7 +615,7 @@ def test_rl_that_begins_with_an_adapter_of_sft_alone_trains_on_other_sources(
         return {task.source for task in imitated}
 
     assert sft("alone", max_steps=0) == {task.source for task in TRAIN}
-    assert not said
+    assert not any("imitating" in each for each in said)  # a busy machine is told, too
     first = sft("adapter")
     assert said[-1].startswith("imitating tasks of a third of the sources, 1 of 4, so that RL has new ones")
     run = begin(tmp_path / "run", model, warm_start=str(tmp_path / "adapter"), sft_examples=0)
