@@ -14,6 +14,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,10 +97,13 @@ def service_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[typ
         del sys.modules[module]
 
 
-def test_the_guide_shows_and_plays_it(service_env: type[Env], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_guide_shows_and_plays_it(
+    service_env: type[Env], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown, played = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
     assert shown == render("shop", "service")["shop/env.py"]
-    exec(played, {"ShopEnv": service_env})
+    monkeypatch.setitem(sys.modules, "shop", SimpleNamespace(ShopEnv=service_env))
+    exec(played, {})
     rewards = [line.split()[1] for line in capsys.readouterr().out.splitlines() if "(" in line[:8]]
     assert rewards == ["0.5", "0.5", "0.0"]
 

@@ -45,7 +45,8 @@ def make_run(root: Path, model: ModelRef, kind: str = KIND, **settings: object) 
     with run.journal("eval-policy") as journal:
         for task, solved in outcomes.items():
             for row, is_right in enumerate(solved):
-                tokens = Tokens(PROMPTS[task], (RIGHT if is_right else WRONG)[: row + 1], (-0.5,))
+                ids = (RIGHT if is_right else WRONG)[: row + 1]
+                tokens = Tokens(PROMPTS[task], ids, (-0.5,) * len(ids))
                 outcome = Outcome.SOLVED if is_right else Outcome.FAILED
                 turns = [sample_runs.turn(tokens=tokens)]
                 journal.append(trajectory_to_json(sample_runs.played(task, outcome, turns, row=row)))
