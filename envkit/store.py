@@ -493,7 +493,7 @@ def _tokens(data: Mapping[str, Any] | None) -> Tokens | None:
     logprobs = tuple(map(_finite, data["logprobs"]))
     numbers = (*prompt, *sampled, *(() if kept is None else (kept,)))
     if any(type(number) is not int or number < 0 for number in numbers):
-        raise ValueError("found a token that is no number from 0 on")
+        raise ValueError("found a token id that is no whole number >= 0")
     if len(sampled) != len(logprobs):
         raise ValueError(f"found {len(sampled)} sampled tokens and {len(logprobs)} log-probabilities")
     return Tokens(prompt, sampled, logprobs, kept)

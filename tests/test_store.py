@@ -381,10 +381,10 @@ def test_a_field_with_an_invalid_value_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tokens", "fault"),
     [
-        ({"completion_ids": [-1]}, "no number from 0 on"),
-        ({"completion_ids": ["q"]}, "no number from 0 on"),
-        ({"prompt_ids": [True]}, "no number from 0 on"),
-        ({"kept": -1}, "no number from 0 on"),
+        ({"completion_ids": [-1]}, "no whole number >= 0"),
+        ({"completion_ids": ["q"]}, "no whole number >= 0"),
+        ({"prompt_ids": [True]}, "no whole number >= 0"),
+        ({"kept": -1}, "no whole number >= 0"),
         ({"logprobs": [math.nan]}, "expected a finite number"),
         ({"logprobs": []}, "1 sampled tokens and 0 log-probabilities"),
     ],

@@ -520,7 +520,7 @@ def _distances(
     rng_key: Sequence[int],
     sampling: ClaimedSampling,
 ) -> torch.Tensor:
-    """How far each token of an answer is from the draw that chose it.
+    """Measure how far each token of an answer is from the draw that chose it.
 
     Tokens are drawn by inverse CDF. A distance is the cumulative probability between the random number and
     the token, or at temperature 0 the probability by which another token is more likely. It is 0 if the token

@@ -107,9 +107,9 @@ def train_tasks_of(run: RunFolder) -> dict[str, list[Task]]:
 
 
 def sources_learned(adapter: Path) -> frozenset[str]:
-    """Sources of the tasks that an adapter was trained on, as far as its training run is known and has them.
+    """Collect the sources of the tasks that an adapter was trained on; none if its training run is unknown.
 
-    Those of the adapter that its RL began with are among them.
+    They include those of the adapter that its RL began with. A run without its task file adds none.
 
     Raises:
         StoreError, TaskFileError: a run is damaged.

@@ -75,10 +75,7 @@ def judge(grid: Grid) -> StudyFinding:
 
 
 def all_learned(grid: Grid) -> bool:
-    """True if every specialist solves more than the base and each script in its environment.
-
-    More than the base by the margin.
-    """
+    """True if each specialist is above every script in its environment, and above the base by the margin."""
     return all(_has_learned(grid, name) for name in SPECIALISTS)
 
 
