@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import final
 
 from envkit.agent import Session
-from envkit.engine.chat import ChatRenderer, Chats, Conversation
+from envkit.engine.chat import ChatRenderer, Chats, Conversation, UnreadableError
 from envkit.engine.protocol import Engine, Request, Sampling
-from envkit.errors import ConfigError, ContractError, ModelError
+from envkit.errors import AgentError, ConfigError, ContractError, ModelError
 from envkit.stop import ShouldStop, never
 from envkit.types import EpisodeKey, Tokens, Turn, Usage
 
@@ -66,8 +66,8 @@ class LocalAgent:
         self._should_stop, self._shots = should_stop, shots
         self._max_context_length = max_context_length or sys.maxsize
         self._waiting: list[_Session] = []
-        #: Those whose latest observation is too long for the model.
-        self._unread: list[_Session] = []
+        #: Those whose latest observation the model cannot read, with what stands in place of its answer.
+        self._unread: list[tuple[_Session, Turn | AgentError]] = []
         #: Tokens of the longest conversation, of those that began together.
         self._longest = 0
 
@@ -85,18 +85,22 @@ class LocalAgent:
             raise ContractError(f"agent {self.name} got a session of another agent")
         try:
             session.talk.observe(observation)
-        except ModelError:
-            # The first observation is the setup's. Later ones follow from the model's own answers.
-            if not session.talk.turns:
-                raise
-            self._unread.append(session)
-            return
-        self._waiting.append(session)
+        except ModelError as error:
+            if not session.talk.turns:  # which the task decides
+                advice = "use shorter tasks, or a model with a longer context"
+                told = f"{error}; {advice}" if isinstance(error, UnreadableError) else str(error)
+                task = session.key.task
+                raise ModelError(f"task {task}: {told}" if task else told) from error
+            # A later one may follow from the model's own answers, or be one that a program should not make.
+            is_own = isinstance(error, UnreadableError)
+            empty = Turn("", Tokens((), (), ()), stop="length")
+            self._unread.append((session, empty if is_own else AgentError(f"agent {self.name}: {error}")))
+        else:
+            self._waiting.append(session)
 
-    def collect(self) -> Generator[tuple[Session, Turn]]:
+    def collect(self) -> Generator[tuple[Session, Turn | AgentError]]:
         unread, self._unread = self._unread, []
-        for session in unread:
-            yield session, Turn("", Tokens((), (), ()), stop="length")
+        yield from unread
         if not self._waiting:
             return  # the engine keeps what it holds
         # Sorted by key, so that batches do not depend on the order of submission.

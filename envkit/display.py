@@ -17,7 +17,7 @@ class Display(Protocol):
         ...
 
     def say(self, line: str) -> None:
-        """Print a line that stays on screen."""
+        """Print a line of plain text that stays on screen."""
         ...
 
 

@@ -263,7 +263,7 @@ class Env(gymnasium.Env[str, str], ABC):
             ConfigError, SandboxUnavailable: see `envkit.sandbox.SandboxBackend.with_contents`.
         """
         if sandbox is None:
-            sandbox = sandbox_backend("docker" if cls.image else "auto")
+            sandbox = sandbox_backend("auto", cls.image)
         declared = declared_contents(cls)
         wanted = sandbox.contents | declared
         has_all = wanted == sandbox.contents and {*cls.preload} <= {*sandbox.warm}

@@ -23,8 +23,9 @@
     ├── Stopped                the user asked to stop; work in progress is dropped, files are kept
     └── TrainingError          training cannot go on
 
-Errors that only one module raises and catches:
+Errors of one module:
 
+- `envkit.engine.chat.UnreadableError`, a `ModelError`: the model cannot read a conversation.
 - `envkit.agents.endpoint.ProviderError`, a `UsageError`: a provider refuses all requests of a kind.
 - `envkit.agents.budget.BudgetError`, a `UsageError`: a call might have cost more than is left.
 - `envkit.serving.decoder.DecoderStopped`, an `EnvkitError`: decoding has ended.

@@ -72,8 +72,12 @@ def place_of(error: Exception) -> str:
     return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
 
 
-def sandbox_backend(name: str = "auto") -> SandboxBackend:
-    """Return a usable backend: the named one, or for ``"auto"`` the best isolated one on this machine.
+def sandbox_backend(name: str = "auto", image: str = "") -> SandboxBackend:
+    """Return a usable backend.
+
+    Args:
+        name: of the backend; ``"auto"`` for the best isolated one on this machine.
+        image: of the environment, if it has one: then ``"auto"`` means ``"docker"``.
 
     Raises:
         RegistryError: no such backend.
@@ -82,6 +86,8 @@ def sandbox_backend(name: str = "auto") -> SandboxBackend:
     """
     from envkit.sandbox_check.diagnosis import unavailable
 
+    if name == "auto" and image:
+        name = "docker"
     if name != "auto":
         backend = cast("SandboxBackend", load("sandbox", name)())
         if problem := backend.available():

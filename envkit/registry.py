@@ -72,9 +72,7 @@ def make(
         SandboxUnavailable: code cannot be isolated on this machine.
     """
     kind = environment(name)
-    if sandbox == "auto" and kind.image:
-        sandbox = "docker"
-    backend = kind.equip(sandbox_backend(sandbox) if isinstance(sandbox, str) else sandbox)
+    backend = kind.equip(sandbox_backend(sandbox, kind.image) if isinstance(sandbox, str) else sandbox)
     if tasks is None:
         tasks = kind.make_tasks(split, sandbox=backend, display=Silent())
     elif isinstance(tasks, str | Path):

@@ -115,9 +115,7 @@ def read_tasks(path: Path, kind: type[Env] | None = None) -> list[Task]:
     try:
         text = read_regular_file(path, MAX_BYTES).decode()
     except FileNotFoundError:
-        raise TaskFileError(
-            f"{path} does not exist; make it with: envkit tasks mine PACKAGE -o {path}"
-        ) from None
+        raise TaskFileError(f"{path} does not exist; envkit tasks --help says how to make one") from None
     except OSError as error:
         raise TaskFileError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:  # not UTF-8, or a path with a null byte
@@ -156,7 +154,7 @@ def _require_environment(path: Path, found: object, kind: type[Env]) -> None:
     if found is not None and found not in known:
         raise TaskFileError(
             f"{path} holds tasks of the environment {found!r:.60}, expected {kind.id!r}; "
-            f"name the environment with --env, or use a task file of {kind.id}"
+            f"name that environment, or use a task file of {kind.id}"
         )
 
 

@@ -176,7 +176,7 @@ def parse_calls(action: str, tools: Sequence[Tool], max_calls: int = 1) -> list[
 def _calls(action: str, tools: Sequence[Tool]) -> Iterator[ToolCall | str]:
     by_name = {tool.name: tool for tool in tools}
     names = "|".join(map(re.escape, by_name))
-    start = re.compile(rf"(?m)^[ \t>`$]*({names})(?=[ \t]*(?:\(|`*[ \t]*$))|{_JSON_CALL}")
+    start = re.compile(rf"(?m)^[ \t>`$]*({names})(?=[ \t]*+(?:\(|`*+[ \t]*+$))|{_JSON_CALL}")
     found = start.search(action)
     while found is not None:
         following = action[found.end() :]

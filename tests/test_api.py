@@ -25,11 +25,12 @@ import envkit
 from envkit import api
 from envkit.api.adapter import training_of
 from envkit.api.bench_runs import environment_for, trained_base, trained_limits
-from envkit.api.common import short_tasks
+from envkit.api.common import absolute_if_path, short_tasks
 from envkit.api.training import _adapters
 from envkit.benchmark.report import load_report
 from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
 from envkit.errors import MissingExtraError, ModelError, StoreError, TaskFileError, UsageError
+from envkit.models import SMALL_MODEL
 from envkit.store import RunFolder
 from envkit.studies.interference import arms_of
 from envkit.studies.routing import first_prompts
@@ -541,3 +542,17 @@ def test_adapters_of_several_seeds_are_in_the_order_of_the_seeds(tmp_path: Path)
         folder.mkdir(parents=True)
         (folder / "manifest.json").touch()
     assert _adapters(run) == tuple(wanted)
+
+
+def test_a_folder_does_not_hide_the_model_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("auto", SMALL_MODEL, "own"):
+        (tmp_path / name).mkdir()
+    assert [absolute_if_path(name) for name in ("auto", SMALL_MODEL, "own", "none")] == [
+        "auto",
+        SMALL_MODEL,
+        str(tmp_path / "own"),
+        "none",
+    ]

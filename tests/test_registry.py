@@ -70,12 +70,17 @@ def test_an_empty_registry_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
         registry.sandbox_backend()
 
 
-def test_auto_prefers_the_zygote_then_bubblewrap_then_docker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_prefers_the_zygote_then_bubblewrap_then_docker_which_alone_has_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     order = ["zygote", "bubblewrap", "docker"]
     for number in range(len(order)):
         backends = dict.fromkeys(order[:number], Absent) | {order[number]: Fine, "a": Absent}
         installed(monkeypatch, dict(sorted(backends.items())))
         assert type(registry.sandbox_backend()) is Fine
+    installed(monkeypatch, {"docker": NotIsolated, "zygote": Fine})
+    assert type(registry.sandbox_backend("auto", "python:3.12")) is NotIsolated
+    assert type(registry.sandbox_backend("zygote", "python:3.12")) is Fine
     installed(monkeypatch, dict.fromkeys(sorted(["a", *order]), Absent))
     with pytest.raises(SandboxUnavailable, match=r"tried zygote, bubblewrap, docker, a\)"):
         registry.sandbox_backend()

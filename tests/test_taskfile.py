@@ -184,7 +184,7 @@ def test_faults_of_shared_texts_are_named(tmp_path: Path, old: str, new: str, me
 
 
 def test_a_missing_or_unreadable_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TaskFileError, match="does not exist; make it with: envkit tasks mine"):
+    with pytest.raises(TaskFileError, match="does not exist; envkit tasks --help says how"):
         read_tasks(tmp_path / "absent.jsonl")
     with pytest.raises(TaskFileError, match="cannot be read"):
         read_tasks(tmp_path)

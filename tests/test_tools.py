@@ -595,10 +595,10 @@ def test_an_error_of_the_setup_is_no_mistake_of_the_agent() -> None:
 )
 def test_no_call_takes_long_to_read(piece: str) -> None:
     """Python's own tokenizer takes 20 s for a bracket and 9,000 blanks."""
-    for opening in ("look_up(", "look_up('", 'look_up("""', "look_up(["):
+    for opening in ("look_up(", "look_up('", 'look_up("""', "look_up([", "look_up", "look_up('a')\nlook_up"):
         with sparing_old_objects():
             began = time.thread_time()
-            parse_calls(opening + piece * (16_000 // len(piece)), TOOLS)
+            parse_calls(f"{opening}{piece * (16_000 // len(piece))}x", TOOLS, 2)
             assert time.thread_time() - began < 1
 
 

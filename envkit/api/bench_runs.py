@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from rich.markup import escape
-
 from envkit.api.common import DEFAULT_ENVIRONMENT
 from envkit.api.interrupts import StopRequest, stopping_on_signal
 from envkit.api.results import Report, read_report
@@ -44,7 +42,7 @@ def start_bench(
         prices=prices,
         priced_machine=machine,
     )
-    display.say(f"run folder: {escape(str(run.path))}")
+    display.say(f"run folder: {run.path}")
     return run
 
 
@@ -58,10 +56,9 @@ def play_bench(
     """Play all missing episodes of a bench; returns how it was stopped, and a provider's refusal if any."""
     from envkit.studies.bench import Bench
 
-    path = escape(str(run.path))
     message = (
-        f"[yellow]stopping: finished episodes stay in {path}; continue with: {resume} --resume {path}; "
-        "Ctrl-C again ends at once[/]"
+        f"stopping: finished episodes stay in {run.path}; continue with: {resume} --resume {run.path}; "
+        "Ctrl-C again ends at once"
     )
     with stopping_on_signal(display.say, message) as request:
         bench = Bench(run, backend, display, request.should_stop, budget_usd=budget_usd)
@@ -148,7 +145,7 @@ def environment_for(name: str, adapters: Sequence[Path]) -> tuple[str, str]:
         raise UsageError(f"trained on {', '.join(trained)}; name the environment to measure on (--env)")
     if trained == [DEFAULT_ENVIRONMENT]:
         return DEFAULT_ENVIRONMENT, ""
-    return trained[0], f"environment: {escape(trained[0])}, because the adapter was trained on it"
+    return trained[0], f"environment: {trained[0]}, because the adapter was trained on it"
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from envkit.errors import TaskFileError, UsageError
+from envkit.models import KNOWN
 
 if TYPE_CHECKING:
     from envkit.display import Display
@@ -53,7 +54,7 @@ def isolated_backend(
                 f"sandbox {backend.name!r} does not isolate: model output would run as this user; use "
                 "sandbox 'auto', or see `envkit list`"
             )
-        display.say(f"[yellow]sandbox {backend.name} does not isolate; model output runs as this user[/]")
+        display.say(f"sandbox {backend.name} does not isolate; model output runs as this user")
         return backend
     if not isinstance(sandbox, str) or backend.name not in _PROVEN:
         require_isolation(backend)
@@ -145,6 +146,8 @@ def require_train_split(tasks: Sequence[Task], source: Tasks | None) -> None:
 
 def absolute_if_path(word: str | Path) -> str:
     """Make a path absolute, so that a run can resume from another folder; a name stays as it is."""
+    if word == "auto" or word in KNOWN:  # whatever lies in this folder
+        return str(word)
     return str(Path(word).resolve()) if Path(word).exists() else str(word)
 
 

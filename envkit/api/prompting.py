@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-
 from envkit.api.common import (
     DEFAULT_ENVIRONMENT,
     RUNS,
@@ -128,11 +126,10 @@ def _play(run: RunFolder, backend: SandboxBackend, display: Display) -> PromptRe
     from envkit import registry
     from envkit.studies.prompt_search import play
 
-    path = escape(str(run.path))
-    display.say(f"run folder: {path}")
+    display.say(f"run folder: {run.path}")
     message = (
-        f"stopping: finished episodes stay in {path}; continue with: envkit prompt --resume {path}; Ctrl-C "
-        "again ends at once"
+        f"stopping: finished episodes stay in {run.path}; continue with: envkit prompt --resume {run.path}; "
+        "Ctrl-C again ends at once"
     )
     kind = registry.environment(str(run.manifest.get("environment", DEFAULT_ENVIRONMENT)))
     with stopping_on_signal(display.say, message) as request:

@@ -36,25 +36,23 @@ class RichDisplay:
     def phase(self, name: str, total: int) -> None:
         if self._bar is not None:
             self._progress.stop_task(self._bar)
-        name = escape(name)  # it may hold an agent's name, which is text and not markup
         self._name, self._total, self._printed_at = name, total, time.monotonic()
-        self._bar = self._progress.add_task(name, total=total, facts="")
+        self._bar = self._progress.add_task(escape(name), total=total, facts="")
         self._print_line(f"{name}: {total} to do")
 
     def advance(self, done: int, facts: str) -> None:
-        facts = escape(facts)
         if self._bar is not None:
-            self._progress.update(self._bar, completed=done, facts=facts)
+            self._progress.update(self._bar, completed=done, facts=escape(facts))
         if time.monotonic() - self._printed_at > _LINE_EVERY_S or done == self._total:
             self._printed_at = time.monotonic()
             self._print_line(f"{self._name} {done}/{self._total}: {facts}")
 
     def say(self, line: str) -> None:
-        self._progress.console.print(line, soft_wrap=True)
+        self._progress.console.print(line, markup=False, soft_wrap=True)
 
     def _print_line(self, line: str) -> None:
         if not self._progress.console.is_terminal:
-            self._progress.console.print(line, soft_wrap=True)
+            self.say(line)
 
 
 @contextmanager

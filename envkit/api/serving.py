@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from envkit.serving.models import Models
     from envkit.serving.router import Router
     from envkit.serving.routing import RequestRouter
+    from envkit.serving.server import Server
 
 #: Names of this machine that no other machine can reach.
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -79,32 +80,57 @@ class ServeConfig:
 
 
 def serve(config: ServeConfig, display: Display) -> None:
-    """Serve until a signal comes; then answer the open requests and return.
+    """Serve until SIGINT or SIGTERM comes; then answer the open requests, and let the signal take its effect.
 
     Raises:
+        KeyboardInterrupt: SIGINT came.
         UsageError: a setting, adapter or file cannot be used, or the address is taken.
         ModelError: torch finds no GPU.
         StoreError: the ledger cannot be opened, or is none.
         MissingExtraError: the extra ``serve`` or ``train`` is not installed.
     """
-    from envkit.models import DEFAULT_MODEL, require_training, resolve
-    from envkit.models.adapter_folder import require_fit
+    from envkit.models import require_training
 
     require_training()
     try:
         import uvicorn
 
         from envkit.serving.app import make_app
-        from envkit.serving.server import Server, ServerLimits
     except ModuleNotFoundError as error:
         raise MissingExtraError(str(error.name), "serve") from error
+    from envkit.serving.draining import DrainingServer
+
+    server = _make_server(config, display)
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("envkit.serving").setLevel(logging.INFO)
+    settings_of_uvicorn = uvicorn.Config(
+        make_app(server),
+        host=config.host,
+        port=config.port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+    )
+    running = DrainingServer(settings_of_uvicorn, server, config.drain_s)
+    with _listen(config.host, config.port) as listening:
+        port = listening.getsockname()[1]
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        name = server.models.base
+        display.say(f"serving {name} and its adapters at http://{host}:{port}/v1; Ctrl-C ends it")
+        running.run(sockets=[listening])
+
+
+def _make_server(config: ServeConfig, display: Display) -> Server:
+    """Check the settings, load the model, and start its engine; raises as `serve`."""
     from envkit.api.adapter import adapter_folder
     from envkit.api.bench_runs import recorded_model
+    from envkit.models import DEFAULT_MODEL, resolve
+    from envkit.models.adapter_folder import require_fit
     from envkit.serving.access import Access, read_access
-    from envkit.serving.draining import DrainingServer
     from envkit.serving.ledger import Ledger
     from envkit.serving.models import Models, require_names
     from envkit.serving.router import AUTO
+    from envkit.serving.server import Server, ServerLimits
     from envkit.serving.torch_decoder import in_thread_that_ends
     from envkit.training.policy import find_device
 
@@ -145,7 +171,7 @@ def serve(config: ServeConfig, display: Display) -> None:
         if config.engine == "vllm"
         else in_thread_that_ends(lambda: _torch(config, ref, router))
     )
-    server = Server(
+    return Server(
         engine.decoder,
         engine.adapters,
         models,
@@ -163,22 +189,6 @@ def serve(config: ServeConfig, display: Display) -> None:
         _LOOPBACK if config.keys is None else None,
         engine.routing,
     )
-    logging.basicConfig(format="%(asctime)s %(message)s")
-    logging.getLogger("envkit.serving").setLevel(logging.INFO)
-    settings_of_uvicorn = uvicorn.Config(
-        make_app(server),
-        host=config.host,
-        port=config.port,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-    )
-    running = DrainingServer(settings_of_uvicorn, server, config.drain_s)
-    with _listen(config.host, config.port) as listening:
-        port = listening.getsockname()[1]
-        host = f"[{config.host}]" if ":" in config.host else config.host
-        display.say(f"serving {base_name} and its adapters at http://{host}:{port}/v1; Ctrl-C ends it")
-        running.run(sockets=[listening])
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-
 from envkit.api.common import (
     RUNS,
     Tasks,
@@ -91,7 +89,7 @@ def support(
             display=progress,
             command=command or command_of("support", repr(name)),
         )
-        progress.say(f"run folder: {escape(str(run.path))}")
+        progress.say(f"run folder: {run.path}")
         message = "stopping: what is decided so far is printed; Ctrl-C again ends at once"
         with stopping_on_signal(progress.say, message) as request:
             shown = play(run, settings, kind, chosen, backend, progress, request.should_stop)

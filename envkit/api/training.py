@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-
 from envkit.api.common import (
     DEFAULT_ENVIRONMENT,
     RUNS,
@@ -318,11 +316,10 @@ def _run(
     """Run all phases of a run that are not finished."""
     from envkit.studies import before_after, before_after_seeds
 
-    path = escape(str(run.path))
-    display.say(f"run folder: {path}")
+    display.say(f"run folder: {run.path}")
     message = (
-        f"[yellow]stopping: finished episodes and the last checkpoint stay in {path}; continue with: envkit "
-        f"train --resume {path}; Ctrl-C again ends at once[/]"
+        f"stopping: finished episodes and the last checkpoint stay in {run.path}; continue with: "
+        f"envkit train --resume {run.path}; Ctrl-C again ends at once"
     )
     work = (
         before_after_seeds.MultiSeedStudy

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
-from rich.markup import escape
-
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable, PlayedEpisode
 from envkit.audit.cases import replay_cases
 from envkit.audit.checks import faults, interface, sameness, shown, tasksets, unearned, verdicts
@@ -99,7 +97,7 @@ def run_audit(audited: AuditedEnv, display: Display, only: str = "") -> list[Fin
             finding = Finding(name, False, f"a bug: {type(error).__name__}: {error}")
         findings.append(finding)
         if finding.ok is False:  # the others may take minutes
-            display.say(f"FAIL {name}: {escape(finding.detail)}")
+            display.say(f"FAIL {name}: {finding.detail}")
         display.advance(number, name)
     return findings
 

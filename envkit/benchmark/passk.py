@@ -95,7 +95,8 @@ def compare_pass_at_k(
             same = rows.setdefault(each.name, each)
             if each != same and each.expected is None and not are_equal_scripts(each, same):
                 raise UsageError(
-                    f"two rows of {environment} are named {each.name!r}; name the runs one at a time"
+                    f"two rows of {environment} are named {each.name!r}; name one run, or one seed of it: "
+                    "RUN/seed-N"
                 )
         if not rows:
             raise UsageError(f"{environment}: nothing was measured")

@@ -99,7 +99,7 @@ def audit(
             more.append(found.finding())
             if found.cases:
                 kept = keep_cases(found.cases, kind)
-                display.say(escape(f"{len(found.cases)} ways around the reward -> {kept}"))
+                display.say(f"{len(found.cases)} ways around the reward -> {kept}")
         certificate = certify(kind, backend, display, tasks=chosen, max_turns=max_turns, more=more)
     if output is None:
         path = write_cached(kind, certificate)

@@ -133,7 +133,7 @@ MaxTaskChars = Annotated[
     int | None,
     typer.Option(metavar="N", help="Leave out tasks whose prompt and files have more than N characters."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 Root = Annotated[Path, typer.Option("--root", metavar="FOLDER", help="Where the run folder is made.")]
 SandboxName = Annotated[
     str,

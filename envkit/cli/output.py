@@ -42,7 +42,7 @@ def print_table(content: Table) -> None:
 
 
 def emit(data: Any) -> None:
-    """Print one JSON object to stdout, for ``--json``; numbers that are not finite become null."""
+    """Print one JSON value to stdout, for ``--json``; numbers that are not finite become null."""
     print(json.dumps(_plain(data), allow_nan=False))
 
 

@@ -64,9 +64,7 @@ def play(
 
     require_at_least(0, seed=seed or 0)
     kind = registry.environment(env)
-    if sandbox == "auto" and kind.image:
-        sandbox = "docker"
-    backend = CapturingBackend(kind.equip(registry.sandbox_backend(sandbox)))
+    backend = CapturingBackend(kind.equip(registry.sandbox_backend(sandbox, kind.image)))
     playable = load_tasks(kind, tasks, "starter", backend, Silent())
     game = kind(tasks=playable, sandbox=backend, max_turns=max_turns)
     backend.capturing = True

@@ -57,9 +57,8 @@ def check(
     from envkit.sandbox_check import self_check
 
     kind = None if env is None else environment(env)
-    if kind is not None and kind.image and name == "auto":
-        name = "docker"
-    backend = sandbox_backend(name) if runtime is None else _docker_with(runtime, name)
+    image = "" if kind is None else kind.image
+    backend = sandbox_backend(name, image) if runtime is None else _docker_with(runtime, name)
     if kind is not None:
         backend = kind.equip(backend)
     findings = self_check(backend)

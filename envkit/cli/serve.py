@@ -143,6 +143,7 @@ def bill(
 
     Requests that failed are free.
     """
+    from rich.markup import escape
     from rich.table import Table
 
     from envkit.prices import load_prices
@@ -166,7 +167,7 @@ def bill(
     for line in lines:
         usd = "no price" if line.usd is None else f"{line.usd:.6f}"
         numbers = (line.requests, line.prompt_tokens, line.completion_tokens)
-        table.add_row(line.client, line.model, *(f"{number:,}" for number in numbers), usd)
+        table.add_row(escape(line.client), escape(line.model), *(f"{number:,}" for number in numbers), usd)
     out.print(table)
     if unpriced := sorted({line.model for line in lines if line.usd is None}):
         out.print(

@@ -107,15 +107,15 @@ class ChatRenderer:
                 the text would be encoded to.
 
         Raises:
-            ModelError: the template refuses the conversation, leaves out a message, or knows no tools; or a
-                special token's text stands outside of contents, as in a tool's description.
+            UnreadableError: a special token's text stands outside of contents, as in a tool's description.
+            ModelError: the template refuses the conversation, leaves out a message, or knows no tools.
         """
         with model_errors("the messages cannot be encoded"):
             others = json.dumps(
                 [tools, [{**message, "content": ""} for message in messages]], ensure_ascii=False
             )
         if found := [token for token in self._special if token in others]:
-            raise ModelError(f"{found[0]!r} may stand in the content of messages only")
+            raise UnreadableError(f"{found[0]!r} may stand in the content of messages only")
         for field, given in (("tools", tools), ("tool_calls", any(map(_has_calls, messages)))):
             if given and not self.reads(field):
                 raise ModelError(f"the chat template of this model knows no {field.replace('_', ' ')}")
@@ -153,6 +153,10 @@ class ChatRenderer:
     def text(self, ids: tuple[int, ...]) -> str:
         """The text of sampled ids, without special tokens."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+
+class UnreadableError(ModelError):
+    """The model cannot read a conversation that follows from its own answers, or that a task begins with."""
 
 
 def _has_calls(message: Mapping[str, Any]) -> bool:
@@ -196,7 +200,7 @@ class Conversation:
         """Append an observation, and truncate a context that has become too long.
 
         Raises:
-            ModelError: a later one is too long for the model. The conversation stays as it was.
+            UnreadableError: it is too long for the model. The conversation stays as it was.
         """
         kept = None
         if not self.turns:
@@ -209,8 +213,8 @@ class Conversation:
                 new_ids = self._renderer.following(observation, closed=False)
                 kept = self.first_prompt
         ids = (*self.ids[:kept], *new_ids)
-        if self.turns and len(ids) >= self._longest:  # the engine refuses a first prompt
-            raise ModelError(f"the conversation has {len(ids)} tokens; the model reads {self._longest}")
+        if len(ids) >= self._longest:
+            raise UnreadableError(f"the conversation has {len(ids)} tokens; the model reads {self._longest}")
         self.ids, self.new_ids, self.kept = ids, new_ids, kept
 
     def answer(self, ids: Sequence[int]) -> None:
@@ -255,7 +259,8 @@ class Chats:
         """Read a chat.
 
         Raises:
-            ModelError: the chat template refuses it, or it is too long for the model.
+            UnreadableError: it is too long, or a special token stands outside of contents.
+            ModelError: the chat template refuses it.
         """
         chat = json.loads(observation)
         messages = [self._as_sampled(message) for message in chat["messages"]]
@@ -264,7 +269,7 @@ class Chats:
             latest = max(self._max_context_length - self.first_prompt, 1)
             ids = ids[: self.first_prompt] + ids[-latest:]
         if len(ids) >= self._longest:
-            raise ModelError(f"the chat has {len(ids)} tokens; the model reads {self._longest}")
+            raise UnreadableError(f"the chat has {len(ids)} tokens; the model reads {self._longest}")
         kept = common_prefix_length(self.ids, ids[:-1])  # one id at least is new: the next token follows it
         self.kept = kept if kept < len(self.ids) else None
         self.ids, self.new_ids = ids, ids[kept:]

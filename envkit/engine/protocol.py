@@ -95,7 +95,7 @@ class Engine(Protocol):
         Args:
             requests: what to complete.
             sampling: how tokens are drawn.
-            should_stop: polled at least once per decoded token.
+            should_stop: polled at least once per decoded token; vLLM's engine polls it once per call.
 
         Raises:
             Stopped: ``should_stop`` has become True.

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -20,6 +20,7 @@ import torch
 from envkit.engine.protocol import AdapterEngine, Completion, Request, Sampling, seeds
 from envkit.engine.updates import Update
 from envkit.errors import ContractError, MissingExtraError, ModelError
+from envkit.lease import Lease
 from envkit.models import ModelRef
 from envkit.stop import ShouldStop, never, raise_if_stopped
 
@@ -99,17 +100,17 @@ class VLLMEngine(AdapterEngine):
         #: vLLM's request object of each adapter; ``None`` for the base.
         self._adapters: list[Any] = []
         self._made = 0
-        #: Removes the folder of the current adapters; runs at the latest when the engine or program ends.
-        self._clean: Callable[[], object] = _nothing_to_clean
+        self._lease = Lease(Path(tempfile.gettempdir()))
+        #: Removes the adapters' files; runs at the latest when the engine or program ends.
+        self._clean = weakref.finalize(self, self._lease.close)
 
     def load(self, adapters: Sequence[Mapping[str, Update]]) -> None:
         """See `envkit.engine.protocol.AdapterEngine.load`; vLLM reads an adapter when it is first used."""
         for updates in adapters:
             require_rank(updates, self._rank)
         self.forget()
-        self._clean()
-        folder = tempfile.mkdtemp(prefix="envkit-adapters-")
-        self._clean = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        for path in self._lease.path.glob("[0-9]*"):
+            shutil.rmtree(path)
         example = next((updates for updates in adapters if updates), None)
         lora_requests: list[Any] = []
         for updates in adapters:
@@ -119,7 +120,7 @@ class VLLMEngine(AdapterEngine):
             # On a CPU, vLLM 0.32 applies its last slot's adapter to rows without one.
             # So the base gets a zero adapter.
             self._made += 1  # vLLM caches adapters by number
-            path = Path(folder, str(self._made))
+            path = self._lease.path / str(self._made)
             write_adapter(updates or zero_adapter(example), path)
             lora_requests.append(self._request(f"adapter-{self._made}", self._made, str(path)))
         self._adapters = lora_requests
@@ -232,10 +233,6 @@ def variables(threads: int) -> Generator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
-
-
-def _nothing_to_clean() -> None:
-    """Do nothing: there are no adapters yet."""
 
 
 def _completion(output: Any) -> Completion:

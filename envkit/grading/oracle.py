@@ -129,7 +129,7 @@ class _Worker:
         try:
             loaded = self._ask({})
             if (raises := loaded.get("raises")) is not None:
-                raise PeerGone(f"does not load: {str(raises)[:80]}")
+                raise PeerGone(f"does not load: {printable(str(raises)[:80])}")
         except BaseException:
             self.close()
             raise

@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from typing import Final, cast
 
 from envkit.errors import ConfigError, ContractError, SandboxError
+from envkit.grading.compare import printable
 from envkit.grading.grade import Grade
 from envkit.grading.submission import SubmissionRejected, reject_reserved
 from envkit.sandbox import (
@@ -154,7 +155,7 @@ def grade_suite(
         verdict, evidence = Verdict.PASS, f"all {total} tests passed"
     else:
         first = next(test for test in wanted if found.get(test) != "passed")
-        verdict, evidence = Verdict.FAIL, f"{first}: {found.get(first, 'not run')}"
+        verdict, evidence = Verdict.FAIL, f"{first}: {printable(found.get(first, 'not run')[:40])}"
     return Grade(verdict, evidence, weakness=WEAKNESS, passed=len(passed), total=total)
 
 

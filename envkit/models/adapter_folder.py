@@ -71,6 +71,17 @@ def damaged_files(folder: Path, digests: Mapping[str, str]) -> list[str]:
     return [name for name, digest in digests.items() if file_digest(folder / name) != digest]
 
 
+def damaged_adapter_files(folder: Path) -> list[str]:
+    """Names of an adapter's own files that differ from its manifest. What else lies beside them is not read.
+
+    Raises:
+        OSError: one is missing or cannot be read.
+        ValueError: the manifest cannot be read.
+    """
+    saved = manifest_files(folder)
+    return damaged_files(folder, {name: saved[name] for name in ADAPTER_FILES if name in saved})
+
+
 def recorded_base(folder: Path) -> str:
     """Return the id of the base model that an adapter's folder names; empty if it names none.
 
@@ -96,7 +107,7 @@ def require_fit(folder: Path, ref: ModelRef) -> None:
         settings = read_json_object(folder / "adapter_config.json")
         note = folder / BASE
         base = read_json_object(note) if note.exists() else None
-        damaged = damaged_files(folder, manifest_files(folder))
+        damaged = damaged_adapter_files(folder)
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: not an adapter ({error}); expected a PEFT folder") from error
     if damaged:

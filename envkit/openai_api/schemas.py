@@ -104,8 +104,8 @@ class StreamOptions(_Body):
 
 
 def _only_with(field: str, found: _T, body: ValidationInfo) -> _T:
-    """Refuse a value that has no effect unless an earlier field of the body is set."""
-    if found is not None and not body.data.get(field):
+    """Refuse a value that has no effect unless an earlier field of the body is set; 0 has none anyhow."""
+    if found and not body.data.get(field):
         raise PydanticCustomError("only_with", "only with {field}", {"field": field})
     return found
 

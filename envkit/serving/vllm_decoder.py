@@ -19,6 +19,7 @@ from envkit.engine.updates import Update
 from envkit.engine.vllm_async import AsyncVLLM
 from envkit.engine.vllm_engine import require_rank, write_adapter
 from envkit.errors import ContractError, EnvkitError, ModelError
+from envkit.lease import Lease
 from envkit.serving.decoder import DecoderStopped, Event
 
 #: Name of the base's adapter without an effect. No model has such a name.
@@ -182,7 +183,7 @@ class VLLMAdapters:
         #: vLLM's request object of each adapter that a row has asked for.
         self._made: dict[str, asyncio.Task[Any]] = {}
         self._numbers = itertools.count(1)  # vLLM knows adapters by number
-        self._folder = Path(tempfile.mkdtemp(prefix="envkit-adapters-"))
+        self._lease = Lease(Path(tempfile.gettempdir()))
         self._leaving: set[asyncio.Task[None]] = set()
         self.loads = 0
 
@@ -227,11 +228,11 @@ class VLLMAdapters:
 
     def close(self) -> None:
         """Remove all copies."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._lease.close()
 
     async def _make(self, name: str) -> Any:
         number, read = next(self._numbers), self._readers[name]
-        path = self._folder / str(number)
+        path = self._lease.path / str(number)
 
         def copy() -> None:
             updates = read()

@@ -11,8 +11,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
-from rich.markup import escape
-
 from envkit.agent import Agent
 from envkit.agents.api import ApiAgent
 from envkit.agents.budget import Budget
@@ -174,7 +172,7 @@ class AgentFactory:
                 journal=journal,
                 tools=[tool.schema() for tool in tools()] if card.mode == "tools" else (),
                 recorded=recorded,
-                on_retry=lambda line: self._display.say(escape(line)),
+                on_retry=self._display.say,
                 should_stop=self._should_stop,
             ) as agent,
         ):
@@ -313,7 +311,7 @@ class AgentFactory:
         for row in rows:
             if row.adapter:
                 for sentence in self.differences_from_training(self._spec.of(row), max_turns):
-                    self._display.say(escape(sentence))
+                    self._display.say(sentence)
         policy.load_into_engine([Path(row.adapter) if row.adapter else None for row in rows])
         return policy
 

@@ -16,8 +16,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final, final
 
-from rich.markup import escape
-
 from envkit.benchmark.report_data import Origin, ReportData
 from envkit.benchmark.report_text import MANY_RAISED
 from envkit.benchmark.summary import summarise_row
@@ -180,7 +178,7 @@ class BeforeAfter:
             self._run.path,
             {**to_mapping(self._plan.train), "environments": [each.kind.id for each in self._evals]},
         )
-        with open_trackers(self._trackers, run, lambda line: self._display.say(escape(line))) as self._log:
+        with open_trackers(self._trackers, run, self._display.say) as self._log:
             yield
 
     def begin(self) -> None:
@@ -216,7 +214,7 @@ class BeforeAfter:
         try:
             self._claim()
         except EnvkitError as error:
-            self._display.say(escape(f"no claim is written beside the adapter: {error}"))
+            self._display.say(f"no claim is written beside the adapter: {error}")
 
     def _claim(self) -> None:
         store, config = CheckpointStore(self._run.path / "checkpoints"), self._plan.train

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast, final
 
-from rich.markup import escape
-
 from envkit import registry
 from envkit.benchmark.report_data import Difference, Row
 from envkit.benchmark.spec import SCRIPTS, AgentSpec, BenchSpec
@@ -156,7 +154,7 @@ class Bench:
                     played = kind.graded_as() if row.script else kind
                     if played is not kind:
                         note = f"{row.name} plays {played.id} itself, without the program of {kind.id}"
-                        self._display.say(escape(note))
+                        self._display.say(note)
                     with (
                         nullcontext(rollouts) if played is kind else self._rollouts(played, tasks) as own,
                         self._agents.agent(row, part, played, tasks, self._backend) as agent,
@@ -171,10 +169,10 @@ class Bench:
                     reasons.append(str(error))
                     break
                 except SETUP_ERRORS as error:
-                    self._display.say(escape(f"report: {self.report(kind, part, str(error))}"))
+                    self._display.say(f"report: {self.report(kind, part, str(error))}")
                     raise
                 except UsageError as error:  # from a provider or the budget: other rows can continue
-                    self._display.say(escape(f"{row.name} is refused: {error}"))
+                    self._display.say(f"{row.name} is refused: {error}")
                     failures.append(error)
                     reasons.append(str(error))
         return self.report(kind, part, "; ".join(dict.fromkeys(reasons)))

@@ -9,8 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final, cast
 
-from rich.markup import escape
-
 from envkit import registry
 from envkit.agents.cards import load_card
 from envkit.agents.recorded import read_recorded, read_usage, write_recorded
@@ -296,7 +294,7 @@ def load_tasks(
         left_out.update(unfit.values())
         tasks = tuple(task for task in tasks if task.id not in unfit)
     for reason, count in left_out.items():
-        display.say(escape(f"{spec.tasks or kind.id}: left out {count} {reason}"))
+        display.say(f"{spec.tasks or kind.id}: left out {count} {reason}")
     if not tasks:
         raise UsageError(f"{spec.tasks or kind.id}: there are no tasks that {kind.id} can pose")
     return ImportedTasks(tasks, imported.recorded, left_out)

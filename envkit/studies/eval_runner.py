@@ -7,8 +7,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Final, final
 
-from rich.markup import escape
-
 from envkit.agent import Agent
 from envkit.benchmark.evaluation import (
     EPISODES_AT_ONCE,
@@ -98,7 +96,7 @@ class EvalRunner:
         if not voids:
             return
         line = f"{row}: {len(voids)} of {len(played)} episodes are void and in no rate, such as: {voids[0]}"
-        self._display.say(escape(line))
+        self._display.say(line)
         # A provider that does not answer is no broken sandbox. Its agent's name begins the reason.
         broken = [reason for reason in voids if not reason.startswith(f"agent {agent.name}: ")]
         if len(broken) > _MAX_VOID_SHARE * len(played):
@@ -121,7 +119,7 @@ class EvalRunner:
         last = traces[0].rpartition("\n")[2]
         fault = f"{row}: the environment raised in {len(traces)} of {len(played)} episodes, first: {last}"
         advice = f"info.trace in {self._run.path / f'eval-{row}.jsonl'} says where"
-        self._display.say(escape(f"{fault}; {advice}"))
+        self._display.say(f"{fault}; {advice}")
         if len(traces) > _MAX_RAISED_SHARE * len(played):
             raise ContractError(f"{fault}; fix the environment and start again: {advice}")
 

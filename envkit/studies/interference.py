@@ -9,8 +9,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final, cast
 
-from rich.markup import escape
-
 from envkit.benchmark.interference import JOINT, MERGED, SPECIALIST, MatrixRow
 from envkit.display import Display
 from envkit.errors import StoreError, UsageError
@@ -112,7 +110,7 @@ def merge_all(
     for method in methods:
         folder = root / f"merged-{method}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
         if not folder.exists():
-            display.say(f"merging {len(specialists)} specialists by {method}: {escape(str(folder))}")
+            display.say(f"merging {len(specialists)} specialists by {method}: {folder}")
             root.mkdir(parents=True, exist_ok=True)
             merge_adapters(resolve(model, display), [*specialists], folder, method)
         merged[folder.resolve()] = MatrixRow(f"merged {method}", MERGED, parts)

@@ -17,7 +17,7 @@ from envkit.benchmark.stats import Interval, mean_interval
 from envkit.display import Display
 from envkit.engine.protocol import Sampling
 from envkit.env import Env
-from envkit.errors import StoreError, UsageError
+from envkit.errors import AgentError, StoreError, UsageError
 from envkit.files import read_json_object
 from envkit.models import resolve
 from envkit.plain import decode, encode
@@ -370,6 +370,8 @@ class _Search:
         session = agent.start(key, _SYSTEM)
         agent.submit(session, request)
         [(_, turn)] = agent.collect()
+        if isinstance(turn, AgentError):
+            raise turn
         text = turn.text.strip()
         is_whole = turn.stop != "length" and len(text) <= _MESSAGE
         return _Message(round_number, text if is_whole else "", turn.usage.completion_tokens)

@@ -19,7 +19,7 @@ from envkit.models.adapter_folder import (
     ADAPTER_FILES,
     BASE,
     MANIFEST,
-    damaged_files,
+    damaged_adapter_files,
     manifest_files,
     recorded_control,
     write_manifest,
@@ -59,7 +59,7 @@ def write_publication(
     try:
         files = {name: (adapter / name).read_bytes() for name in ADAPTER_FILES}
         saved = manifest_files(adapter)
-        damaged = damaged_files(adapter, {name: saved[name] for name in ADAPTER_FILES if name in saved})
+        damaged = damaged_adapter_files(adapter)
         facts = read_json_object(adapter / MANIFEST) if saved else {}
         base, lora = (read_json_object(adapter / name) for name in (BASE, "adapter_config.json"))
         model, model_digest = str(base["model"]), str(base["digest"])

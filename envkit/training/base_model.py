@@ -129,7 +129,6 @@ def add_adapter(base: Any, r: int, alpha: int, seed: int, control: str = "all-li
 
     from envkit.training.lora_linear import LoraLinear
 
-    torch.manual_seed(seed)
     is_full = control == FULL
     if is_full:
         _require_linears(base)
@@ -146,7 +145,12 @@ def add_adapter(base: Any, r: int, alpha: int, seed: int, control: str = "all-li
     config._register_custom_module({nn.Linear: LoraLinear})  # pyright: ignore[reportPrivateUsage]
     kinds: dict[str, type] = {name: type(module) for name, module in base.named_modules()}
     # PEFT warns of layers that are refused below, and reads a property by its deprecated name.
-    with warnings.catch_warnings(action="ignore"), model_errors("this model cannot carry an adapter"):
+    with (
+        warnings.catch_warnings(action="ignore"),
+        model_errors("this model cannot carry an adapter"),
+        torch.random.fork_rng(),  # the caller's draws go on as if there were none here
+    ):
+        torch.manual_seed(seed)
         model = get_peft_model(base, config)
         if is_full:
             _keep_in_float32(model)

@@ -21,8 +21,8 @@ from envkit.models import model_errors
 from envkit.models.adapter_folder import (
     ADAPTER_FILES,
     MANIFEST,
+    damaged_adapter_files,
     damaged_files,
-    manifest_files,
     shape_difference,
     write_manifest,
 )
@@ -231,7 +231,7 @@ def load_adapter(policy: Policy, folder: Path) -> None:
 
     file = folder / "adapter_model.safetensors"
     try:
-        damaged = damaged_files(folder, manifest_files(folder))
+        damaged = damaged_adapter_files(folder)
         open_regular_file(file).close()  # the next line would wait for a pipe's writer
         weights: dict[str, torch.Tensor] = load_file(file)
     except (OSError, ValueError, TypeError, SafetensorError) as error:

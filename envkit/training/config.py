@@ -168,24 +168,17 @@ class TrainConfig:
     kv_cache_mb: int = 0
 
     def __post_init__(self) -> None:
+        self._check_fields()
+        self._check_together()
+
+    def _check_fields(self) -> None:
+        """Refuse values that are wrong whatever the others are."""
         for field, minimum in _MINIMUM.items():
             if getattr(self, field) < minimum:
                 raise ConfigError(f"{field} is {getattr(self, field)}; it must be at least {minimum}")
         for field, maximum in _MAXIMUM.items():
             if getattr(self, field) > maximum:
                 raise ConfigError(f"{field} is {getattr(self, field)}; it must be at most {maximum}")
-        if 0 < self.sft_examples < self.sft_batch_size:
-            raise ConfigError(
-                f"sft_examples is {self.sft_examples}; it must be 0 or at least sft_batch_size, "
-                f"{self.sft_batch_size}"
-            )
-        if self.warm_start and self.sft_examples:
-            raise ConfigError(
-                f"sft_examples is {self.sft_examples}, and RL begins with {self.warm_start}; set it to 0, or "
-                "leave warm_start out"
-            )
-        if self.sft_examples == self.max_steps == 0:
-            raise ConfigError("sft_examples and max_steps are both 0, so nothing is trained; set one of them")
         for field in _POSITIVE:
             if (value := getattr(self, field)) is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"{field} is {value}; it must be positive and finite")
@@ -206,6 +199,21 @@ class TrainConfig:
         mixed = [each.env for each in self.mix]
         if twice := [name for name in mixed if mixed.count(name) > 1]:
             raise ConfigError(f"mix names {twice[0]} twice; name each environment once")
+
+    def _check_together(self) -> None:
+        """Refuse values that exclude each other."""
+        if 0 < self.sft_examples < self.sft_batch_size:
+            raise ConfigError(
+                f"sft_examples is {self.sft_examples}; it must be 0 or at least sft_batch_size, "
+                f"{self.sft_batch_size}"
+            )
+        if self.warm_start and self.sft_examples:
+            raise ConfigError(
+                f"sft_examples is {self.sft_examples}, and RL begins with {self.warm_start}; set it to 0, or "
+                "leave warm_start out"
+            )
+        if self.sft_examples == self.max_steps == 0:
+            raise ConfigError("sft_examples and max_steps are both 0, so nothing is trained; set one of them")
         if self.shaping and self.advantage != "group":
             raise ConfigError(
                 f"advantage {self.advantage!r} ignores rewards, and so shaping; leave one of them out"

@@ -12,8 +12,6 @@ from scipy.special import expit, logit
 from envkit.errors import TrainingError
 from envkit.types import Task
 
-#: Sampling weight during a source's cooldown: lower than that of a task solved once in a million.
-_COOLDOWN_WEIGHT = 1e-12
 #: Decay of a first visit's weight with each later one: about the last fifty count.
 _VISIT_DECAY = 0.98
 #: Decay of a task's own results with each new visit.
@@ -127,11 +125,16 @@ class Curriculum:
         return np.minimum(np.searchsorted(ends, points, side="right"), len(ends) - 1).tolist()
 
     def pick(self, step: int, count: int) -> list[str]:
-        """Pick ``count`` distinct tasks for a step, of distinct sources if there are enough."""
+        """Pick ``count`` distinct tasks for a step, of distinct sources if there are enough.
+
+        A source that was visited lately rests: another visit waits until no other source is left. A second
+        visit in the same step waits until no resting source is left either.
+        """
         rate = self.rates()
-        cooldown = np.where(step - self._last > self._cooldown, 1.0, _COOLDOWN_WEIGHT)[self._source_of]
         seen = 1 + self._visits[self._source_of]
-        weight = cooldown * (rate * (1 - rate) / seen) ** 2
+        weight = np.maximum((rate * (1 - rate) / seen) ** 2, 1e-300)
+        #: Of each source: 1 if it rests, and 2 for each visit in this step. The lowest come first.
+        turn = (step - self._last <= self._cooldown).astype(int)
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, step, 0xC0FFEE])))
         chosen: list[int] = []
         available = np.ones(len(self._ids), dtype=bool)
@@ -139,10 +142,12 @@ class Curriculum:
             candidates = available & self._env_masks[env]
             if not candidates.any():  # this environment has no tasks left
                 candidates = available
-            share = np.where(candidates, np.maximum(weight, 1e-300), 0.0)
+            turns = turn[self._source_of]
+            candidates = candidates & (turns == turns[candidates].min())
+            share = np.where(candidates, weight, 0.0)
             i = int(rng.choice(len(self._ids), p=share / share.sum()))
             chosen.append(i)
-            weight[self._source_of == self._source_of[i]] *= _COOLDOWN_WEIGHT
+            turn[self._source_of[i]] += 2
             available[i] = False
         return [self._ids[i] for i in chosen]
 

@@ -83,9 +83,10 @@ def merge_adapters(
     ranks = [model.peft_config[name].r for name in names]
     if method != "cat" and len({*ranks}) > 1:
         raise UsageError(f"{method} merges adapters of one rank, found {ranks}; merge them with 'cat'")
-    torch.manual_seed(seed)
     density = {"density": _DENSITY} if method in ("ties", "dare_linear") else {}
-    model.add_weighted_adapter(names, [1.0] * len(names), "default", combination_type=method, **density)
+    with torch.random.fork_rng():  # the caller's draws go on as if there were none here
+        torch.manual_seed(seed)
+        model.add_weighted_adapter(names, [1.0] * len(names), "default", combination_type=method, **density)
     with new_adapter_folder(output) as making:
         model.save_pretrained(making, safe_serialization=True, selected_adapters=["default"])
         controls = {recorded_control(folder) for folder in adapters}

@@ -35,6 +35,8 @@ from envkit.sandboxes._sandbox import temporary
 #: Folder in a container that holds the socket to the host.
 CONTROL: Final = "/run/envkit"
 PATIENCE_S: Final = 30.0
+#: For the copy of an image's files, which may be gigabytes on a cold disk.
+_COPY_PATIENCE_S: Final = 600.0
 #: An image may name a program that the engine would run now and then.
 NO_HEALTHCHECK: Final = {"test": ["NONE"]}
 #: Label of a volume container: how many volumes it holds.
@@ -312,7 +314,7 @@ class SharedFiles:
             )
             try:
                 self._container.start()
-                self._socket = accept(listener, self._container)
+                self._socket = accept(listener, self._container, _COPY_PATIENCE_S)
             except BaseException as error:
                 _remove(self._container)
                 if isinstance(error, OSError):
@@ -392,14 +394,14 @@ def listening(folder: Path) -> Generator[socket.socket]:
         (folder / "socket").unlink(missing_ok=True)
 
 
-def accept(listener: socket.socket, container: Any) -> socket.socket:
-    """Accept the connection of the program that runs in a container.
+def accept(listener: socket.socket, container: Any, patience_s: float = PATIENCE_S) -> socket.socket:
+    """Accept the connection of the program that runs in a container, within ``patience_s`` seconds.
 
     Raises:
         TimeoutError: it does not connect.
         SandboxError: the container has ended.
     """
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     listener.settimeout(1.0)
     while True:
         try:

@@ -167,7 +167,8 @@ def lay(name: str, source: str) -> None:
                         hold_on(held)
                         while held:
                             os.close(held.pop())
-        hold_on(held)
+        if held:
+            hold_on(held)
     except OSError:
         unmount(name)
         raise

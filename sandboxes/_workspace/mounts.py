@@ -32,6 +32,8 @@ from envkit.sandboxes._rootfs.rootfs import reachable
 from envkit.sandboxes._sandbox import temporary
 
 _PATIENCE_S: Final = bwrap.PATIENCE_MS / 1000
+#: For the copy of a folder, which may hold gigabytes on a cold disk.
+_COPY_PATIENCE_S: Final = 600.0
 
 
 @final
@@ -307,10 +309,12 @@ class MountHelper:
         with self._laying:
             if folder not in self._roots:
                 name = f"root-{next(self._numbers)}"
+                self.require()
                 try:
-                    self.ask(f"lay {name} {os.fsencode(folder).hex()}")
+                    self.ask(f"lay {name} {os.fsencode(folder).hex()}", patience_s=_COPY_PATIENCE_S)
                 except SandboxError as error:
-                    self.require()
+                    if self.dead:
+                        raise
                     raise SandboxUnavailable(
                         f"cannot copy {folder} into memory: {error}; it needs memory for the folder (see: "
                         f"du -sh {folder}), and the system one open file for each file in it (see: "
@@ -360,9 +364,15 @@ class MountHelper:
         return [nsenter(), *where, "--preserve-credentials", "--"]
 
     def ask(
-        self, request: str, descriptors: int = 0, meanwhile: Callable[[], None] | None = None
+        self,
+        request: str,
+        descriptors: int = 0,
+        meanwhile: Callable[[], None] | None = None,
+        patience_s: float = _PATIENCE_S,
     ) -> list[int]:
         """Send a request; returns the descriptors of the answer. Calls ``meanwhile`` before it waits.
+
+        Waits for ``patience_s`` seconds at most.
 
         Raises:
             SandboxError: it refuses and says why; or it is dead or silent, and later requests fail too.
@@ -370,6 +380,7 @@ class MountHelper:
         with self._lock:
             self.require()
             try:
+                self._socket.settimeout(patience_s)
                 self._socket.send(request.encode())
                 if meanwhile is not None:
                     meanwhile()

@@ -6,7 +6,8 @@ caller's, and no other object refers to its names.
 
     argv        descriptor of the host's socket; descriptor of a file that holds {"programs": [SOURCE, ...] to
                 compile now, "modules": [NAME, ...] to import now, "packages": PATH of those, "forbidden": the
-                filter of a command's system calls, BPF in hexadecimal}; bytes of each scratch folder
+                filter of a command's system calls, BPF in hexadecimal}; options of each scratch folder's
+                mount, which limit it
 
 Requests of the host:
 
@@ -60,8 +61,6 @@ CAPABILITY_VERSION = 0x20080522
 GET_FLAGS, SET_FLAGS, UP, INTERFACE = 0x8913, 0x8914, 1, "16sh14x"
 
 MOVE_MOUNT, HERE, OF_DESCRIPTOR = 429, -100, 4  # the same number on all architectures
-#: Limit of files in each scratch folder.
-SCRATCH_FILES = 16000
 LIBC = ctypes.CDLL(None, use_errno=True)
 #: The host's own programs, compiled, by source.
 COMPILED: dict[str, CodeType] = {}
@@ -83,14 +82,14 @@ def mount(source: str, target: str, kind: str, flags: int, options: str = "") ->
     checked(LIBC.mount(*names, ctypes.c_ulong(flags), options.encode()), f"mount {kind} on {target}")
 
 
-def confine(scratch_bytes: int) -> None:
+def confine(scratch: str) -> None:
     """Set up the command's view: loopback network, empty scratch folders, its own terminals and /proc."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         _, flags = struct.unpack(INTERFACE, fcntl.ioctl(asking, GET_FLAGS, struct.pack(INTERFACE, b"lo", 0)))
         fcntl.ioctl(asking, SET_FLAGS, struct.pack(INTERFACE, b"lo", flags | UP))
     mount("none", "/", "none", RECURSIVE | PRIVATE)
     # Mounted over the zygote's. The command cannot uncover them, because it may not unmount.
-    scratch = f"size={scratch_bytes},nr_inodes={SCRATCH_FILES},mode=1777"
+    scratch += ",mode=1777"
     mount("tmpfs", "/tmp", "tmpfs", NOSUID | NODEV, scratch)
     mount("tmpfs", "/dev/shm", "tmpfs", NOSUID | NODEV, scratch)
     mount("devpts", "/dev/pts", "devpts", NOSUID | NOEXEC, "newinstance,ptmxmode=0666,mode=620")
@@ -135,7 +134,7 @@ def reap(command: int) -> int | None:
             return os.waitstatus_to_exitcode(status) if pid else None
 
 
-def run_init(control: socket.socket, groups: list[int], scratch_bytes: int, forbidden: bytes) -> CodeType:
+def run_init(control: socket.socket, groups: list[int], scratch: str, forbidden: bytes) -> CodeType:
     """Run as the init process of a command's namespaces; its child becomes the command.
 
     Returns only in the child; see `prepare`.
@@ -152,7 +151,7 @@ def run_init(control: socket.socket, groups: list[int], scratch_bytes: int, forb
     if command == 0:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, awaited)
         os.close(securing)
-        return prepare(control, secured, scratch_bytes, forbidden)
+        return prepare(control, secured, scratch, forbidden)
     drop_privileges()
     os.close(securing)
     status = None
@@ -167,7 +166,7 @@ def run_init(control: socket.socket, groups: list[int], scratch_bytes: int, forb
     os._exit(0)
 
 
-def prepare(control: socket.socket, secured: int, scratch_bytes: int, forbidden: bytes) -> CodeType:
+def prepare(control: socket.socket, secured: int, scratch: str, forbidden: bytes) -> CodeType:
     """Prepare the command's process, wait for the command, and become it.
 
     Waits until ``secured`` is closed, because then the init process has dropped its privileges, which the
@@ -179,7 +178,7 @@ def prepare(control: socket.socket, secured: int, scratch_bytes: int, forbidden:
     Returns the program, if the command is a program to run in this interpreter.
     """
     try:
-        confine(scratch_bytes)
+        confine(scratch)
         os.setsid()
         rehearse()
         os.read(secured, 1)
@@ -239,7 +238,7 @@ def become(job: dict[str, Any]) -> CodeType:
     os._exit(127)
 
 
-def serve(host: socket.socket, scratch_bytes: int, forbidden: bytes) -> CodeType:
+def serve(host: socket.socket, scratch: str, forbidden: bytes) -> CodeType:
     """Answer the host's requests until it closes the socket. Returns only in a fork that runs a program."""
     home = os.open("/proc/self/ns/pid", os.O_RDONLY)
     while True:
@@ -264,7 +263,7 @@ def serve(host: socket.socket, scratch_bytes: int, forbidden: bytes) -> CodeType
             os.close(host.detach())
             os.close(home)
             control, *groups = passed
-            return run_init(socket.socket(fileno=control), groups, scratch_bytes, forbidden)
+            return run_init(socket.socket(fileno=control), groups, scratch, forbidden)
         checked(LIBC.setns(home, NEWPID), "return to the own namespace")
         for descriptor in passed:
             os.close(descriptor)
@@ -311,7 +310,7 @@ def main() -> CodeType:
     occupy_shared_files()
     for name in WARM:
         importlib.import_module(name)
-    host, prepared, scratch_bytes = map(int, sys.argv[1:])
+    host, prepared = map(int, sys.argv[1:3])
     with open(prepared) as file:
         preparation: dict[str, Any] = json.load(file)
     for source in preparation["programs"]:
@@ -322,7 +321,7 @@ def main() -> CodeType:
         importlib.import_module(name)
     sys.path[:] = path  # programs can use the imported modules, but import nothing else from there
     gc.freeze()  # a garbage collection in a fork would copy every memory page
-    return serve(socket.socket(fileno=host), scratch_bytes, bytes.fromhex(preparation["forbidden"]))
+    return serve(socket.socket(fileno=host), sys.argv[3], bytes.fromhex(preparation["forbidden"]))
 
 
 def leave(known: set[str]) -> None:

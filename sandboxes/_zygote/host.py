@@ -32,6 +32,7 @@ from envkit.sandboxes._rootfs.rootfs import (
     NOBODY,
     PYTHON,
     SCRATCH_BYTES,
+    SCRATCH_FILES,
     reachable,
     root_folder,
 )
@@ -316,7 +317,8 @@ class _ZygoteProcess:
         files = [memory_file(text.encode()) for text in (json.dumps(preparation), source, "\0".join(options))]
         try:
             prepared, program, options_file = files
-            arguments = map(str, (theirs.fileno(), prepared, SCRATCH_BYTES))
+            scratch = f"size={SCRATCH_BYTES},nr_inodes={SCRATCH_FILES}"
+            arguments = (str(theirs.fileno()), str(prepared), scratch)
             # This line runs a command's program, and not the source, whose frame would lie beneath it too.
             run = f"{from_file(program, 'envkit zygote')};exec(*command.pop());leave(known)"
             command = [*bwrap, "--args", str(options_file), "--", PYTHON, *PROGRAM, run, *arguments]

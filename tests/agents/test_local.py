@@ -19,7 +19,7 @@ from envkit.agents.scripted import noop
 from envkit.engine.chat import ChatRenderer
 from envkit.engine.protocol import Completion, Engine, Request, Sampling, uniforms
 from envkit.engine.torch_engine import TorchEngine
-from envkit.errors import ContractError, ModelError
+from envkit.errors import AgentError, ContractError, ModelError
 from envkit.models import SMALL_MODEL, ModelRef, resolve
 from envkit.stop import ShouldStop, never
 from envkit.training.packing import PackedBatch, pack, shared_prompt, training_row
@@ -284,9 +284,9 @@ def test_a_conversation_that_is_too_long_for_the_model_gets_an_empty_answer(tmp_
 def test_a_first_prompt_that_is_too_long_for_the_model_is_refused(tmp_path: Path) -> None:
     ref = tiny.make(tmp_path, max_position_embeddings=200)
     agent = LocalAgent("policy", tiny.engine(ref), ChatRenderer(tiny.tokenizer()), Sampling(1.0, 5))
-    agent.submit(agent.start(key(0), "Answer."), "word " * 300)
-    with pytest.raises(ModelError, match=r"a prompt has \d+ tokens; the model reads 200.*use shorter tasks"):
-        [*agent.collect()]
+    told = r"task t: the conversation has \d+ tokens; the model reads 200.*use shorter tasks"
+    with pytest.raises(ModelError, match=told):
+        agent.submit(agent.start(key(0), "Answer."), "word " * 300)
 
 
 def test_usage_counts_tokens() -> None:
@@ -313,3 +313,36 @@ def test_collecting_nothing_gives_nothing() -> None:
 def test_session_of_another_agent_is_refused() -> None:
     with pytest.raises(ContractError, match="session of another agent"):
         agent_of(StubEngine()).submit(noop().start(key(0), "Answer."), "Hello.")
+
+
+@pytest.mark.parametrize(
+    ("second", "is_own"),
+    [
+        ({"role": "user", "content": "word " * 300}, True),
+        ({"role": "stranger", "content": "Go on."}, False),
+    ],
+    ids=["too long", "refused by the template"],
+)
+def test_only_a_chat_that_the_model_brought_about_gets_an_empty_answer(
+    tmp_path: Path, second: dict[str, str], is_own: bool
+) -> None:
+    """Another would teach the model that its answer was wrong, though it was never asked."""
+    template = str(tiny.tokenizer().chat_template)
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = (
+        template + "{% if messages[-1].role == 'stranger' %}{{ raise_exception('who?') }}{% endif %}"
+    )
+    engine = tiny.engine(tiny.make(tmp_path, max_position_embeddings=200))
+    agent = LocalAgent("policy", engine, ChatRenderer(tokenizer), Sampling(1.0, 5), max_turns=3)
+    session, first = agent.start_chats(key(0)), {"role": "user", "content": "Begin."}
+    agent.submit(session, json.dumps({"messages": [first]}))
+    [(_, turn)] = agent.collect()
+    assert isinstance(turn, Turn)
+    messages = [first, {"role": "assistant", "content": turn.text}, second]
+    agent.submit(session, json.dumps({"messages": messages}))
+    [(_, answer)] = agent.collect()
+    if is_own:
+        assert answer == Turn("", Tokens((), (), ()), stop="length")
+    else:
+        assert isinstance(answer, AgentError)
+        assert "who?" in str(answer)

@@ -6,7 +6,9 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
+from envkit.api.rich_display import RichDisplay
 from envkit.benchmark.tables import Table
 from envkit.cli import output
 
@@ -23,3 +25,18 @@ def test_a_table_in_a_narrow_terminal_loses_no_letter(monkeypatch: pytest.Monkey
     letters = "".join(line[4:].strip() for line in lines[1:])
     assert name in letters
     assert "x" * 40 in letters
+
+
+def test_lines_of_a_display_are_text_and_no_markup() -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=200)
+    with Progress(console=console, disable=True) as progress:
+        display = RichDisplay(progress)
+        display.say("serving x[/v2] in runs/[bold]")
+        display.phase("play [dim]", 1)
+        display.advance(1, "[red] 1")
+    assert file.getvalue().splitlines() == [
+        "serving x[/v2] in runs/[bold]",
+        "play [dim]: 1 to do",
+        "play [dim] 1/1: [red] 1",
+    ]

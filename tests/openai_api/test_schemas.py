@@ -46,6 +46,7 @@ def test_a_field_that_would_have_no_effect_is_refused(field: dict[str, Any], nam
         ChatBody.model_validate(body)
     assert [(error["loc"], error["msg"]) for error in caught.value.errors()] == [((name,), words)]
     ChatBody.model_validate({**body, "logprobs": True, "stream": True})
+    ChatBody.model_validate({**body, "logprobs": False, "top_logprobs": 0, "stream": True})
 
 
 #: A message that a program has put together from the chunks of a stream.

@@ -252,3 +252,48 @@ def test_acting_as_another_user_without_the_right_raises() -> None:
     ]
     done = subprocess.run(other, capture_output=True, text=True, timeout=60)
     assert "may not act as user 65533" in done.stderr
+
+
+def guest(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
+    """Change the mount helper's own program."""
+    text = Path(str(workspace_mounts.__file__)).with_name("guest_mount_helper.py").read_text()
+    assert old in text
+
+    class Changed:
+        joinpath = read_text = lambda self, *_: self if _ else text.replace(old, new)
+
+    monkeypatch.setattr(workspace_mounts.resources, "files", lambda _: Changed())
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder of two files that the helper can read."""
+    lease = workspace_mounts.Lease(workspace_mounts.temporary())
+    folder = lease.path / "shared"
+    folder.mkdir()
+    folder.chmod(0o755)
+    for name in ("a", "b"):
+        (folder / name).write_text(name)
+    yield folder
+    lease.close()
+
+
+def test_a_folder_that_fills_the_last_batch_of_open_files_can_be_copied(
+    own_mounts: workspace_mounts.WorkspaceMounts, monkeypatch: pytest.MonkeyPatch, shared: Path
+) -> None:
+    guest(monkeypatch, "len(held) > most // 2", "len(held) > 2")
+    own_mounts.root(shared)  # three with the folder itself
+    own_mounts.mount(Quota(2**20, 100)).close()
+
+
+def test_a_copy_that_takes_too_long_is_told_as_such(
+    own_mounts: workspace_mounts.WorkspaceMounts, monkeypatch: pytest.MonkeyPatch, shared: Path
+) -> None:
+    guest(
+        monkeypatch,
+        "    held: list[int] = []\n",
+        "    __import__('time').sleep(9)\n    held: list[int] = []\n",
+    )
+    monkeypatch.setattr(workspace_mounts, "_COPY_PATIENCE_S", 0.3)
+    with pytest.raises(SandboxError, match="does not answer: timed out"):
+        own_mounts.root(shared)

@@ -100,3 +100,13 @@ def test_a_damaged_ledger_is_told(book: Path, capsys: pytest.CaptureFixture[str]
     book.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))  # its schema is on the first page
     assert command(["bill", str(book)]) == 2
     assert "ledger.db: cannot be read (database disk image is malformed)" in capsys.readouterr().err
+
+
+def test_names_in_a_bill_are_text_and_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    for name in ("ann[dev]", "ann[prod]", "x[/b]"):
+        ledger.add(Entry(name, f"{name}-model", 1, 1, 0.1, "done"))
+    ledger.close()
+    assert command(["bill", str(tmp_path / "ledger.db")]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"{name}-model" in printed for name in ("ann[dev]", "ann[prod]", "x[/b]"))

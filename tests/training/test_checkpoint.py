@@ -277,6 +277,19 @@ def test_a_changed_byte_in_a_saved_adapter_is_refused(
         other_policy.add(folder, "damaged")
 
 
+def test_a_checkpoint_without_its_optimizer_is_still_an_adapter(
+    policy: Policy, other_policy: Policy, tmp_path: Path
+) -> None:
+    store = CheckpointStore(tmp_path)
+    folder = store.save(1, policy, optimizer_after_a_step(policy), STATE)
+    (folder / "optimizer.pt").unlink()
+    (folder / "README.md").write_text("A model card that its owner has written.")
+    load_adapter(other_policy, folder)
+    other_policy.add(folder, "trained")
+    with pytest.raises(StoreError, match=r"optimizer\.pt"):
+        store.load(other_policy, optimizer_after_a_step(other_policy))
+
+
 def test_an_adapter_without_a_manifest_loads(policy: Policy, other_policy: Policy, tmp_path: Path) -> None:
     save_adapter(policy, tmp_path / "sft")
     (tmp_path / "sft" / "manifest.json").unlink()

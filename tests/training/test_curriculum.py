@@ -131,6 +131,36 @@ def test_all_tasks_of_a_single_source_can_be_picked_at_once() -> None:
     assert len(set(Curriculum(of_one_source(tasks(100)), 0).pick(0, 100))) == 100
 
 
+def test_a_resting_source_is_visited_before_one_that_this_step_has_visited() -> None:
+    some = [
+        replace(task, id=f"{task.id}-{twin}", metadata={**task.metadata, "source": task.id})
+        for task in tasks(25)
+        for twin in "ab"
+    ]
+    curriculum = Curriculum(some, 0)
+    for step in range(20):
+        picked = curriculum.pick(step, 20)
+        assert len({task.partition("-")[0] for task in picked}) == 20
+        for task in picked:
+            curriculum.record(step, task, 4, 8)
+
+
+def test_an_environment_without_tasks_left_takes_none_from_the_other_twice() -> None:
+    curriculum = Curriculum(of_environments(2, 40), 0)
+    for step in range(20):
+        assert len(set(curriculum.pick(step, 30))) == 30
+
+
+def test_hopeless_tasks_come_last_however_many_are_picked_of_a_source() -> None:
+    some = of_one_source(tasks(200, "ab"))
+    curriculum = Curriculum(some, 0)
+    for number in range(0, 200, 2):  # kind a is hopeless
+        curriculum.record(-100, f"t{number}", 0, 10**6)
+        curriculum.record(-100, f"t{number + 1}", 4, 8)
+    picked = [int(task[1:]) % 2 for task in curriculum.pick(0, 90)]
+    assert sum(picked) > 85
+
+
 def of_one_source(some: list[Task]) -> list[Task]:
     return [replace(task, metadata={**task.metadata, "source": "f"}) for task in some]
 

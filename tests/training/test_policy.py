@@ -214,3 +214,11 @@ def test_an_adapter_of_a_model_with_more_layers_is_refused(ref: ModelRef, tmp_pa
 def test_a_dtype_that_was_not_chosen_is_refused(ref: ModelRef) -> None:
     with pytest.raises(ConfigError, match="dtype is 'auto'; choose one first"):
         Policy.of(ref, dataclasses.replace(tiny.TRAINING, dtype="auto"))
+
+
+def test_a_new_policy_leaves_the_callers_random_numbers_alone(ref: ModelRef) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    Policy(ref, lora_r=2).close()
+    assert torch.equal(torch.rand(2), expected)

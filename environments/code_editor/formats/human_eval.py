@@ -2,7 +2,7 @@
 
 Each line has ``task_id``, ``prompt`` (imports, ``def`` line and docstring), ``canonical_solution`` (the
 body), ``test`` (asserts on ``candidate``) and ``entry_point``. There is no bug: the file that the agent gets
-raises `NotImplementedError`. (The environment's own held-out tasks are these functions with inserted bugs.)
+raises `NotImplementedError`. (Some of the environment's own held-out tasks are made of these functions.)
 """
 
 from __future__ import annotations
