@@ -58,6 +58,8 @@ def _steady(data: Any) -> Any:
         case list() | tuple():
             return [_steady(each) for each in data]
         case float():
-            return float(f"{data:.5g}")
+            return float(
+                f"{data:.7g}"
+            )  # finer than what may differ, or rounding could turn a little into more
         case _:
             return data

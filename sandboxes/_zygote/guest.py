@@ -5,9 +5,9 @@ It ends only in a fork that runs a program. The caller then takes that program a
 caller's, and no other object refers to its names.
 
     argv        descriptor of the host's socket; descriptor of a file that holds {"programs": [SOURCE, ...] to
-                compile now, "modules": [NAME, ...] to import now, "packages": PATH of those, "forbidden": the
-                filter of a command's system calls, BPF in hexadecimal}; options of each scratch folder's
-                mount, which limit it
+                compile now, "modules": [NAME, ...] to import now, "packages": PATH of those, "scratch":
+                options of each scratch folder's mount, which limit it, "forbidden": the filter of a command's
+                system calls, BPF in hexadecimal}
 
 Requests of the host:
 
@@ -310,7 +310,7 @@ def main() -> CodeType:
     occupy_shared_files()
     for name in WARM:
         importlib.import_module(name)
-    host, prepared = map(int, sys.argv[1:3])
+    host, prepared = map(int, sys.argv[1:])
     with open(prepared) as file:
         preparation: dict[str, Any] = json.load(file)
     for source in preparation["programs"]:
@@ -321,7 +321,7 @@ def main() -> CodeType:
         importlib.import_module(name)
     sys.path[:] = path  # programs can use the imported modules, but import nothing else from there
     gc.freeze()  # a garbage collection in a fork would copy every memory page
-    return serve(socket.socket(fileno=host), sys.argv[3], bytes.fromhex(preparation["forbidden"]))
+    return serve(socket.socket(fileno=host), preparation["scratch"], bytes.fromhex(preparation["forbidden"]))
 
 
 def leave(known: set[str]) -> None:

@@ -302,6 +302,7 @@ class _ZygoteProcess:
             "programs": trusted,
             "packages": PACKAGES,
             "modules": [*warm],
+            "scratch": f"size={SCRATCH_BYTES},nr_inodes={SCRATCH_FILES}",
             "forbidden": seccomp.program().hex(),
         }
         self._dead, self._helper = False, helper
@@ -317,8 +318,7 @@ class _ZygoteProcess:
         files = [memory_file(text.encode()) for text in (json.dumps(preparation), source, "\0".join(options))]
         try:
             prepared, program, options_file = files
-            scratch = f"size={SCRATCH_BYTES},nr_inodes={SCRATCH_FILES}"
-            arguments = (str(theirs.fileno()), str(prepared), scratch)
+            arguments = (str(theirs.fileno()), str(prepared))
             # This line runs a command's program, and not the source, whose frame would lie beneath it too.
             run = f"{from_file(program, 'envkit zygote')};exec(*command.pop());leave(known)"
             command = [*bwrap, "--args", str(options_file), "--", PYTHON, *PROGRAM, run, *arguments]
