@@ -1,14 +1,17 @@
-"""Make the README's table and plot of the results on the test split, from the committed reports.
+"""Make the tables and the plot of the results on the test split, from the committed reports.
 
-python benchmarks/headline.py    # prints the table, writes docs/results/test/solved.svg
+python benchmarks/headline.py    # prints the tables, writes docs/results/test/solved.svg
+
+The first two tables are the README's, the third is in docs/results/README.md.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from envkit.benchmark.number_text import NONE, bounds, percent, points
+from envkit.benchmark.number_text import MINUS, NONE, bounds, percent, points
 from envkit.benchmark.recipes import Recipe, difference_of, recipe_of
 from envkit.benchmark.report import load_report
 from envkit.benchmark.report_data import Row
@@ -39,14 +42,21 @@ class Line:
     series: int = 0
     greedy: tuple[tuple[str, str], ...] = ()
 
-    def recipe(self, temperature: str) -> Recipe | None:
-        """All seeds together; ``None`` if they were not measured at this temperature."""
+    def rows(self, temperature: str) -> list[Row]:
+        """The row of each seed; none if they were not measured at this temperature."""
         seeds = self.greedy if self.greedy and temperature == GREEDY else self.seeds
-        rows = [_row(folder.format(temperature), name) for folder, name in seeds]
-        measured = [row for row in rows if row is not None]
-        if len(measured) not in (0, len(rows)):
-            raise ValueError(f"{self.label}: found {len(measured)} seeds, expected {len(rows)}")
-        return recipe_of(self.label, measured) if measured else None
+        found = [_row(folder.format(temperature), name) for folder, name in seeds]
+        measured = [row for row in found if row is not None]
+        if len(measured) not in (0, len(found)):
+            raise ValueError(f"{self.label}: found {len(measured)} seeds, expected {len(found)}")
+        return measured
+
+    def recipe(self, temperature: str, tasks: Collection[str] | None = None) -> Recipe | None:
+        """All seeds together, on some of the tasks or all; ``None`` if none was measured."""
+        rows = self.rows(temperature)
+        if tasks is not None:
+            rows = [replace(row, results=tuple(r for r in row.results if r.task in tasks)) for row in rows]
+        return recipe_of(self.label, rows) if rows else None
 
 
 _WARM_START = Line(
@@ -65,26 +75,30 @@ _TRAINED = Line(
     ),
     1,
 )
+_BASE = Line("base", "base", (("{}", "base"),))
+_SFT_ALONE = Line(
+    "after SFT alone, 60 minutes, two seeds",
+    "SFT, 60 minutes",
+    (("sft-alone/{}", "sft"), ("sft-alone/seed-1/{}", "sft")),
+    1,
+)
+_LARGER = Line(
+    "Qwen2.5-Coder-1.5B, three times the size, untouched",
+    "1.5B, untouched",
+    (("untouched-1.5b/{}", "qwen2.5-coder-1.5b-q4"),),
+)
 #: Scripts play no temperature; both folders have them.
+_MUTANT = Line("one random mutation, no model", "random mutation", (("{}", "blind-mutant"),))
+_SEARCH = Line("search until the examples hold, no model", "search, no model", (("{}", "enumerate"),))
 LINES = (
-    Line("one random mutation, no model", "random mutation", (("{}", "blind-mutant"),)),
-    Line("search until the examples hold, no model", "search, no model", (("{}", "enumerate"),)),
-    Line("base", "base", (("{}", "base"),)),
+    _MUTANT,
+    _SEARCH,
+    _BASE,
     Line("base, shown three solved tasks", "base, 3 shown", (("sft-alone/{}", "base, 3-shot"),)),
     _WARM_START,
-    Line(
-        "after SFT alone, 60 minutes, two seeds",
-        "SFT, 60 minutes",
-        (("sft-alone/{}", "sft"), ("sft-alone/seed-1/{}", "sft")),
-        1,
-    ),
+    _SFT_ALONE,
     _TRAINED,
-    Line(
-        "Qwen2.5-Coder-1.5B, three times the size, untouched",
-        "1.5B, untouched",
-        (("trained-1.5b/{}", "base"),),
-        greedy=(("untouched-1.5b/{}", "qwen2.5-coder-1.5b-q4"),),
-    ),
+    _LARGER,
     Line(
         "Qwen2.5-Coder-1.5B after SFT and RL, one seed",
         "1.5B, SFT+RL",
@@ -93,19 +107,17 @@ LINES = (
         greedy=(("trained-1.5b/{}", "trained"),),
     ),
 )
-#: Scripts, of which a greedy figure says nothing.
-_SCRIPTS = LINES[:2]
 
 
 def table() -> str:
-    """The README's table, in Markdown."""
+    """The README's table of solve rates, in Markdown."""
     lines = [
         "| row | pass@1 at temperature 0.7 | 95 % interval | at 0 |",
         "| --- | ---: | --- | ---: |",
     ]
     for line in LINES:
         sampled = line.recipe(SAMPLED)
-        greedy = None if line in _SCRIPTS else line.recipe(GREEDY)
+        greedy = None if line in (_MUTANT, _SEARCH) else line.recipe(GREEDY)
         interval = "" if sampled is None else bounds(sampled.mean).strip("[]").replace(", ", " to ")
         cells = (line.label, _rate(sampled), interval, _rate(greedy))
         lines.append("".join(f"| {cell} " if cell else "| " for cell in cells) + "|")
@@ -113,23 +125,59 @@ def table() -> str:
 
 
 def differences() -> str:
-    """Trained minus each other line at both temperatures, in points."""
-    found: list[str] = []
-    for line in LINES:
-        if line is _TRAINED:
-            continue
+    """The README's table of differences, in Markdown."""
+    return _differences(
+        "difference in points, for other seeds too",
+        {
+            "trained minus base": _BASE,
+            "trained minus the untouched 1.5B": _LARGER,
+            "RL minus its own warm start": _WARM_START,
+            "RL minus SFT alone for the same hour": _SFT_ALONE,
+        },
+    )
+
+
+def seeds() -> str:
+    """The table of the three seeds together in docs/results, in Markdown."""
+    sampled, greedy = (
+        f"{_rate(recipe)[:-2]} {bounds(recipe.mean)}"
+        for recipe in (_TRAINED.recipe(SAMPLED), _TRAINED.recipe(GREEDY))
+        if recipe is not None
+    )
+    [search] = _SEARCH.rows(SAMPLED)
+    unsolved = {result.task for result in search.results if not result.solved}
+    first, rule, *lines = _differences(
+        "three seeds, for other seeds too",
+        {
+            "SFT+RL - base": _BASE,
+            "SFT+RL - SFT": _WARM_START,
+            "SFT+RL - SFT alone, two seeds": _SFT_ALONE,
+            "SFT+RL - enumerate": _SEARCH,
+            "SFT+RL - blind-mutant": _MUTANT,
+            "SFT+RL - the 1.5B, untouched": _LARGER,
+        },
+    ).splitlines()
+    *_, last = _differences(
+        "", {f"SFT+RL - base, on the {len(unsolved)} tasks that enumerate does not solve": _BASE}, unsolved
+    ).splitlines()
+    return "\n".join((first, rule, f"| SFT+RL | {sampled} | {greedy} |", *lines, last)) + "\n"
+
+
+def _differences(title: str, others: Mapping[str, Line], tasks: Collection[str] | None = None) -> str:
+    """Trained minus other lines at both temperatures, on some of the tasks or all."""
+    lines = [f"| {title} | at temperature 0.7 | at 0 |", "| --- | --- | --- |"]
+    for label, line in others.items():
+        cells = [label]
         for temperature in (SAMPLED, GREEDY):
-            ours, theirs = _TRAINED.recipe(temperature), line.recipe(temperature)
-            if ours is None or theirs is None:
-                continue
+            ours, theirs = _TRAINED.recipe(temperature, tasks), line.recipe(temperature, tasks)
+            assert ours is not None
+            assert theirs is not None
             # The warm start of each seed is what its RL began with.
-            difference = difference_of(ours, theirs, by_seed=line is _WARM_START)
-            assert difference is not None
-            found.append(
-                f"{_TRAINED.short} - {line.short}, {temperature}: {points(difference.estimate)} "
-                f"{bounds(difference, signed=True)}"
-            )
-    return "\n".join(found) + "\n"
+            found = difference_of(ours, theirs, by_seed=line is _WARM_START)
+            assert found is not None
+            cells.append(f"{points(found.estimate)} {bounds(found, signed=True)}".replace(MINUS, "-"))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def plot() -> str:
@@ -154,9 +202,9 @@ def plot() -> str:
 
 
 def main() -> None:
-    """Write the plot; print the table, and all differences."""
+    """Write the plot; print the tables."""
     write_atomic(RESULTS / "solved.svg", plot().encode())
-    print(f"{table()}\n{differences()}", end="")
+    print(f"{table()}\n{differences()}\n{seeds()}", end="")
 
 
 def _row(folder: str, name: str) -> Row | None:
