@@ -140,9 +140,9 @@ def differences() -> str:
 def seeds() -> str:
     """The table of the three seeds together in docs/results, in Markdown."""
     sampled, greedy = (
-        f"{_rate(recipe)[:-2]} {bounds(recipe.mean)}"
+        f"{percent(recipe.mean.estimate)} {bounds(recipe.mean)}"
         for recipe in (_TRAINED.recipe(SAMPLED), _TRAINED.recipe(GREEDY))
-        if recipe is not None
+        if recipe is not None and recipe.mean is not None
     )
     [search] = _SEARCH.rows(SAMPLED)
     unsolved = {result.task for result in search.results if not result.solved}
