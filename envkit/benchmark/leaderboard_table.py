@@ -157,7 +157,11 @@ def recipes(section: Section) -> Table:
         for recipe in section.recipes
     )
     head = ("Agent", "Models", "Solved %", "Each", "Tasks")
-    return Table("Rows of one name together: intervals for other sources and training seeds", head, rows)
+    return Table(
+        "Rows of one name together, as if trained alike: intervals for other sources and training seeds",
+        head,
+        rows,
+    )
 
 
 def recipe_differences(section: Section) -> Table:

@@ -105,7 +105,10 @@ def compare_pass_at_k(
             base = against or (_untouched(rows, rows[name]) if name in rows else name)
             for wanted in (name, base):
                 if wanted not in rows:
-                    missing = f"no row of the untouched model of {name} to compare with; name one (--against)"
+                    missing = (
+                        f"no row of the untouched model of {name}, asked alike, to compare with; name one "
+                        "(--against)"
+                    )
                     named = f"no row {wanted!r}" if wanted else missing
                     raise UsageError(f"{environment} has {named}; it has: {', '.join(rows)}")
             if name != base:
@@ -116,11 +119,12 @@ def compare_pass_at_k(
 
 
 def _untouched(rows: Mapping[str, Row], row: Row) -> str:
-    """Name of the first untouched model with a row's weights; empty if there is none."""
+    """Name of the first untouched model with a row's weights that was asked alike; empty if there is none."""
     for name, each in rows.items():
         origin = each.origin
         touched = origin.adapter or origin.system or origin.shots
-        if origin.kind == "local" and not touched and origin.digest == row.origin.digest:
+        is_base = origin.kind == "local" and not touched and origin.digest == row.origin.digest
+        if is_base and not origin.unequal_settings(row.origin):
             return name
     return ""
 

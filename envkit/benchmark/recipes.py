@@ -19,15 +19,6 @@ from envkit.errors import UsageError
 
 #: Ending of a row's name that says its training seed.
 _SEED = re.compile(r"(,? *seed |@seed-)\d+$")
-#: Fields of `Origin` that seeds of one recipe share, and their names for people.
-_SETTINGS = {
-    "temperature": "temperature",
-    "max_completion_length": "token limit of a turn",
-    "stop_strings": "stop strings",
-    "max_context_length": "token limit of the context",
-    "shots": "number of shots",
-    "system": "system message",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +92,11 @@ def differences_of(recipes: Sequence[Recipe]) -> tuple[RecipeDifference, ...]:
 
 
 def _require_equal_settings(name: str, rows: Sequence[Row]) -> None:
-    for field, setting in _SETTINGS.items():
-        # As text, because NaN differs from itself.
-        found = sorted({str(getattr(row.origin, field)) for row in rows})
-        if len(found) > 1:
+    for row in rows:
+        if unequal := rows[0].origin.unequal_settings(row.origin):
             raise UsageError(
-                f"rows named {name!r} are no seeds of one recipe: their {setting} is "
-                f"{' and '.join(text[:40] or 'none' for text in found)}; compare them without --seeds"
+                f"rows named {name!r} are no seeds of one recipe: they differ in {', '.join(unequal)}; "
+                "compare them without --seeds"
             )
 
 

@@ -100,6 +100,17 @@ class TaskResult:
             raise ValueError(f"task {self.task}: rewards are {dict(self.rewards)}; expected finite numbers")
 
 
+#: Fields of `Origin` that say how a model was asked, and their names for people.
+_SETTINGS = {
+    "temperature": "temperature",
+    "max_completion_length": "token limit of a turn",
+    "stop_strings": "stop strings",
+    "max_context_length": "token limit of the context",
+    "shots": "number of shots",
+    "system": "system message",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Origin of a row's answers: the model, its sampling, and what its cost is computed from.
@@ -159,6 +170,19 @@ class Origin:
         )
         _require_amounts(self, "seconds")
         _require_amounts(self, "training_seconds", "temperature", or_nan=True)
+
+    def unequal_settings(self, other: Origin) -> tuple[str, ...]:
+        """Name the settings of sampling that differ from another row's, with both values."""
+        pairs = (
+            # As text, because NaN differs from itself.
+            (setting, str(getattr(self, field)), str(getattr(other, field)))
+            for field, setting in _SETTINGS.items()
+        )
+        return tuple(
+            f"{setting} ({one[:40] or 'none'} and {another[:40] or 'none'})"
+            for setting, one, another in pairs
+            if one != another
+        )
 
 
 @dataclass(frozen=True, slots=True)

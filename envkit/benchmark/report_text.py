@@ -13,6 +13,8 @@ from envkit.benchmark.tables import HELD_OUT_FAILED
 FEW_CLUSTERS = 30  # with fewer, percentile intervals are clearly too narrow
 #: Shares of samples above which a report warns.
 _MANY_VOIDS, _MANY_CUT_OFF, _MANY_HELD_OUT_FAILED, MANY_RAISED = 0.01, 0.05, 0.05, 0.01
+#: Kinds of rows whose settings of sampling are all known.
+_ASKED = {"local", "live"}
 #: The interval if resampling finds no variation.
 EXACT = (
     "If an agent solved nothing, or everything, resampling finds no variation. The interval is then "
@@ -58,8 +60,13 @@ def warnings(data: ReportData, summary: Summary) -> tuple[str, ...]:
     for row, numbers in zip(data.rows, summary.rows, strict=True):
         sentences += row_warnings(row.name, row, numbers)
         sentences += _few_sources(row.name, numbers.solve_rate.interval)
+    origins = {row.name: row.origin for row in data.rows}
     for entry in summary.differences:
         name = f"{entry.pair.row} minus {entry.pair.against}"
+        asked, other = origins[entry.pair.row], origins[entry.pair.against]
+        are_known = {asked.kind, other.kind} <= _ASKED
+        if are_known and (unequal := asked.unequal_settings(other)):
+            sentences.append(f"{name}: the two were not asked alike. They differ in {', '.join(unequal)}.")
         if entry.pair.unsolved_by:
             name += f" where {entry.pair.unsolved_by} fails"
         if entry.unpaired:

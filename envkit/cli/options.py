@@ -125,7 +125,7 @@ Split = Annotated[
     typer.Option(
         metavar="SPLIT",
         help="The environment's own tasks to measure on: heldout to choose settings, test for final numbers. "
-        "Runs on test are counted.",
+        "Runs on test are counted, in each folder of runs.",
     ),
 ]
 Limit = Annotated[int | None, typer.Option(metavar="N", help="Play only the first N tasks.")]

@@ -259,13 +259,25 @@ class Bench:
 
 
 def differences(spec: BenchSpec) -> list[Difference]:
-    """Pair every adapter with the first row of its base model, if the spec has such a row."""
-    bases: dict[str, str] = {}
-    for row in spec.agents:
-        if runs_here(row) and not row.adapter:
-            bases.setdefault(model_of(row), row.name)
-    return [
-        Difference(row.name, base, f"{row.name} against {base}")
-        for row in spec.agents
-        if row.adapter and (base := bases.get(model_of(row)))
-    ]
+    """Pair every adapter with the row of its base model, if there is one, that is asked most like it."""
+    bases = [spec.of(row) for row in spec.agents if runs_here(row) and not row.adapter]
+    pairs: list[Difference] = []
+    for row in (spec.of(row) for row in spec.agents if row.adapter):
+        own = [base for base in bases if model_of(base) == model_of(row)]
+        if own:
+            base = min(own, key=lambda base: _unequal_settings(base, row))  # the first of equals
+            pairs.append(Difference(row.name, base.name, f"{row.name} against {base.name}"))
+    return pairs
+
+
+def _unequal_settings(one: AgentSpec, other: AgentSpec) -> int:
+    """Number of settings in which two models are asked differently."""
+    settings = (
+        "temperature",
+        "max_completion_length",
+        "stop_strings",
+        "max_context_length",
+        "shots",
+        "system",
+    )
+    return sum(getattr(one, setting) != getattr(other, setting) for setting in settings)

@@ -13,7 +13,7 @@ from envkit.agents.with_system import WithSystem
 from envkit.benchmark.evaluation import episode_keys
 from envkit.benchmark.number_text import nats
 from envkit.benchmark.spec import EVALUATION_SEED
-from envkit.benchmark.stats import Interval, mean_interval
+from envkit.benchmark.stats import FEW_DIFFERING, Interval, mean_interval
 from envkit.display import Display
 from envkit.engine.protocol import Sampling
 from envkit.env import Env
@@ -209,6 +209,8 @@ def _kl(policy: Policy, episode: Trajectory, base_prompt: tuple[int, ...] | None
 def _verdict(rise: Interval) -> str:
     if not math.isfinite(rise.high - rise.low):
         return "So few passages have no interval: nothing is shown."
+    if rise.clusters < FEW_DIFFERING:
+        return f"{rise.clusters} files are too few, of at least {FEW_DIFFERING}: nothing is shown."
     if not rise.excludes_zero:
         return "The interval includes zero: no forgetting is shown."
     return "The adapter predicts other text worse." if rise.low > 0 else "The adapter predicts it better."

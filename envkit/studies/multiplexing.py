@@ -129,7 +129,7 @@ class ManyAdapters:
 
         Returns:
             The largest difference of log-probabilities, over the drawn tokens and the likeliest ones of each
-            place. Places behind another draw do not count: the rows have read other tokens.
+            place that both name. Places behind another draw do not count: the rows have read other tokens.
         """
         names = [f"a{row % adapters}" for row in range(self._rows)]
         requests = [replace(request, top_logprobs=_TOP) for request in self.requests(names)]
@@ -194,10 +194,13 @@ def _drawn(batch: RunningBatch) -> list[Drawn]:
 def _difference(one: Drawn, other: Drawn) -> float:
     """Largest difference of log-probabilities that two draws from one place tell of the same tokens.
 
-    Infinite if they tell of none.
+    These are the likeliest tokens that both name, and the drawn one if it is the same. Infinite if there are
+    none.
     """
     assert one.likely is not None
     assert other.likely is not None
     theirs = dict(other.likely.top)
     found = [abs(value - theirs[token]) for token, value in one.likely.top if token in theirs]
+    if one.token == other.token:
+        found.append(abs(one.likely.drawn - other.likely.drawn))
     return max(found, default=math.inf)

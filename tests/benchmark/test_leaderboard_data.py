@@ -375,20 +375,20 @@ def test_rows_of_different_models_are_no_seeds() -> None:
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ({"temperature": 0.0}, "temperature is 0.0 and 0.7"),
-        ({"temperature": math.nan}, "temperature is 0.7 and nan"),
-        ({"max_completion_length": 64}, "token limit of a turn is 128 and 64"),
-        ({"stop_strings": ("\n",)}, "stop strings is"),
-        ({"max_context_length": 512}, "token limit of the context is 0 and 512"),
-        ({"shots": 3}, "number of shots is 0 and 3"),
-        ({"system": "5e7"}, "system message is none and 5e7"),
+        ({"temperature": 0.0}, r"temperature \(0.0 and 0.7"),
+        ({"temperature": math.nan}, r"temperature \(nan and 0.7"),
+        ({"max_completion_length": 64}, r"token limit of a turn \(64 and 128"),
+        ({"stop_strings": ("\n",)}, r"stop strings \("),
+        ({"max_context_length": 512}, r"token limit of the context \(512 and 0"),
+        ({"shots": 3}, r"number of shots \(3 and 0"),
+        ({"system": "5e7"}, r"system message \(5e7 and none"),
     ],
 )
 def test_rows_of_different_settings_are_no_seeds(setting: dict[str, Any], said: str) -> None:
     found = seeds("trained, seed 0", "trained, seed 1")
     *others, last = found.rows
     moved = replace(last, origin=replace(last.origin, **setting))
-    with pytest.raises(UsageError, match=f"'trained' are no seeds of one recipe: their {said}"):
+    with pytest.raises(UsageError, match=f"'trained' are no seeds of one recipe: they differ in {said}"):
         make_leaderboard([replace(found, rows=(*others, moved))], TABLE, "box", seeds=True)
 
 

@@ -114,9 +114,10 @@ def test_a_model_that_was_shown_solved_tasks_is_not_untouched() -> None:
 def test_an_adapter_is_compared_with_its_own_base() -> None:
     larger = made("larger", replace(UNTOUCHED, digest="other weights"), [6, 6])
     base, trained = made("base", UNTOUCHED, [1, 1]), made("RL", TRAINED, [8, 8])
-    [found] = compare_pass_at_k([report(larger, base, trained)])
+    greedy = made("greedy", replace(UNTOUCHED, temperature=0.1), [6, 6])
+    [found] = compare_pass_at_k([report(larger, greedy, base, trained)])
     assert found.against == "base"
-    with pytest.raises(UsageError, match="no row of the untouched model of RL to compare with"):
+    with pytest.raises(UsageError, match="no row of the untouched model of RL, asked alike, to compare with"):
         compare_pass_at_k([report(larger, trained)])
 
 

@@ -143,6 +143,19 @@ def test_warnings_from_the_numbers_of_rows(run: ReportData) -> None:
     assert "SFT+RL minus SFT: with" not in found, "which is exact, however few there are"
 
 
+def test_rows_that_were_asked_differently_are_warned_of(run: ReportData) -> None:
+    rows = {row.name: replace(row, origin=replace(row.origin, kind="local")) for row in run.rows}
+    trained = rows["SFT+RL"]
+    asked = replace(trained.origin, temperature=0.25, max_completion_length=64)
+    unequal = replace(run, rows=tuple({**rows, "SFT+RL": replace(trained, origin=asked)}.values()))
+    found = [line for line in warnings(unequal, summarise(unequal)) if line not in run.warnings]
+    assert found == [
+        f"SFT+RL minus {other}: the two were not asked alike. They differ in temperature (0.25 and 0.0), "
+        "token limit of a turn (64 and 0)."
+        for other in ("base", "SFT")
+    ]
+
+
 def test_few_sources_are_warned_of_once_a_row_unless_the_interval_was_widened(run: ReportData) -> None:
     for tasks, sources in ((10, 5), (40, 20)):
         few = replace(run.rows[1], results=run.rows[1].results[:tasks])

@@ -225,15 +225,20 @@ def test_settings_that_differ_from_training_are_shown_when_a_model_is_loaded(
 def test_an_adapter_is_measured_against_its_own_base() -> None:
     rows = (
         AgentSpec("small", model="small"),
+        AgentSpec("shown", model="large", shots=3),
         AgentSpec("large", model="large"),
         AgentSpec("again", model="large", temperature=0.0),
         AgentSpec("on large", model="large", adapter="a"),
+        AgentSpec("greedy", model="large", adapter="a", temperature=0.0),
+        AgentSpec("short", model="large", adapter="a", max_completion_length=9),
         AgentSpec("on small", model="small", adapter="b"),
         AgentSpec("on another", model="another", adapter="c"),
         AgentSpec("old", recorded="old"),
     )
     assert [(pair.row, pair.against, pair.meaning) for pair in differences(spec(*rows))] == [
         ("on large", "large", "on large against large"),
+        ("greedy", "again", "greedy against again"),
+        ("short", "large", "short against large"),
         ("on small", "small", "on small against small"),
     ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import Final
 
@@ -107,7 +107,7 @@ def _table(grid: Grid, prices: PriceTable) -> Table:
             shown = dollars(training) if math.isfinite(training) else NONE
             lines.append((cell.name, _interval(usd), shown, cost.basis, ""))
     ours, training = mean(upper_ends), mean(trainings)
-    tokens = _tokens(grid.rows("r16")[0])
+    tokens = _tokens(grid.rows("r16"))
     for model, price in sorted(prices.models.items(), key=lambda entry: -entry[1].cost_usd(*tokens)):
         usd = price.cost_usd(*tokens)
         after = _after(usd - ours, training)
@@ -133,9 +133,10 @@ def _after(saved_usd: float, training_usd: float) -> str:
     return number(training_usd / saved_usd, 0) if saved_usd > 0 else "no bound"
 
 
-def _tokens(row: Row) -> tuple[int, int]:
-    """Prompt and completion tokens that a row needs for a task, on average."""
-    samples = max(1, sum(result.samples for result in row.results))
-    read = sum(result.prompt_tokens for result in row.results)
-    written = sum(result.completion_tokens for result in row.results)
+def _tokens(rows: Sequence[Row]) -> tuple[int, int]:
+    """Prompt and completion tokens that the rows of an arm need for a task, on average."""
+    results = [result for row in rows for result in row.results]
+    samples = max(1, sum(result.samples for result in results))
+    read = sum(result.prompt_tokens for result in results)
+    written = sum(result.completion_tokens for result in results)
     return round(read / samples), round(written / samples)

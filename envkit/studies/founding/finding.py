@@ -155,17 +155,21 @@ def detectable_between(one: Recipe, other: Recipe, margin: float = 0.0) -> str:
 
 
 def above_scripts(grid: Grid, arm: str, part: str = SOLVE) -> tuple[bool, str]:
-    """Tell whether an arm solves more than each script, chance and search, in a sentence too."""
+    """Tell whether an arm solves more than each script, chance and search, in a sentence too.
+
+    False if no script has played: then nothing shows that the tasks need a model.
+    """
     differences = {
         name: grid.difference_from(row, arm, part)
         for name, row in grid.others(part).items()
         if row.origin.kind == "script"
     }
     told = ", ".join(f"{name} {in_points(each)}" for name, each in differences.items())
-    return all(each.low > 0 for each in differences.values()), (
+    is_above = all(each.low > 0 for each in differences.values())
+    return bool(differences) and is_above, (
         f"{arm} minus scripts without a model: {told}; unless all are above zero, nothing is decided."
         if differences
-        else "No scripts have played these tasks."
+        else "No scripts have played these tasks, so nothing is decided."
     )
 
 

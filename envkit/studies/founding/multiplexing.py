@@ -81,7 +81,7 @@ def judge(grid: Grid) -> StudyFinding:
                         number(median(speeds)),
                         number(min(speeds)),
                         number(max(speeds)),
-                        number(median(speeds) / median(base), 2),
+                        number(_ratio(speeds, base).estimate, 2),
                     )
                     for way, speeds in found.speeds.items()
                 ),

@@ -57,7 +57,12 @@ def judge(grid: Grid) -> StudyFinding:
     known, some = (_known(learned, sources, each) for each in (all, any))
     found = {seed: compare_rows(after, before) for seed, (after, before) in pairs.items()}
     from_base = {seed: compare_rows(after, base) for seed, (after, _) in pairs.items()}
-    samples = min(result.samples for _, before in pairs.values() for result in before.results)
+    samples = min(
+        result.samples
+        for seed_learned, (_, before) in zip(learned, pairs.values(), strict=True)
+        for result in before.results
+        if result.task in (seed_learned or sources) and result.samples
+    )
     is_above_scripts, scripts = above_scripts(grid, RL_ARM, MANY)
     none = [sum(not solved for solved in each.values()) for each in learned]
     return StudyFinding(
