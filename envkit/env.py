@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -194,7 +195,9 @@ class Env(gymnasium.Env[str, str], ABC):
         if not tasks:
             raise UsageError(f"{type(self).__name__} was given no tasks; expected at least one")
         if len(self.tasks) != len(tasks):
-            raise UsageError(f"{len(tasks)} tasks have only {len(self.tasks)} ids; expected each id once")
+            counts = Counter(task.id for task in tasks)
+            twice = ", ".join(f"{name!r}" for name, count in counts.items() if count > 1)
+            raise UsageError(f"several tasks have the id {twice:.200}; expected each id once")
         # Rollouts make one environment per running episode from the same tasks; one check is enough.
         if type(self).__dict__.get("_validated_tasks") is not tasks:  # not a parent's, which checks less
             for task in tasks:
@@ -288,7 +291,12 @@ class Env(gymnasium.Env[str, str], ABC):
         numbers = range(cls.task_counts.get(name, 0))[:limit]
         if not numbers:
             raise _no_tasks(cls, split)
-        return [cls.make_task(name, number, random.Random(f"{name} {number}")) for number in numbers]
+        return [
+            _returned(
+                cls.make_task(name, number, random.Random(f"{name} {number}")), Task, "make_task", "a Task"
+            )
+            for number in numbers
+        ]
 
     @classmethod
     def make_task(cls, split: str, number: int, draw: random.Random) -> Task:
@@ -682,7 +690,8 @@ class Env(gymnasium.Env[str, str], ABC):
 
 
 def _no_tasks(kind: type[Env], split: str) -> UsageError:
-    return UsageError(f"environment {kind.id} has no {split!r} tasks of its own; name a task file")
+    others = "" if kind.task_counts.get(split) else f"; it has: {', '.join(kind.task_counts) or 'none'}"
+    return UsageError(f"environment {kind.id} has no {split!r} tasks of its own{others}; name a task file")
 
 
 def _returned(found: object, kind: type[Returned], method: str, expected: str) -> Returned:

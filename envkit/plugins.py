@@ -41,7 +41,11 @@ def load(kind: str, name: str) -> Any:
     """
     found = points(kind)
     if name not in found:
-        raise RegistryError(f"no {kind} {name!r}; there is: {', '.join(sorted(found)) or 'none'}")
+        known = ", ".join(sorted(found)) or "none"
+        raise RegistryError(
+            f"no {kind} {name!r}; there is: {known}. Those of a package of yours are there once it is "
+            "installed: pip install --editable FOLDER"
+        )
     try:
         return found[name].load()
     except (EnvkitError, MemoryError):

@@ -28,6 +28,8 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_BITS = 10_000
 #: Most faults of a call's arguments that are told.
 _MAX_FAULTS = 20
+#: A line that opens or closes a block. If it names a language, it opens one.
+_FENCE_LINE = re.compile(r"^[ \t]*+```[ \t]*+([^\s`]*+)[ \t\r]*+$", re.MULTILINE)
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)\n?```", re.DOTALL)
 # What matters to find the end of a call: comments, strings and brackets. `tokenize` would take quadratic time
 # for a line of blanks.
@@ -173,6 +175,35 @@ def parse_calls(action: str, tools: Sequence[Tool], max_calls: int = 1) -> list[
     return [f"No call of a tool in that. {describe_tools(tools, max_calls)}"]
 
 
+def has_call(action: str, tools: Sequence[Tool]) -> bool:
+    """True if an action calls a tool, well formed or not."""
+    return next(_calls(action, tools), None) is not None
+
+
+def fenced_blocks(text: str) -> Iterator[tuple[str, str]]:
+    r"""Yield the language, in lower case, and the text of each fenced block. The last one may be unclosed.
+
+    >>> [*fenced_blocks("So:\n```SQL\nSELECT 1\n```\nIt is\n```\n1```")]
+    [('sql', 'SELECT 1'), ('', '1')]
+    """
+    language: str | None = None
+    lines: list[str] = []
+    for line in text.split("\n"):
+        fence = _FENCE_LINE.match(line)
+        if language is None:
+            language = None if fence is None else fence[1].lower()
+        elif fence is None and "```" not in line:
+            lines.append(line)
+        else:
+            if fence is None:
+                lines.append(line.partition("```")[0])
+            yield language, "\n".join(lines)
+            language = fence[1].lower() if fence is not None and fence[1] else None
+            lines = []
+    if language is not None:
+        yield language, "\n".join(lines)
+
+
 def _calls(action: str, tools: Sequence[Tool]) -> Iterator[ToolCall | str]:
     by_name = {tool.name: tool for tool in tools}
     names = "|".join(map(re.escape, by_name))
@@ -183,20 +214,32 @@ def _calls(action: str, tools: Sequence[Tool]) -> Iterator[ToolCall | str]:
         if found[1] is None:
             call, length = _json_call(following, by_name)
         else:
-            call, length = _written_call(by_name[found[1]], following, start)
+            is_in_block = _ends_in_block(action[: found.start()])
+            call, length = _written_call(by_name[found[1]], following, start, is_in_block)
         yield call
         if isinstance(call, str):
             return
         found = start.search(action, found.end() + length)
 
 
-def _written_call(tool: Tool, following: str, start: re.Pattern[str]) -> tuple[ToolCall | str, int]:
+def _ends_in_block(text: str) -> bool:
+    """True if a text ends within a fenced block."""
+    is_open = False
+    for fence in _FENCE_LINE.finditer(text):
+        is_open = bool(fence[1]) or not is_open
+    return is_open
+
+
+def _written_call(
+    tool: Tool, following: str, start: re.Pattern[str], is_in_block: bool
+) -> tuple[ToolCall | str, int]:
     """Parse a call in Python's syntax.
 
     Args:
         tool: it was named.
         following: the text behind the name.
         start: finds the start of the next call.
+        is_in_block: the name stands in a fenced block, so that the next fence may close that one.
 
     Returns:
         The call, or a message; and how many characters of the text belong to it.
@@ -213,7 +256,9 @@ def _written_call(tool: Tool, following: str, start: re.Pattern[str]) -> tuple[T
             given = _given(call, tool)
         except ValueError as error:
             return f"{tool.name}: {error}. It is {tool.usage()}", length
-    block, following_call = _FENCE.search(following, length), start.search(following, length)
+    closing = _FENCE_LINE.search(following, length) if is_in_block else None
+    behind = closing.end() if closing and not closing[1] else length
+    block, following_call = _FENCE.search(following, behind), start.search(following, length)
     is_its_own = block is not None and (following_call is None or block.start() < following_call.start())
     if block is not None and is_its_own and (name := _argument_for_text(tool, given)) is not None:
         given[name], length = block[1], block.end()

@@ -471,7 +471,7 @@ def test_reset_and_close_end_the_running_episode(env: GuessEnv, backend: Backend
     ("options", "message"),
     [
         ({"tasks": ()}, "no tasks"),
-        ({"tasks": (TASKS[0], TASKS[0])}, "2 tasks have only 1 ids"),
+        ({"tasks": (TASKS[0], TASKS[0])}, f"several tasks have the id '{TASKS[0].id}'"),
         ({"max_turns": 0}, "max_turns is 0"),
         ({"render_mode": "human"}, "render_mode is 'human'"),
     ],

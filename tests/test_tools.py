@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from envkit import ActionResult, ContractError, Env, Task, UsageError, check, tool
 from envkit.audit.fuzz import sparing_old_objects
 from envkit.errors import MissingExtraError
-from envkit.tools import ToolCall, describe_tools, find_tools, format_call, parse_calls
+from envkit.tools import ToolCall, describe_tools, fenced_blocks, find_tools, format_call, parse_calls
 
 
 class Desk(Env):
@@ -299,6 +299,30 @@ def test_a_block_belongs_to_the_call_before_it_alone() -> None:
     assert (first.arguments, second.arguments) == ({"word": "give_up()"}, {"word": "tea"})
     [message] = parse_calls("look_up\ngive_up\n```\ntea\n```", TOOLS)
     assert str(message).startswith("look_up: word: Field required")
+
+
+def test_the_end_of_a_block_around_a_call_begins_no_other() -> None:
+    [call] = parse_calls("```python\nlook_up\n```\nIt prints\n```\nok\n```", TOOLS)
+    assert isinstance(call, ToolCall)
+    assert call.arguments == {"word": "ok"}
+    [message] = parse_calls("```\nlook_up\n```\nIt prints what it finds.", TOOLS)
+    assert str(message).startswith("look_up: word: Field required")
+    [call] = parse_calls("So:\n```\nIt is\n```\nlook_up\n```\ntea\n```", TOOLS)
+    assert isinstance(call, ToolCall)
+    assert call.arguments == {"word": "tea"}
+    [call] = parse_calls("```\nlook_up\n```text\ntea\n```", TOOLS)
+    assert isinstance(call, ToolCall)
+    assert call.arguments == {"word": "tea"}
+
+
+def test_fenced_blocks() -> None:
+    assert [*fenced_blocks("a ``` b\n ```Sql\nx\n\ny\n```  \n```\nz```w\n```py\nend")] == [
+        ("sql", "x\n\ny"),
+        ("", "z"),
+        ("py", "end"),
+    ]
+    assert [*fenced_blocks("```json\n1\n```sql\n2\n```")] == [("json", "1"), ("sql", "2")]
+    assert [*fenced_blocks("nothing")] == []
 
 
 def test_a_malformed_call_is_the_last() -> None:

@@ -33,7 +33,7 @@ from envkit.environments.sql_desk.variants import variants_of
 from envkit.errors import BrokenTask, ContractError, SandboxError, UsageError
 from envkit.grading import Grade, NumericPolicy, canonical, equal, order
 from envkit.sandbox import SandboxBackend
-from envkit.tools import ToolCall, parse_calls, tool
+from envkit.tools import fenced_blocks, has_call, tool
 from envkit.types import JSON, Task, Verdict
 
 #: Databases with fresh rows on which a submission is graded, in addition to the shown one: a small one, two
@@ -42,9 +42,8 @@ FRESH_DATABASES = 4
 #: Most cached outcomes of references, one for each database.
 _MAX_CACHED = 1_280
 
-_BLOCK = re.compile(
-    r"```(?:sql|sqlite|postgres|postgresql)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE
-)
+#: Languages of a block that is a submission.
+_LANGUAGES = ("", "sql", "sqlite", "postgres", "postgresql")
 #: A bound in a reference, such as ``price > 20``.
 _BOUND = re.compile(r" > (\d+)")
 _NUMBER = re.compile(r"(?<!\w)(?:0x([0-9a-f]{1,8})|\d[\d_]*(?:\.\d*)?(?:e[+-]?\d{1,3})?)", re.IGNORECASE)
@@ -173,13 +172,13 @@ class SqlEnv(Env):
 
     def apply(self, action: str) -> ActionResult:
         """Carry out a tool call; a statement alone is a submission."""
-        call, *_ = parse_calls(action, self.tools)
-        if isinstance(call, ToolCall):
+        if has_call(action, self.tools):
             return super().apply(action)
-        block = _BLOCK.search(action)
-        if block is None and not _STATEMENT.match(action):
-            return ActionResult(call)
-        return ActionResult(self.submit(block[1] if block else action), done=True)
+        blocks = (text for language, text in fenced_blocks(action) if language in _LANGUAGES)
+        statement = next(blocks, action if _STATEMENT.match(action) else None)
+        if statement is None:
+            return super().apply(action)
+        return ActionResult(self.submit(statement), done=True)
 
     @property
     def database(self) -> Database:

@@ -177,8 +177,11 @@ def lora_settings(folder: Path) -> tuple[int, int]:
     """
     settings = _read_json(folder / _CONFIG)
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
-    if not (isinstance(rank, int) and isinstance(alpha, int | float)):
-        raise ModelError(f"{folder / _CONFIG}: r is {rank!r} and lora_alpha is {alpha!r}; expected numbers")
+    if not (isinstance(rank, int) and isinstance(alpha, int | float) and alpha == int(alpha) >= 1):
+        raise ModelError(
+            f"{folder / _CONFIG}: r is {rank!r} and lora_alpha is {alpha!r}; expected whole numbers, "
+            "alpha at least 1"
+        )
     return rank, int(alpha)
 
 

@@ -161,7 +161,8 @@ def _make_server(config: ServeConfig, display: Display) -> Server:
         lambda: engine.layers,
     )
     router = None if config.router is None else _read_router(config.router, ref, models)
-    if router is not None and router.dtype != (dtype := _dtype(config)):
+    # Timing bfloat16 computes, too.
+    if router is not None and router.dtype != (dtype := in_thread_that_ends(lambda: _dtype(config))):
         display.say(
             f"the router was trained in {router.dtype} and reads in {dtype} here, so it may send some "
             "prompts elsewhere; train it again here, or set --dtype"

@@ -207,7 +207,8 @@ class ArmMaker:
             shutil.rmtree(adapter)
         cell.work.mkdir(parents=True, exist_ok=True)
         parts = [*self._specialists(cell.seed).values()]
-        merge_adapters(resolve(self.sizes.model, self.display), parts, adapter, cell.arm.merging)
+        base, method = resolve(self.sizes.model, self.display), cell.arm.merging
+        merge_adapters(base, parts, adapter, method, seed=cell.seed)
         return adapter
 
     def _specialists(self, seed: int) -> dict[str, Path]:

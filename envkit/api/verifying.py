@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from envkit.api.common import Tasks, isolated_backend, load_tasks
@@ -75,7 +76,8 @@ def verify(
             findings += check_environment(part, kind, here)
             played.append((part, kind, [here[name] for name in part.tasks if name in here]))
         if all(finding.ok for finding in findings):
-            use_threads(claim.hardware.threads)
+            # With more threads than cores it would take many times as long.
+            use_threads(min(claim.hardware.threads, os.cpu_count() or 1))
             rank, alpha = lora_settings(folder)
             policy = Policy(
                 ref,

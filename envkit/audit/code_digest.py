@@ -6,9 +6,9 @@ A certificate is valid for code with the digest that it names. The digest covers
   files that these declare: all files but documents for people, and also those if the package's source names
   them. If an environment is a file in no package, the files beside it that it names count with it. Of a git
   repository, the commit counts;
-- the modules of envkit in `VERDICT_PARTS` that these import, directly or through others. They are found by
-  reading import statements. A file in such a module's folder counts if the module names it, such as a
-  program for the sandbox.
+- the modules of envkit in `VERDICT_PARTS` and `VERDICT_MODULES` that these import, directly or through
+  others. They are found by reading import statements. A file in such a module's folder counts if the module
+  names it, such as a program for the sandbox.
 
 Python files count by their syntax tree, so comments, formatting and docstrings may be edited freely. Only the
 docstrings of tools count, because agents read them. All other files count byte by byte. The digest is the
@@ -46,6 +46,9 @@ VERDICT_PARTS: Final = frozenset(
         *("spaces", "syntax", "taskfile", "tool_runner", "tools", "types", "wrapped"),
     }
 )
+
+#: Modules of other parts that decide verdicts too: which examples are shown decides when an episode may end.
+VERDICT_MODULES: Final = frozenset({"mining.build", "mining.hidden", "mining.search"})
 
 #: envkit's own ``__init__.py``.
 _ROOT: Final = Path(inspect.getfile(Env)).resolve().with_name("__init__.py")
@@ -245,7 +248,7 @@ def _installed_with(file: Path) -> set[str] | None:
 
 
 def _imported_by(paths: list[Path]) -> Iterator[tuple[str, Path]]:
-    """Name and path of each file of `VERDICT_PARTS` that these files import, also through others."""
+    """Name and path of each file that decides verdicts and that these files import, also through others."""
     waiting = [name for path in paths for name in _modules(path)]
     known: set[str] = set()
     while waiting:
@@ -291,8 +294,9 @@ def _named_by(path: Path) -> Iterator[Path]:
 
 @functools.cache
 def _source(module: str) -> Path | None:
-    """The file of a module of `VERDICT_PARTS`; ``None`` for any other name."""
-    if not module.startswith("envkit.") or _part(module) not in VERDICT_PARTS:
+    """The file of a module that decides verdicts; ``None`` for any other name."""
+    name = module.removeprefix("envkit.")
+    if name == module or not (_part(module) in VERDICT_PARTS or name in VERDICT_MODULES):
         return None
     try:
         spec = importlib.util.find_spec(module)

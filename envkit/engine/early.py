@@ -43,7 +43,9 @@ class EarlyLayers:
         # A shallow copy shares the table of modules, and these two must not change in the engine's own.
         self._first._modules = {**decoder._modules}
         self._first.layers = decoder.layers[: self.count]
-        self._first.norm = nn.Identity()
+        # Their states are those between two layers, which no norm has seen. Its name differs with the family.
+        for name in [name for name in decoder._modules if "norm" in name]:
+            self._first._modules[name] = nn.Identity()
 
     @torch.no_grad()
     def means(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float64]:

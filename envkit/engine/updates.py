@@ -12,7 +12,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from envkit.errors import ContractError, ModelError
-from envkit.files import read_json_object
+from envkit.files import open_regular_file, read_json_object
 
 _PREFIX: Final = "base_model.model."
 _DOWN, _UP, _BIAS = ".lora_A.weight", ".lora_B.weight", ".lora_B.bias"
@@ -99,7 +99,8 @@ def read_adapter(folder: Path) -> dict[str, Update]:
     try:
         settings = read_json_object(folder / "adapter_config.json")
         # Not as a mapped file: who replaces it would end this process.
-        tensors = torch.load((folder / "adapter_model.safetensors").read_bytes())
+        with open_regular_file(folder / "adapter_model.safetensors") as file:
+            tensors = torch.load(file.read())
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"{folder}: the adapter cannot be read ({error})") from error
     if settings.get("modules_to_save"):

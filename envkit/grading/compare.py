@@ -185,10 +185,13 @@ def relaxed(value: JSON, leniency: Leniency) -> JSON:
 def _relaxed(value: JSON, leniency: Leniency, depth: int) -> JSON:
     if isinstance(value, Mapping):
         kind, inner = value.get("t"), value.get("v")
-        if leniency.mappings and kind in _MAPPINGS and _has_items(inner):
-            return {"t": "dict", "v": sorted(inner, key=order)}
+        if kind in _MAPPINGS and _has_items(inner):
+            pairs = [_relaxed_pair(pair, leniency) for pair in inner]
+            return (
+                {"t": "dict", "v": sorted(pairs, key=order)} if leniency.mappings else {"t": kind, "v": pairs}
+            )
         if not leniency.sequences or (kind != "tuple" and not (kind == "set" and depth > 0)):
-            if depth <= 0 or kind not in ("tuple", "iterator", "deque") or not _has_items(inner):
+            if kind not in ("tuple", "iterator", "deque") or not _has_items(inner):
                 return value
             return {"t": kind, "v": _relaxed(inner, leniency, depth)}
         value = inner
@@ -201,6 +204,13 @@ def _relaxed(value: JSON, leniency: Leniency, depth: int) -> JSON:
     if leniency.repeats or depth < leniency.any_order:
         return items
     return [item for item, _ in itertools.groupby(items, canonical)]
+
+
+def _relaxed_pair(pair: JSON, leniency: Leniency) -> JSON:
+    """The common form of an entry of a mapping. The order of items is free at the top only."""
+    if not _has_items(pair) or len(pair) != 2:  # a candidate's process may write anything
+        return pair
+    return [pair[0], _relaxed(pair[1], leniency, 0)]
 
 
 def opaque(value: JSON) -> bool:

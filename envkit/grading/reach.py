@@ -6,10 +6,11 @@ import json
 import random
 from collections.abc import Collection, Sequence
 
+from envkit.errors import SandboxError
 from envkit.grading.oracle import Program
 from envkit.inputs.call import Call
 from envkit.inputs.edges import Edge, Examples, ReachedEdge, edge_call, edges_of
-from envkit.sandbox import PYTHON_OPTIONS, Limits, SandboxBackend, guest_source
+from envkit.sandbox import PYTHON_OPTIONS, Limits, SandboxBackend, StopReason, guest_source
 
 #: Lines of Python, and seconds of CPU, that a call at an edge may take. A grade makes dozens of them.
 MAX_STEPS, MAX_CPU_S = 8_000, 0.04
@@ -34,7 +35,7 @@ def reached_edges(
         kinds: kinds of edges to try; all if empty.
 
     Raises:
-        SandboxError: the sandbox could not be made.
+        SandboxError: the sandbox could not be made, or the machine stalled.
     """
     ladders: dict[tuple[object, ...], list[list[tuple[Edge, int, Call]]]] = {}
     for edge in edges_of(examples):
@@ -79,6 +80,7 @@ def _ends(backend: SandboxBackend, program: Program, ladders: Sequence[Sequence[
     count = sum(len(rung) for ladder in ladders for rung in ladder)
     job = {
         "encoder": guest_source("envkit.grading", "worker.py"),
+        "reader": guest_source("envkit.grading", "child_output.py"),
         "text": program.files[program.module].decode(),
         "function": program.function,
         "modules": program.modules,
@@ -91,6 +93,8 @@ def _ends(backend: SandboxBackend, program: Program, ladders: Sequence[Sequence[
     with backend.create() as sandbox:
         argv = [sandbox.python, *PYTHON_OPTIONS, "-c", guest_source("envkit.grading", "trial_worker.py")]
         result = sandbox.run(argv, stdin=json.dumps(job).encode(), limits=_LIMITS)
+    if result.stop is StopReason.WALL:  # a call that waits is killed, so the machine has stalled
+        raise SandboxError(f"{program.function} did not answer calls at its edges in {_LIMITS.wall_s:g} s")
     ends = result.stdout.decode(errors="replace").strip()
     # A program that breaks even this loses its edges, not its task: the other calls still grade it.
     return ends if result.ok and len(ends) == count else "c" * count

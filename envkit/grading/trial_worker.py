@@ -2,9 +2,9 @@
 
 Stdlib only, run as ``python -P -S -c SOURCE`` with one JSON job on stdin::
 
-    {"encoder": source of envkit.grading.worker, "text": module text, "function": NAME,
-     "modules": [NAME, ...], "steps": N, "cpu_s": S, "memory_bytes": B, "answer_chars": N,
-     "ladders": [[[[args, kwargs], ...], ...], ...]}
+    {"encoder": source of envkit.grading.worker, "reader": source of envkit.grading.child_output,
+     "text": module text, "function": NAME, "modules": [NAME, ...], "steps": N, "cpu_s": S,
+     "memory_bytes": B, "answer_chars": N, "ladders": [[[[args, kwargs], ...], ...], ...]}
 
 A ladder is a list of rungs, each a list of calls, the cheapest first. It is left at the first rung with a
 call that is too costly. Prints a string with one character per call, in order: ``v`` a value, ``r`` an
@@ -12,7 +12,8 @@ exception or a value that cannot be compared, ``c`` too costly: more than ``step
 CPU time than ``cpu_s``; ``-`` not tried. Lines are counted as well as seconds, so that the outcome is the
 same on every machine.
 
-The calls run in a forked child. If one kills it, another child goes on after that call.
+The calls run in a forked child. If one kills it, or waits without using CPU time, another child goes on after
+that call.
 """
 
 from __future__ import annotations
@@ -113,8 +114,7 @@ def forked(job: dict[str, Any], calls: list[Any], tried: str) -> str:
         finally:
             os._exit(0)
     os.close(writing)
-    with os.fdopen(reading, "rb") as source:
-        found = source.read().decode()
+    found = job["read_output"](reading, child).decode()
     os.waitpid(child, 0)
     return found
 
@@ -128,6 +128,7 @@ def main() -> None:
     worker: dict[str, Any] = {"__name__": "worker"}
     exec(compile(job["encoder"], "<worker>", "exec", dont_inherit=True), worker)
     job["encode"], job["after"] = worker["encode"], worker["after"]
+    exec(compile(job["reader"], "<reader>", "exec", dont_inherit=True), job)
     calls = [(index, call) for index, ladder in enumerate(job["ladders"]) for rung in ladder for call in rung]
     tried = forked(job, calls, "")
     for _ in range(MOST_DEATHS):

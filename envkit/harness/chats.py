@@ -18,7 +18,7 @@ from envkit.openai_api.schemas import ChatBody
 from envkit.openai_api.text import FunctionCall, ToolCallStream
 
 #: Longest chat of a harness, in bytes: its whole history.
-MAX_CHAT_BYTES: Final = 4 * 2**20
+MAX_CHAT_BYTES: Final = 2**20
 #: Levels of lists and objects in a chat. Python reads JSON of about a thousand, and fewer within many calls.
 _MAX_LEVELS: Final = 100
 
@@ -101,6 +101,9 @@ def read_request(request: HttpRequest, number: int) -> Chat | HttpAnswer:
         return HttpAnswer(json.dumps({"object": "list", "data": models}))
     if not (path.endswith("/chat/completions") and request.method == "POST"):
         return _refusal(404, f"there is no {request.method} {path}; there is POST /v1/chat/completions")
+    # To read a body takes a hundred times its memory, and time in which no other episode goes on.
+    if len(request.body) > MAX_CHAT_BYTES:
+        return _refusal(413, f"the body has {len(request.body):,} bytes; at most {MAX_CHAT_BYTES:,} are read")
     try:
         body = ChatBody.model_validate_json(request.body)
         if (body.n or 1) > 1 or body.logprobs or body.return_token_ids:

@@ -57,6 +57,7 @@ def variant_answers(
     """
     job = {
         "encoder": guest_source("envkit.grading", "worker.py"),
+        "reader": guest_source("envkit.grading", "child_output.py"),
         "hash_seed": str(hash_seed),
         "steps": MAX_STEPS,
         "cpu_s": 1.0,

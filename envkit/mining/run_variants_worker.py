@@ -2,8 +2,8 @@
 
 Stdlib only, run as ``python -P -S -c SOURCE`` with one JSON job on stdin::
 
-    {"encoder": source of envkit.grading.worker, "hash_seed": "1",
-     "steps": N, "cpu_s": S, "memory_bytes": B,
+    {"encoder": source of envkit.grading.worker, "reader": source of envkit.grading.child_output,
+     "hash_seed": "1", "steps": N, "cpu_s": S, "memory_bytes": B,
      "batches": [{"function": NAME, "modules": [NAME, ...], "calls": [[args, kwargs], ...],
                   "variants": [TEXT, ...], "all_calls": false}, ...]}
 
@@ -106,40 +106,9 @@ def forked(job: dict[str, Any], batch: dict[str, Any], text: str, wanted: list[b
         finally:
             os._exit(0)
     os.close(writing)
-    lines = read_output(reading, child).split(b"\n")
+    lines = job["read_output"](reading, child).split(b"\n")
     os.waitpid(child, 0)
     return [json.loads(line) for line in lines[:-1]]
-
-
-def read_output(reading: int, child: int, check_s: float = 0.5, checks: int = 4) -> bytes:
-    """Read a child's output until it ends; kill it if it uses no CPU time for ``checks`` checks in a row.
-
-    On a busy machine a runnable process still gets some CPU time. Processes that the child leaves behind may
-    hold the pipe open; they are not waited for once the child has ended.
-    """
-    import os
-    import select
-    import signal
-    import time
-
-    # A process's CPU clock by its id, as clock_getcpuclockid(3) makes it; it has no name in `time`.
-    clock = ~child << 3 | 2
-    parts: list[bytes] = []
-    still, used, ended = 0, -1, False
-    with os.fdopen(reading, "rb", buffering=0) as source:
-        while True:
-            if select.select([source], [], [], check_s)[0]:
-                if not (part := source.read(2**16)):
-                    return b"".join(parts)
-                parts.append(part)
-                continue
-            if ended:
-                return b"".join(parts)
-            ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-            now = time.clock_gettime_ns(clock)
-            still, used = (still + 1 if now == used else 0), now
-            if still == checks:
-                os.kill(child, signal.SIGKILL)
 
 
 def main() -> None:
@@ -161,6 +130,7 @@ def main() -> None:
     worker: dict[str, Any] = {"__name__": "worker"}
     exec(compile(job["encoder"], "<worker>", "exec", dont_inherit=True), worker)
     job["encode"], job["after"] = worker["encode"], worker["after"]
+    exec(compile(job["reader"], "<reader>", "exec", dont_inherit=True), job)
     for batch in job["batches"]:
         wanted = [True] * len(batch["calls"])
         for index, text in enumerate(batch["variants"]):

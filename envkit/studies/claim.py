@@ -284,6 +284,12 @@ def _require_whole(claim: Claim) -> None:
     Raises:
         ValueError: see above.
     """
+    if claim.hardware.threads < 1:
+        raise ValueError(f"threads is {claim.hardware.threads}; expected at least 1")
+    if claim.sampling.temperature < 0:
+        raise ValueError(f"temperature is {claim.sampling.temperature}; expected at least 0")
+    if claim.hardware.dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype is {claim.hardware.dtype!r}; expected float32 or bfloat16")
     if not claim.environments:
         raise ValueError("it names no environment")
     for part in claim.environments:

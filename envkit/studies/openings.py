@@ -31,7 +31,10 @@ def openings(root: Path, tasks: Mapping[str, Sequence[Task]]) -> dict[str, JSON]
 def opening_note(manifest: Mapping[str, Any], environment: str) -> list[str]:
     """A sentence for the report of a run that measured on test tasks; none for other runs."""
     opening = manifest.get(FIELD, {}).get(environment)
-    return [f"Measured on test tasks, as run {opening} of those in its folder that were."] if opening else []
+    said = (
+        f"Measured on test tasks, as run {opening} in its folder. The more such runs, the less a test proves."
+    )
+    return [said] if opening else []
 
 
 def _has_opened(manifest: Path, environment: str) -> bool:

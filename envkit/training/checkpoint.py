@@ -99,8 +99,11 @@ class CheckpointStore:
                 write_manifest(making, {"step": step, "model": policy.ref.id, "base": policy.ref.digest})
         except StoreError as error:
             raise StoreError(f"{error}; older checkpoints are untouched") from error
-        for old in self.steps()[:-_KEPT]:
-            shutil.rmtree(self.path(old), ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for old in self.steps()[:-_KEPT]:
+                self._remove(old)
+        for left_behind in self._folder.glob(".step-*"):  # by a process that was killed as it removed one
+            shutil.rmtree(left_behind, ignore_errors=True)
         return final_path
 
     def discard_after(self, step: int) -> None:
@@ -112,11 +115,15 @@ class CheckpointStore:
         try:
             (self.path(step) / _ALARM).unlink(missing_ok=True)
             for later in (saved for saved in self.steps() if saved > step):
-                doomed = self._folder / f".{self.path(later).name}.{secrets.token_hex(4)}"
-                os.rename(self.path(later), doomed)  # at once, not file by file
-                shutil.rmtree(doomed)
+                self._remove(later)
         except OSError as error:
             raise StoreError(f"cannot remove checkpoints in {self._folder}: {error}") from error
+
+    def _remove(self, step: int) -> None:
+        """Remove a checkpoint: at once, not file by file, so that no process finds a part of it."""
+        doomed = self._folder / f".{self.path(step).name}.{secrets.token_hex(4)}"
+        os.rename(self.path(step), doomed)
+        shutil.rmtree(doomed)
 
     def load(self, policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
         """Restore the newest checkpoint; ``None`` if there is none.

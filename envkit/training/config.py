@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -378,7 +379,11 @@ def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
         raise ConfigError(f"{where}: {min(gone)} is no setting any more; leave it out")
     known = [entry.name for entry in dataclasses.fields(TrainConfig)]
     if unknown := [key for key in values if key not in known]:
-        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; expected one of: {', '.join(sorted(known))}")
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(
+            f"{where}: unknown key {unknown[0]!r}; {meant}expected one of: {', '.join(sorted(known))}"
+        )
     try:
         return decode(TrainConfig, dict(values), "")
     except (ConfigError, ValueError) as error:

@@ -104,12 +104,12 @@ def train(
             settings["lr"] = config.sft_learning_rate * _schedule(step, steps)
         try:
             loss = backward(policy, batch, config.max_tokens_per_forward, should_stop)
+            norm = torch.nn.utils.clip_grad_norm_(policy.trainable(), config.max_grad_norm)
+            require_finite(float(norm), step, "sft_learning_rate")
         except Exception:  # also `Stopped`, and too little memory
             if store and step > taken + 1:
                 store.save(step - 1, policy, optimizer, {"step": step - 1})
             raise
-        norm = torch.nn.utils.clip_grad_norm_(policy.trainable(), config.max_grad_norm)
-        require_finite(float(norm), step, "sft_learning_rate")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         heap.after_step()

@@ -18,7 +18,7 @@ import pytest
 import envkit
 from envkit import CommandEnv, Env, GymnasiumEnv, UsageError, registry
 from envkit.audit import canonical_source, code_digest
-from envkit.audit.code_digest import VERDICT_PARTS, content_digest
+from envkit.audit.code_digest import VERDICT_MODULES, VERDICT_PARTS, content_digest
 from envkit.mcp import McpEnv
 
 ROOT = Path(__file__).parents[2]
@@ -382,6 +382,7 @@ def digests() -> dict[str, str]:
         ("envkit/inputs/perturb.py", "\n\n\ndef ", "\nx = 1\n\n\ndef ", {"code-editor"}),
         ("envkit/checks.py", "total <= 0", "total < 0", {*OURS}),
         ("envkit/env.py", "self._turns += 1", "self._turns += 2", {*OURS}),
+        ("envkit/mining/search.py", " == ", " != ", {"code-editor"}),
         ("envkit/mining/miner.py", "\n\n\ndef ", "\nx = 1\n\n\ndef ", set()),
         ("envkit/rollout.py", "\n\n\ndef ", "\nx = 1\n\n\ndef ", set()),
     ],
@@ -401,6 +402,7 @@ def test_each_part_of_envkit_is_known_to_decide_verdicts_or_not() -> None:
         path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }
     assert set() == VERDICT_PARTS & OTHER_PARTS
+    assert {name.partition(".")[0] for name in VERDICT_MODULES} <= OTHER_PARTS
     assert parts - {"__init__"} | {"agents", "environments", "sandboxes"} == VERDICT_PARTS | OTHER_PARTS
 
 

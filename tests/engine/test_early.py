@@ -18,7 +18,7 @@ from envkit.models import ModelRef
 PROMPTS = [tiny.prompt(length, seed=length) for length in (5, 40, 1, 17)]
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, "phi", "gpt_neox"])
 def test_means_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     ref = tiny.make(tmp_path / family, family, num_hidden_layers=5)
     early = EarlyLayers(tiny.engine(ref), 2)

@@ -124,6 +124,12 @@ TUPLE: JSON = {"t": "tuple", "v": [3, {"t": "tuple", "v": [2, 1]}]}
         (encode(Counter("aab")), encode({"b": 1, "a": 1}), Leniency(mappings=True), False),
         (encode([Counter("a")]), encode([{"a": 1}]), Leniency(mappings=True), True),
         (encode({}), [], Leniency(mappings=True), False),
+        (encode({"x": Counter("a")}), encode({"x": {"a": 1}}), Leniency(mappings=True), True),
+        (encode({"x": Counter("a")}), encode({"x": {"a": 1}}), Leniency(sequences=True), False),
+        (encode((Counter("a"), 2)), encode(({"a": 1}, 2)), Leniency(mappings=True), True),
+        (encode({"a": [1, 2]}), encode({"a": (1, 2)}), Leniency(sequences=True), True),
+        (encode({"a": [1, 2]}), encode({"a": [2, 1]}), Leniency(any_order=2, sequences=True), False),
+        ({"t": "dict", "v": [7]}, {"t": "dict", "v": [[7, 8, 9]]}, Leniency(mappings=True), False),
         (None, [], Leniency(any_order=1, sequences=True), False),
     ],
 )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from envkit.grading import Program
+from envkit.errors import SandboxError
+from envkit.grading import Program, reach
 from envkit.grading.reach import reached_edges
 from envkit.inputs.call import Call
 from envkit.inputs.edges import Examples
@@ -61,6 +64,22 @@ def test_a_call_that_kills_the_process_costs_only_its_own_edge(backend: SandboxB
     assert "zero" not in found
     assert found["negative"] == 1
     assert found["large"] == 3
+
+
+def test_a_call_that_waits_costs_only_its_own_edge(backend: SandboxBackend) -> None:
+    source = "import time\n\n\ndef f(n):\n    time.sleep(0 if n else 1e6)\n    return n\n"
+    found = reached(backend, source, "5")
+    assert "zero" not in found
+    assert found["large"] == 3
+
+
+def test_a_stalled_machine_is_no_fault_of_the_original(
+    backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reach, "_LIMITS", replace(reach._LIMITS, wall_s=0.2))
+    source = "import time\n\n\ndef f(n):\n    return n\n\n\ntime.sleep(1)\n"
+    with pytest.raises(SandboxError, match=r"f did not answer calls at its edges in 0\.2 s"):
+        reached(backend, source, "5")
 
 
 def test_a_module_that_does_not_load_reaches_nothing(backend: SandboxBackend) -> None:

@@ -12,9 +12,9 @@ import pytest
 
 from envkit.errors import SandboxError
 from envkit.grading import Answer
+from envkit.grading.child_output import read_output
 from envkit.inputs.call import Call
 from envkit.mining.run_variants import VariantBatch, variant_answers
-from envkit.mining.run_variants_worker import read_output
 from envkit.sandbox import SandboxBackend
 
 ONE_TO_THREE = (Call(("1",)), Call(("2",)), Call(("3",)))

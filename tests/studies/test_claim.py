@@ -209,8 +209,24 @@ def an_empty_episode(claim: dict[str, Any]) -> None:
     claim["environments"][0]["episodes"][0]["steps"].clear()
 
 
-@pytest.mark.parametrize("change", [no_environment, one_episode_less, an_empty_episode])
-def test_a_claim_of_less_is_refused(adapter: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def no_threads(claim: dict[str, Any]) -> None:
+    claim["hardware"]["threads"] = 0
+
+
+def cold(claim: dict[str, Any]) -> None:
+    claim["sampling"]["temperature"] = -1.0
+
+
+def another_dtype(claim: dict[str, Any]) -> None:
+    claim["hardware"]["dtype"] = "int4"
+
+
+@pytest.mark.parametrize(
+    "change", [no_environment, one_episode_less, an_empty_episode, no_threads, cold, another_dtype]
+)
+def test_a_claim_of_less_or_of_what_cannot_be_is_refused(
+    adapter: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
     edited(adapter, change)
     with pytest.raises(StoreError, match="is damaged: "):
         envkit.verify(adapter, tasks=HELDOUT, display="quiet")

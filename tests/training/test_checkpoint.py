@@ -17,6 +17,7 @@ import torch
 
 from envkit.errors import ModelError, StoreError
 from envkit.models import ModelRef
+from envkit.training import checkpoint
 from envkit.training.checkpoint import CheckpointStore, load_adapter, save_adapter
 from envkit.training.policy import Policy
 
@@ -90,6 +91,27 @@ def test_only_the_newest_two_checkpoints_are_kept(policy: Policy, tmp_path: Path
         store.save(step, policy, optimizer, STATE)
     assert store.steps() == [100, 1_000_000]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000100", "step-1000000"]
+
+
+def test_a_kill_while_an_old_checkpoint_is_removed_leaves_no_part_of_it(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer, store = optimizer_after_a_step(policy), CheckpointStore(tmp_path)
+    for step in (5, 10):
+        store.save(step, policy, optimizer, STATE)
+
+    def killed(folder: Path, *_: Any, **__: Any) -> None:
+        if "step-000005" in str(folder):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.save(15, policy, optimizer, STATE)
+    assert store.steps() == [10, 15]
+    assert store.load(policy, optimizer) == STATE
+    store.save(20, policy, optimizer, STATE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000015", "step-000020"]
 
 
 def test_a_checkpoint_is_never_overwritten(policy: Policy, tmp_path: Path) -> None:

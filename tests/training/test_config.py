@@ -15,7 +15,10 @@ from envkit.training.config import Mix, TrainConfig, from_manifest, from_mapping
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"num_generation": 8}, r"unknown key 'num_generation'; expected one of: .*num_generations"),
+        (
+            {"num_generation": 8},
+            r"unknown key 'num_generation'; did you mean num_generations\? expected .*beta",
+        ),
         ({"seed": "0"}, "seed is '0'; expected int"),
         ({"seed": True}, "seed is True; expected int"),
         ({"max_steps": 4.0}, "max_steps is 4.0; expected int"),

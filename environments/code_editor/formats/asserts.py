@@ -156,11 +156,22 @@ class _Reader(ast.NodeTransformer):
             node = self.answers.get(other, other) if isinstance(other, ast.Name) else other
             value = _literal(node, number=numbers is not PYTHON)
             if value is not None:
-                return seen, Probe(ast.unparse(seen), value[0], numbers)
+                return seen, Probe(ast.unparse(seen), value[0], numbers, weak=_is_condition(seen))
         # ``not not``, because a program may define its own `bool`.
         negated = isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)
         truth = test if negated else ast.UnaryOp(ast.Not(), ast.UnaryOp(ast.Not(), test))
         return truth, Probe(ast.unparse(test), True, weak=True)
+
+
+def _is_condition(node: ast.expr) -> bool:
+    """True for an expression whose truth a candidate's classes may decide, as `__eq__` does."""
+    match node:
+        case ast.Compare() | ast.BoolOp() | ast.UnaryOp(ast.Not()):
+            return True
+        case ast.Call(ast.Name("isinstance" | "issubclass" | "all" | "any" | "bool")):
+            return True
+        case _:
+            return False
 
 
 def _parts(test: ast.expr) -> Iterator[ast.expr]:

@@ -75,7 +75,7 @@ def run_suite_variants(
     """
     job = {
         "runner": guest_source("envkit.grading", "suite_worker.py"),
-        "reader": guest_source("envkit.mining", "run_variants_worker.py"),
+        "reader": guest_source("envkit.grading", "child_output.py"),
         "packages": PACKAGES,
         "warm": PYTEST_MODULES,
         "hash_seed": str(hash_seed),

@@ -2,7 +2,7 @@
 
 Run as ``python -P -S -c SOURCE`` with one JSON job on stdin::
 
-    {"runner": source of envkit.grading.suite_worker, "reader": source of envkit.mining.run_variants_worker,
+    {"runner": source of envkit.grading.suite_worker, "reader": source of envkit.grading.child_output,
      "packages": PATH, "warm": [MODULE, ...], "hash_seed": "1", "cpu_s": S,
      "memory_bytes": B,
      "files": {PATH: TEXT, ...}, "tests": [PATH, ...], "variants": [{PATH: TEXT, ...}, ...]}

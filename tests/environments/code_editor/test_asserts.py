@@ -46,6 +46,25 @@ def test_expected_values_stay_on_the_host(asserted: str, seen: str, value: objec
 
 
 @pytest.mark.parametrize(
+    "seen",
+    [
+        "(f(2) == Box(3))",
+        "isinstance(f(2), Box)",
+        "all((f(2), 3))",
+        "(not f(2))",
+        "(f(2) and g())",
+        "(f(2) in [])",
+    ],
+)
+def test_a_truth_that_classes_of_a_candidate_may_decide_is_weak(seen: str) -> None:
+    for asserted in (f"{seen} == True", f"{seen} is False", f"True == {seen}"):
+        [place] = probe_tests(f"assert {asserted}").places
+        assert place.weak
+    [place] = probe_tests("assert f(2) == True").places
+    assert not place.weak
+
+
+@pytest.mark.parametrize(
     ("asserted", "numbers"),
     [
         ("abs(f(2) - 3) < 0.25", NumericPolicy(0.0, 0.25, int_as_float=True)),

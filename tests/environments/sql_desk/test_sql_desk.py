@@ -135,6 +135,7 @@ def test_each_answer_is_right_for_its_own_question_only(backend: SandboxBackend)
         "```sql\nSELECT COUNT(*) FROM products; -- how many\n```",
         "```sql\n-- how many\nSELECT COUNT(*) FROM products; /* that; many */ ;\n```",
         "```sql\nSELECT COUNT(*) /* of ; all */ FROM products; --\n```",
+        "```text\nHow many?\n```\nSo the answer is:\n```sql\nSELECT COUNT(*) FROM products\n```",
     ],
 )
 def test_accepted_spellings(env: SqlDeskEnv, action: str) -> None:
@@ -152,6 +153,17 @@ def test_queries_can_be_tried_before_answering(env: SqlDeskEnv) -> None:
     )
     assert env.step("What shall I do?")[0].startswith("No call of a tool in that.")
     assert env.step("SELECT COUNT(*) FROM products")[1] == 1.0
+
+
+def test_a_call_with_a_fault_is_told_and_not_taken_for_the_answer(env: SqlDeskEnv) -> None:
+    for action in (
+        "query(sql=...)\n```sql\nSELECT 1\n```",
+        "With two tables I should look first.\nquery(sql='SELECT 1'",
+    ):
+        env.reset(seed=4, options={"task": STARTERS["count"].id})
+        seen, _, terminated, _, _ = env.step(action)
+        assert seen.startswith("query: ")
+        assert not terminated
 
 
 @pytest.mark.parametrize(
