@@ -759,7 +759,7 @@ def test_openings_of_the_test_tasks_are_counted(tmp_path: Path, backend: Sandbox
     run = begin(tmp_path / "runs", wanted, backend)
     assert run.manifest["test_openings"] == {"code-editor": 2}
     [page] = Bench(run, backend, Silent(), never).run()
-    assert any("as run 2 of those" in warning for warning in load_report(page.parent).warnings)
+    assert any("as run 2 in its folder" in warning for warning in load_report(page.parent).warnings)
     other = BenchSpec(
         (EnvironmentSpec("code-editor", str(starters(tmp_path))),), (AgentSpec("oracle", script="oracle"),)
     )
