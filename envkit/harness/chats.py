@@ -101,7 +101,7 @@ def read_request(request: HttpRequest, number: int) -> Chat | HttpAnswer:
         return HttpAnswer(json.dumps({"object": "list", "data": models}))
     if not (path.endswith("/chat/completions") and request.method == "POST"):
         return _refusal(404, f"there is no {request.method} {path}; there is POST /v1/chat/completions")
-    # To read a body takes a hundred times its memory, and time in which no other episode goes on.
+    # To read a body takes many times its memory, and time in which no other episode goes on.
     if len(request.body) > MAX_CHAT_BYTES:
         return _refusal(413, f"the body has {len(request.body):,} bytes; at most {MAX_CHAT_BYTES:,} are read")
     try:

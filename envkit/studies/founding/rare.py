@@ -57,11 +57,15 @@ def judge(grid: Grid) -> StudyFinding:
     known, some = (_known(learned, sources, each) for each in (all, any))
     found = {seed: compare_rows(after, before) for seed, (after, before) in pairs.items()}
     from_base = {seed: compare_rows(after, base) for seed, (after, _) in pairs.items()}
+    # Of the learned tasks; of all tasks, if none is learned. Tasks whose samples are all void do not count.
     samples = min(
-        result.samples
-        for seed_learned, (_, before) in zip(learned, pairs.values(), strict=True)
-        for result in before.results
-        if result.task in (seed_learned or sources) and result.samples
+        (
+            result.samples
+            for seed_learned, (_, before) in zip(learned, pairs.values(), strict=True)
+            for result in before.results
+            if result.task in (seed_learned or sources) and result.samples
+        ),
+        default=0,
     )
     is_above_scripts, scripts = above_scripts(grid, RL_ARM, MANY)
     none = [sum(not solved for solved in each.values()) for each in learned]
