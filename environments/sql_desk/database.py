@@ -25,6 +25,7 @@ class Result:
         more: there are further rows.
         changed: rows inserted, updated and deleted by all statements together.
         error: reason why nothing was done; empty on success.
+        transient: the error may not happen again, because the database ended, or the machine was too slow.
         tables: the rows of each table afterwards, if requested.
     """
 
@@ -33,6 +34,7 @@ class Result:
     more: bool = False
     changed: int = 0
     error: str = ""
+    transient: bool = False
     tables: JSON = None
 
     def text(self) -> str:

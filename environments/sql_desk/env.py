@@ -13,9 +13,10 @@ from envkit.authored import ActionResult, Exploit, Variant
 from envkit.checks import check
 from envkit.display import Display
 from envkit.env import Env
-from envkit.environments.sql_desk.database import COMPARED_ROWS, ENDED, Database
+from envkit.environments.sql_desk.database import COMPARED_ROWS, ENDED, Database, Result
 from envkit.environments.sql_desk.postgres.database import PostgresDatabase
 from envkit.environments.sql_desk.postgres.dsn import DSN_VARIABLE
+from envkit.environments.sql_desk.postgres.hardening import TRUSTED_S
 from envkit.environments.sql_desk.postgres.server import server_of
 from envkit.environments.sql_desk.reference_pool import ReferencePool
 from envkit.environments.sql_desk.sqlite import SqliteDatabase
@@ -207,8 +208,9 @@ class SqlEnv(Env):
         expected = [*self._expected(scripts, cached=True), *self._expected(own, cached=False)]
         scripts += own
         self.database.load(scripts[0])  # loaded separately: if this fails, no graded statement caused it
-        found = self._outcomes(self.database, self._submission, scripts, expected)
-        for number, (wanted, outcome) in enumerate(zip(expected, found, strict=False)):
+        found = self._run_on_each(self.database, self._submission, scripts)
+        for number, (wanted, result) in enumerate(zip(expected, found, strict=False)):
+            outcome = self._outcome(result, wanted)
             place = "the shown database" if number == 0 else f"fresh database {number}"
             if isinstance(outcome, str):
                 ended = outcome.startswith(ENDED)  # on which database is unknown
@@ -254,13 +256,14 @@ class SqlEnv(Env):
         missing = [script for script, outcome in known.items() if outcome is None]
         if missing:
             with self.reference_database(missing[0]) as database:
-                found = self._outcomes(database, self._hidden.reference, missing)
-                if fault := next((outcome for outcome in found if isinstance(outcome, str)), None):
-                    # A crash or timeout may not happen again, so it proves nothing about the task.
-                    transient = fault.startswith(ENDED) or "timeout" in fault
-                    kind = SandboxError if transient else BrokenTask
-                    raise kind(f"task {self.task.id}: the reference fails: {fault}")
-            known |= zip(missing, found, strict=True)
+                found = self._run_on_each(database, self._hidden.reference, missing)
+                outcomes = [self._outcome(result) for result in found]
+                for result, outcome in zip(found, outcomes, strict=True):
+                    if isinstance(outcome, str):
+                        # What may not happen again proves nothing about the task.
+                        kind = SandboxError if result.transient else BrokenTask
+                        raise kind(f"task {self.task.id}: the reference fails: {outcome}")
+            known |= zip(missing, outcomes, strict=True)
             if cached:
                 if len(self._reference_outcomes) + len(missing) > _MAX_CACHED:
                     self._reference_outcomes.clear()
@@ -269,26 +272,22 @@ class SqlEnv(Env):
                 )
         return [known[script] for script in scripts]
 
-    def _outcomes(
-        self, database: Database, sql: str, scripts: Sequence[str], expected: Sequence[JSON] = ()
-    ) -> list[JSON]:
-        """Run statements on fresh databases; return rows or tables for each, or an error's text and stop.
+    def _run_on_each(self, database: Database, sql: str, scripts: Sequence[str]) -> list[Result]:
+        return database.run_on_each(scripts, sql, self._domain.tables() if self._hidden.write else None)
 
-        Rows are sorted if their order does not count. With outcomes that are expected, only rows of the same
+    def _outcome(self, result: Result, expected: JSON = None) -> JSON:
+        """Return the rows or tables that count, or an error's text.
+
+        Rows are sorted if their order does not count. With an outcome that is expected, only rows of the same
         shape are sorted: others are wrong in any order, and a hostile answer may have millions of values.
         """
-        tables = self._domain.tables() if self._hidden.write else None
-        found: list[JSON] = []
-        for number, result in enumerate(database.run_on_each(scripts, sql, tables)):
-            if result.error or tables is not None:
-                found.append(result.error or result.tables)
-            elif result.more:
-                found.append(f"more than {COMPARED_ROWS} rows")
-            elif self._hidden.ordered or (expected and not _same_shape(result.rows, expected[number])):
-                found.append(result.rows)
-            else:
-                found.append(sorted(result.rows, key=order))
-        return found
+        if result.error or self._hidden.write:
+            return result.error or result.tables
+        if result.more:
+            return f"more than {COMPARED_ROWS} rows"
+        if self._hidden.ordered or (expected is not None and not _same_shape(result.rows, expected)):
+            return result.rows
+        return sorted(result.rows, key=order)
 
 
 @final
@@ -370,9 +369,8 @@ class SqlDeskPostgresEnv(SqlEnv):
     @contextlib.contextmanager
     def reference_database(self, script: str) -> Generator[Database]:
         """Open another database on the server. It is reused, because creating one is slow."""
-        database = cast("PostgresDatabase | None", self._server.take()) or PostgresDatabase(
-            self._server, script
-        )
+        kept = cast("PostgresDatabase | None", self._server.take())
+        database = kept or PostgresDatabase(self._server, script, statement_s=TRUSTED_S)
         try:
             yield database
         except BaseException:

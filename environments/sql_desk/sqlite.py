@@ -68,7 +68,7 @@ class SqliteDatabase:
             return [Result(**answer) for answer in self._ask(*requests)]
         except PeerGone as gone:
             self.close()  # the next statement gets a new process
-            return [Result(error=f"{ENDED}: {gone.reason}")]
+            return [Result(error=f"{ENDED}: {gone.reason}", transient=True)]
 
     def _ask(self, *requests: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Send requests; return one answer each, up to the first error.

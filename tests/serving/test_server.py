@@ -554,7 +554,7 @@ def wait_until_draining(server: Process) -> None:
 
 
 def test_a_draining_server_says_so_and_refuses_new_completions(model: Path, tmp_path: Path) -> None:
-    with serving(tmp_path, ["--model", str(model)]) as server:
+    with serving(tmp_path, ["--model", str(model), "--drain-s", "1000"]) as server:
         options: Any = {"model": "tiny", "prompt": "Once", "max_tokens": 900}
         stream = client(server).completions.create(**options, n=16, stream=True)
         chunks = [next(iter(stream))]
@@ -568,7 +568,7 @@ def test_a_draining_server_says_so_and_refuses_new_completions(model: Path, tmp_
                 ask()
             assert caught.value.status_code == 503
             assert caught.value.code == "draining"
-            assert 1 <= int(caught.value.response.headers["retry-after"]) <= 30
+            assert 1 <= int(caught.value.response.headers["retry-after"]) <= 1000
         assert client(server).models.list().data
         assert metric(server, "envkit_rows_running") > 0
         chunks += [*stream]

@@ -12,7 +12,6 @@ from typing import Any, Final, cast, final
 from envkit.environments.sql_desk.database import COMPARED_ROWS, ENDED, SHOWN_ROWS, Result
 from envkit.environments.sql_desk.postgres.connection import PostgresConnection, QueryRefused, ServerSilent
 from envkit.environments.sql_desk.postgres.hardening import (
-    LOAD_S,
     MAX_TEMPORARY_KB,
     MAX_WRITTEN_ROWS,
     STATEMENT_S,
@@ -22,14 +21,19 @@ from envkit.environments.sql_desk.postgres.statement_filter import NotAllowed, s
 from envkit.errors import SandboxError
 from envkit.types import JSON
 
+_OUT_OF_MEMORY: Final = "53200"
+#: SQLSTATEs of waiting too long for a lock, and of running too long.
+_WAITED, _TOO_SLOW = "55P03", "57014"
+#: SQLSTATEs that depend on how busy the server is.
+_TRANSIENT: Final = (_OUT_OF_MEMORY, _WAITED, _TOO_SLOW)
 #: SQLSTATE -> message, for statements that a limit stopped. The server's own message reveals its settings.
 _STOP_REASONS: Final[Mapping[str, str]] = {
     "2200H": f"more than {MAX_WRITTEN_ROWS:,} rows written",
     "42501": "permission denied",
-    "53200": "out of memory",
+    _OUT_OF_MEMORY: "out of memory",
     "53400": f"more than {MAX_TEMPORARY_KB // 1024} MB of temporary data",
-    "55P03": f"too slow: waited more than {STATEMENT_S:g} s",
-    "57014": f"too slow: more than {STATEMENT_S:g} s",
+    _WAITED: "too slow: waited more than {seconds:g} s",
+    _TOO_SLOW: "too slow: more than {seconds:g} s",
 }
 #: SQLSTATE classes of mistakes in the statement itself, whose messages the agent sees.
 _EXPLAINED: Final = ("0A", "20", "21", "22", "23", "25", "42", "44", "54")
@@ -48,13 +52,14 @@ class PostgresDatabase:
     Args:
         server: makes and drops the database.
         script: creates tables and rows.
+        statement_s: wall seconds for one statement, and for all statements of one request.
 
     Raises:
         SandboxError: the server is gone or full, or the script fails.
     """
 
-    def __init__(self, server: PostgresServer, script: str) -> None:
-        self._server = server
+    def __init__(self, server: PostgresServer, script: str, *, statement_s: float = STATEMENT_S) -> None:
+        self._server, self._statement_s = server, statement_s
         self.name = server.make()
         self._role: PostgresConnection | None = None
         self._owner: PostgresConnection | None = None
@@ -71,15 +76,15 @@ class PostgresDatabase:
 
     def run(self, sql: str, *, write: bool, rows: int = SHOWN_ROWS) -> Result:
         if self._end_reason:
-            return Result(error=self._end_reason)
+            return Result(error=self._end_reason, transient=True)
         try:
             parsed = split_statements(sql)
         except NotAllowed as error:
             return Result(error=str(error))
         if self._role is None:
-            self._role = self._server.connect_as_role(self.name)
+            self._role = self._server.connect_as_role(self.name, statement_s=self._statement_s)
         role, self._pristine_script = self._role, None
-        end = time.monotonic() + STATEMENT_S
+        end = time.monotonic() + self._statement_s
         columns: list[str] = []
         found: list[list[JSON]] = []
         changed = 0
@@ -87,7 +92,7 @@ class PostgresDatabase:
             role.run_script("BEGIN" if write else "BEGIN READ ONLY")
             for statement in parsed:
                 if time.monotonic() > end:
-                    raise QueryRefused("57014", "")
+                    raise QueryRefused(_TOO_SLOW, "")
                 columns, found = role.prepare(statement), []
                 if columns:
                     found = _rows(role, statement, rows + 1)
@@ -98,13 +103,13 @@ class PostgresDatabase:
             role.run_script("COMMIT")
         except QueryRefused as error:
             role.run_script("ROLLBACK")
-            return Result(error=_reason(error))
+            return Result(error=self._reason(error), transient=error.state in _TRANSIENT)
         except ServerSilent:
             if not self._server.alive:
                 raise
             # The statement still runs, on the only connection that its role may have.
-            self._end_reason = f"{ENDED}: {_STOP_REASONS['57014']}"
-            return Result(error=self._end_reason)
+            self._end_reason = f"{ENDED}: {self._reason(QueryRefused(_TOO_SLOW, ''))}"
+            return Result(error=self._end_reason, transient=True)
         return Result(columns, found[:rows], len(found) > rows, changed)
 
     def run_on_each(
@@ -144,7 +149,7 @@ class PostgresDatabase:
                     COMPARED_ROWS + 1,
                 )
             except QueryRefused as error:
-                return f"{table}: {_reason(error)}"
+                return f"{table}: {self._reason(error)}"
             if len(rows) > COMPARED_ROWS:
                 return f"{table}: more than {COMPARED_ROWS:,} rows"
             found.append(cast("JSON", rows))
@@ -158,7 +163,6 @@ class PostgresDatabase:
         try:
             if self._role is not None:
                 self._role.run_script("DISCARD ALL")
-            owner.run_script(f"SET statement_timeout = '{LOAD_S:.0f}s'")
             if schema != self._schema:
                 self._schema = ""
                 owner.run_script("DROP SCHEMA IF EXISTS desk CASCADE; CREATE SCHEMA desk")
@@ -179,7 +183,6 @@ class PostgresDatabase:
                 )
             owner.query("SELECT setval('envkit.written', 1)")
             owner.run_script(f"{self._delete_all} {insert}{rows}")
-            owner.run_script("RESET statement_timeout")
             self._pristine_script = script
         except QueryRefused as error:
             raise SandboxError(f"the database could not be loaded: {error.message}") from error
@@ -199,6 +202,14 @@ class PostgresDatabase:
         if self._owner is None:
             self._owner = self._server.connect_as_owner(self.name)
         return self._owner
+
+    def _reason(self, error: QueryRefused) -> str:
+        """Explain a refusal to the agent briefly, without the server's paths, names or versions."""
+        if error.state in _STOP_REASONS:
+            return _STOP_REASONS[error.state].format(seconds=self._statement_s)
+        if error.state.startswith(_EXPLAINED):
+            return " ".join(error.message.split())[:200]
+        return "the server refuses that"
 
 
 def _rows(connection: PostgresConnection, query: str, max_rows: int) -> list[list[JSON]]:
@@ -227,12 +238,3 @@ def _value(value: Any) -> JSON:
     if value is None or isinstance(value, int | dict):
         return cast("JSON", value)
     return json.dumps(value)  # an array, or JSON
-
-
-def _reason(error: QueryRefused) -> str:
-    """Explain a refusal to the agent briefly, without the server's paths, names or versions."""
-    if error.state in _STOP_REASONS:
-        return _STOP_REASONS[error.state]
-    if error.state.startswith(_EXPLAINED):
-        return " ".join(error.message.split())[:200]
-    return "the server refuses that"

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import secrets
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 from envkit.environments.sql_desk.postgres.connection import PostgresConnection
-from envkit.environments.sql_desk.postgres.hardening import CONNECTION_OPTIONS, STATEMENT_S
+from envkit.environments.sql_desk.postgres.hardening import connection_options
 from envkit.errors import MissingExtraError, SandboxError, UsageError
+
+if TYPE_CHECKING:
+    from psycopg import Connection
 
 #: Environment variable that holds the connection string by default.
 DSN_VARIABLE: Final = "ENVKIT_POSTGRES_DSN"
-#: A role's connection is closed after this long without an answer. The server stops most statements earlier,
-#: but a few of its functions never check the time.
-TIMEOUT_S: Final = STATEMENT_S + 7.0
-#: Longer for the superuser, which creates and drops databases and so waits for the disk.
+#: A role's connection is closed this long after its statement should have ended. The server stops most
+#: statements, but a few of its functions never check the time.
+_GRACE_S: Final = 7.0
+#: Longest wait for an answer to the superuser, which creates and drops databases and so waits for the disk.
 _ADMIN_TIMEOUT_S: Final = 120.0
 _CONNECT_S: Final = 10
 
@@ -37,33 +40,43 @@ class Dsn:
         """The password of a role that this process creates."""
         return f"{self._password}{role}"
 
-    def connect(
-        self, role: str = "", database: str = "", *, timeout_s: float = _ADMIN_TIMEOUT_S
-    ) -> PostgresConnection:
-        """Connect as the superuser, or as a role that this process created.
+    def connect(self, database: str = "", *, timeout_s: float = _ADMIN_TIMEOUT_S) -> PostgresConnection:
+        """Connect as the superuser.
 
         Args:
-            role: empty for the superuser.
             database: empty for the one of the connection string.
-            timeout_s: longest wait for an answer, for the superuser; a role's is always `TIMEOUT_S`.
+            timeout_s: longest wait for an answer, in wall seconds.
 
         Raises:
             SandboxError: the server cannot be reached, or refuses.
         """
+        return PostgresConnection(self._open(database), timeout_s)
+
+    def connect_as(self, role: str, database: str, *, statement_s: float) -> PostgresConnection:
+        """Connect as a role that this process created.
+
+        Args:
+            role, database: their names.
+            statement_s: longest run of one statement, in wall seconds.
+
+        Raises:
+            SandboxError: the server cannot be reached, or refuses.
+        """
+        options = " ".join(f"-c {name}={value}" for name, value in connection_options(statement_s).items())
+        opened = self._open(database, user=role, password=self.password(role), options=options)
+        return PostgresConnection(opened, statement_s + _GRACE_S)
+
+    def _open(self, database: str, **more: str) -> Connection[Any]:
         import psycopg
         from psycopg.conninfo import make_conninfo
 
-        parameters = dict(self._parameters)
+        parameters = self._parameters | more
         if database:
             parameters["dbname"] = database
-        if role:
-            options = " ".join(f"-c {name}={value}" for name, value in CONNECTION_OPTIONS.items())
-            parameters |= {"user": role, "password": self.password(role), "options": options}
         try:
-            connection = psycopg.connect(make_conninfo("", **parameters), autocommit=True)
+            return psycopg.connect(make_conninfo("", **parameters), autocommit=True)
         except psycopg.Error as error:
             raise SandboxError(f"cannot connect to PostgreSQL: {_first_line(error)}") from None
-        return PostgresConnection(connection, TIMEOUT_S if role else timeout_s)
 
 
 def _parsed(variable: str) -> dict[str, Any]:

@@ -6,25 +6,23 @@ from typing import Final
 
 #: Wall seconds for one statement, and for all statements of one request. The server measures no CPU time.
 STATEMENT_S: Final = 3.0
-#: Wall seconds for a statement that loads the tables: on a busy machine, it must not make the episode void.
-LOAD_S: Final = 60.0
+#: Wall seconds for a trusted statement: a reference, or one that loads the tables. On a busy machine, it must
+#: not make the episode void.
+TRUSTED_S: Final = 60.0
 #: Most bytes of all rows in one answer, most bytes of one stored row, and most rows written to one database.
 MAX_ANSWER_BYTES: Final = 2**20
 MAX_ROW_BYTES: Final = 4_000
 MAX_WRITTEN_ROWS: Final = 10_000
 MAX_TEMPORARY_KB: Final = 64 * 1024
-#: Settings of a role's connections. A statement cannot change them: `SET` and set_config() are not allowed.
-CONNECTION_OPTIONS: Final = {
+_CONNECTION_OPTIONS: Final = {
     "bytea_output": "hex",
     "client_min_messages": "error",
     "datestyle": "iso",
     "extra_float_digits": "1",
     "jit": "off",
-    "lock_timeout": f"{STATEMENT_S:.0f}s",
     "max_parallel_workers_per_gather": "0",
     "search_path": "desk",
     "standard_conforming_strings": "on",
-    "statement_timeout": f"{STATEMENT_S:.0f}s",
     "timezone": "UTC",
     "work_mem": "4MB",
 }
@@ -96,6 +94,16 @@ REVOKE ALL ON FUNCTION envkit.count() FROM PUBLIC;
 """
 
 
+def connection_options(statement_s: float) -> dict[str, str]:
+    """Return the settings of a role's connection. SET and set_config(), which change them, are not allowed.
+
+    Args:
+        statement_s: longest run of one statement, in wall seconds.
+    """
+    limit = f"{statement_s * 1000:.0f}ms"
+    return {**_CONNECTION_OPTIONS, "lock_timeout": limit, "statement_timeout": limit}
+
+
 def ownership_sql(owner: str) -> str:
     """Return SQL that gives a role the objects that `HARDEN` creates, and the functions their owner needs."""
     return (
@@ -108,7 +116,7 @@ def ownership_sql(owner: str) -> str:
 
 
 def role_limits_sql(role: str) -> str:
-    """Return SQL that sets the limits of a role that only a superuser can set; see `CONNECTION_OPTIONS`."""
+    """Return SQL that sets the limits of a role that only a superuser can set; see `connection_options`."""
     return (
         f"ALTER ROLE {role} SET temp_file_limit = {MAX_TEMPORARY_KB};ALTER ROLE {role} SET lc_messages = 'C'"
     )

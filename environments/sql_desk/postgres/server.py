@@ -22,10 +22,13 @@ from envkit.environments.sql_desk.postgres.cleanup import (
     wait_until_unused,
 )
 from envkit.environments.sql_desk.postgres.connection import PostgresConnection, QueryRefused
-from envkit.environments.sql_desk.postgres.dsn import TIMEOUT_S, Dsn
-from envkit.environments.sql_desk.postgres.hardening import HARDEN, ownership_sql, role_limits_sql
+from envkit.environments.sql_desk.postgres.dsn import Dsn
+from envkit.environments.sql_desk.postgres.hardening import HARDEN, TRUSTED_S, ownership_sql, role_limits_sql
 from envkit.environments.sql_desk.postgres.server_checks import require_bounded_memory, require_suitable
 from envkit.errors import SandboxError, UsageError
+
+#: Longest wait for an answer on the connection that tells whether the server is alive.
+_LEASE_TIMEOUT_S: Final = 10.0
 
 
 class Closable(Protocol):
@@ -59,7 +62,7 @@ class PostgresServer:
         self._counter = itertools.count(1)
         self._prefix = ""
         try:
-            self._lease = self._dsn.connect(timeout_s=TIMEOUT_S)
+            self._lease = self._dsn.connect(timeout_s=_LEASE_TIMEOUT_S)
         except SandboxError as error:
             raise UsageError(f"{error}; environment variable {variable} names the server") from None
         try:
@@ -137,15 +140,19 @@ class PostgresServer:
         Raises:
             SandboxError: the server is gone, or full.
         """
-        return self._dsn.connect(self._owner, name)
+        return self._dsn.connect_as(self._owner, name, statement_s=TRUSTED_S)
 
-    def connect_as_role(self, name: str) -> PostgresConnection:
+    def connect_as_role(self, name: str, *, statement_s: float) -> PostgresConnection:
         """Connect to a database as its role, for untrusted statements; the caller closes it.
+
+        Args:
+            name: of the database.
+            statement_s: longest run of one statement, in wall seconds.
 
         Raises:
             SandboxError: the server is gone, or full.
         """
-        return self._dsn.connect(name, name)
+        return self._dsn.connect_as(name, name, statement_s=statement_s)
 
     def keep(self, kept: Closable) -> None:
         """Hold an object until `take`; `close` closes it."""
@@ -184,12 +191,12 @@ class PostgresServer:
         admin.run_script(
             f"REVOKE ALL ON DATABASE {template} FROM PUBLIC; GRANT CONNECT ON DATABASE {template} TO {owner}"
         )
-        with contextlib.closing(self._dsn.connect(database=template)) as inside:
+        with contextlib.closing(self._dsn.connect(template)) as inside:
             inside.run_script(HARDEN)
             inside.run_script(ownership_sql(owner))
             inside.run_script("VACUUM FULL pg_proc, pg_class")  # because each clone copies every page
         try:
-            probe = self._dsn.connect(owner, template)
+            probe = self._dsn.connect_as(owner, template, statement_s=TRUSTED_S)
         except SandboxError as error:
             raise UsageError(
                 f"{error}; expected pg_hba.conf to let new roles log in with a password"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -35,12 +36,14 @@ from envkit.environments.sql_desk.postgres.dsn import DSN_VARIABLE
 from envkit.environments.sql_desk.postgres.hardening import STATEMENT_S
 from envkit.environments.sql_desk.postgres.server import PostgresServer, server_of
 from envkit.environments.sql_desk.tasks import BY_NAME, SCRIPT, generate
-from envkit.errors import MissingExtraError, SandboxError, UsageError
+from envkit.errors import BrokenTask, MissingExtraError, SandboxError, UsageError
 from envkit.registry import sandbox_backend
 from envkit.types import Task
 
 STARTERS = {str(task.metadata["source"]).split()[1]: task for task in generate("starter")}
 TABLES = BY_NAME["products"].tables()
+#: Runs for longer than 1 ms.
+SLOW = "SELECT count(*) FROM generate_series(1, 300000)"
 OWNER = """
 import sys, time
 from envkit.environments.sql_desk.postgres.dsn import DSN_VARIABLE
@@ -445,17 +448,49 @@ def test_an_attack_before_a_right_answer_does_not_affect_it(env: SqlDeskPostgres
         assert ending(env, "forget", *actions)[0] == 1.0
 
 
-@pytest.mark.usefixtures("dsn")
-def test_loading_tables_has_a_time_limit_of_its_own() -> None:
+def test_loading_tables_has_a_time_limit_of_its_own(postgres_server: PostgresServer) -> None:
     """On a busy machine, it would take longer than a statement may; a limit of 1 ms stands for that."""
-    slow = "CREATE TABLE slow (n int); INSERT INTO slow SELECT count(*) FROM generate_series(1, 300000)"
-    made = PostgresDatabase(server_of(DSN_VARIABLE), STARTERS["count"].files[SCRIPT])
+    made = PostgresDatabase(postgres_server, STARTERS["count"].files[SCRIPT], statement_s=0.001)
     with contextlib.closing(made):
-        owner = made._owner_connection()  # pyright: ignore[reportPrivateUsage]
-        owner.run_script("SET statement_timeout = '1ms'")
-        made.load(slow)
+        made.load(f"CREATE TABLE slow (n int); INSERT INTO slow {SLOW}")
         assert made.table_rows({"slow": ["n"]}) == [[[300_000]]]
-        assert owner.query("SHOW statement_timeout") == [[f"{STATEMENT_S:.0f}s"]]
+        assert made.run(SLOW, write=False) == Result(error="too slow: more than 0.001 s", transient=True)
+
+
+def slow_env(backend: SandboxBackend) -> SqlDeskPostgresEnv:
+    """An environment whose reference takes longer than 1 ms, and of which no outcome is cached."""
+    count = STARTERS["count"]
+    return SqlDeskPostgresEnv(
+        tasks=[dataclasses.replace(count, id="slow", hidden={**count.hidden, "reference": SLOW})],
+        sandbox=backend,
+    )
+
+
+def test_a_reference_has_longer_than_a_submission(
+    backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine both are slow; a submission's limit of 1 ms stands for that."""
+    monkeypatch.setattr(SqlDeskPostgresEnv, "_reference_outcomes", {})
+    monkeypatch.setattr(PostgresDatabase.__init__, "__kwdefaults__", {"statement_s": 0.001})
+    with contextlib.closing(slow_env(backend)) as env:
+        env.reset(seed=1)
+        _, reward, *_, info = env.step(SLOW)
+    assert reward == 0.0
+    assert info["evidence"]["answers_as_reference"] == "the shown database: too slow: more than 0.001 s"
+
+
+def test_a_reference_that_is_stopped_as_too_slow_is_no_fault_of_the_task(
+    backend: SandboxBackend, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SqlDeskPostgresEnv, "_reference_outcomes", {})
+    monkeypatch.setattr("envkit.environments.sql_desk.env.TRUSTED_S", 0.001)
+    while kept := postgres_server.take():  # made with the limit of before
+        kept.close()
+    with contextlib.closing(slow_env(backend)) as env:
+        env.reset(seed=1)
+        with pytest.raises(SandboxError, match="the reference fails: too slow") as caught:
+            env.step("SELECT 1")
+    assert not isinstance(caught.value, BrokenTask)
 
 
 def test_no_hostile_action_raises_or_holds_the_host(backend: SandboxBackend) -> None:
@@ -536,7 +571,7 @@ def test_the_role_itself_lacks_the_rights(
 def test_only_harmless_functions_can_be_called(
     postgres_server: PostgresServer, database: PostgresDatabase
 ) -> None:
-    with contextlib.closing(postgres_server._dsn.connect(database=database.name)) as admin:
+    with contextlib.closing(postgres_server._dsn.connect(database.name)) as admin:
         volatile = admin.query(
             "SELECT proname FROM pg_proc "
             "WHERE provolatile = 'v' AND has_function_privilege($1::name, oid, 'EXECUTE')",
@@ -568,9 +603,9 @@ def test_a_role_has_one_connection_to_one_database(
         with pytest.raises(
             SandboxError, match=r"permission denied|not currently accepting|too many connections"
         ):
-            postgres_server._dsn.connect(database.name, name)
+            postgres_server._dsn.connect_as(database.name, name, statement_s=1)
     with pytest.raises(SandboxError, match="too many connections"):
-        postgres_server.connect_as_role(database.name)
+        postgres_server.connect_as_role(database.name, statement_s=1)
     other.close()
 
 
@@ -669,7 +704,7 @@ def test_a_statement_that_ignores_its_limit_is_a_failure(
     env: SqlDeskPostgresEnv, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One backend process of the server hangs, while the server answers."""
-    monkeypatch.setattr(dsn, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(dsn, "_GRACE_S", 0.5 - STATEMENT_S)
     env.reset(seed=1, options={"task": STARTERS["forget"].id})
     env.step("query('SELECT 1')")
     name = env.database.name  # type: ignore[attr-defined]
