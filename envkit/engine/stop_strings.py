@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import Final, final
+
+#: Most bytes of a character, and most tokens.
+_CHARACTER_BYTES: Final = 4
 
 
 @final
@@ -27,13 +30,14 @@ class StopStrings:
         """True if the last id completes a stop string. Call it for every new id."""
         if not self._strings or not self._may_complete(ids[-1]):
             return False
-        text = self._decode(ids[-self._window :])
-        return any(string in text for string in self._strings)
+        # A window that begins inside of a character may not decode. One of four in a row begins with one.
+        texts = (self._decode(ids[-self._window - more :]) for more in range(_CHARACTER_BYTES))
+        return any(string in text for text in texts for string in self._strings)
 
     def _may_complete(self, token: int) -> bool:
         if token not in self._completes:
-            text = self._decode([token])
-            # A part of a character does not decode alone, and some tokenizers drop a lone space.
+            # Twice, because some tokenizers drop a text's first space. A part of a character does not decode.
+            text = self._decode([token, token])
             ends = (*self._ends, "\N{REPLACEMENT CHARACTER}")
             self._completes[token] = not text or any(end in text for end in ends)
         return self._completes[token]

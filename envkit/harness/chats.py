@@ -62,8 +62,8 @@ class Chat:
 
     def answer(self, text: str) -> HttpAnswer:
         """Build the response for a model's text. Its ``usage`` is 0, because tokens are not known here."""
-        for stop in self._body.stop_strings:
-            text = text.partition(stop)[0]
+        found = (text.find(stop) for stop in self._body.stop_strings)
+        text = text[: min((at for at in found if at >= 0), default=None)]
         calls: list[FunctionCall] = []
         if self._with_tools:
             stream = ToolCallStream()

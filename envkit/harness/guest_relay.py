@@ -69,6 +69,11 @@ class Handler(BaseHTTPRequestHandler):
         self.pass_on(b"")
 
     def do_POST(self) -> None:
+        if "Transfer-Encoding" in self.headers:
+            self.send_error(
+                411, "Expected Content-Length, not Transfer-Encoding"
+            )  # which closes the connection
+            return
         length = int(self.headers.get("Content-Length") or 0)
         if not 0 <= length <= MAX_BODY:
             self.send_error(413)

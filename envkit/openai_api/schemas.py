@@ -74,7 +74,7 @@ class Message(_Body):
     tool_call_id: str | None = None
     # An answer may come back with all fields of the `openai` client's type.
     refusal: None = None
-    annotations: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
     function_call: None = None
 

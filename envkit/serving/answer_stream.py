@@ -66,4 +66,6 @@ class AnswerStream:
         return Piece(text, tuple(calls), logprob, self.finish, (drawn.token,))
 
     def _token(self, token: int) -> str:
-        return str(self.tokenizer.decode([token]))
+        """Return what a token adds to a text: some tokenizers drop a text's first space."""
+        alone, twice = (str(self.tokenizer.decode(number * [token])) for number in (1, 2))
+        return twice.removeprefix(alone) if twice.startswith(alone) else alone

@@ -44,10 +44,29 @@ def test_text_without_a_stop_string_does_not_end(strings: tuple[str, ...]) -> No
 def test_a_space_is_seen_although_the_tokenizer_strips_a_leading_one() -> None:
     from tokenizers import Tokenizer, decoders, models
 
-    made = Tokenizer(models.BPE({"\N{LOWER ONE EIGHTH BLOCK}": 0, "x": 1, "y": 2}, []))
+    made = Tokenizer(
+        models.BPE({"\N{LOWER ONE EIGHTH BLOCK}": 0, "x": 1, "y": 2, "\N{LOWER ONE EIGHTH BLOCK}y": 3}, [])
+    )
     made.decoder = decoders.Sequence(
         [decoders.Replace("\N{LOWER ONE EIGHTH BLOCK}", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     assert made.decode([0, 1, 0, 2]) == "x y"
     assert first_end(["x "], [0, 1, 1, 0, 2], made) == 4
     assert first_end([" "], [0, 1, 0, 1], made) == 3
+    assert made.decode([1, 3]) == "x y"
+    assert first_end(["x "], [1, 1, 3], made) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "string", "ends"), [("é\n", "\n", 3), ("🙂😀x", "😀", 8), ("🙂\na", "\n", 5), ("é", "🙂", None)]
+)
+def test_a_stop_string_is_seen_although_characters_have_a_token_for_each_byte(
+    text: str, string: str, ends: int | None
+) -> None:
+    from tokenizers import Tokenizer, decoders, models
+
+    made = Tokenizer(models.BPE({f"<0x{byte:02X}>": byte for byte in range(256)}, []))
+    made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    ids = [*text.encode()]
+    assert made.decode(ids) == text
+    assert first_end([string], ids, made) == ends

@@ -34,7 +34,7 @@ from envkit.types import EpisodeKey, Outcome, Tokens
 
 #: Asks a model, with the standard library alone.
 ASK = """
-import json, os, sys, urllib.request, urllib.error
+import http.client, json, os, sys, urllib.request, urllib.error
 def ask(path="/chat/completions", **body):
     data = json.dumps({"model": "policy", **body}).encode() if body else None
     url, headers = os.environ["OPENAI_BASE_URL"] + path, {"Content-Type": "application/json"}
@@ -301,7 +301,7 @@ def test_streams_stops_and_tools_are_answered_in_openais_form(play: Callable[...
 tool = {{"type": "function", "function": {{"name": "add", "parameters": {{"type": "object"}}}}}}
 messages, options = [{{"role": "user", "content": "a"}}], {{"include_usage": True}}
 open("0", "w").write(ask(messages=messages, stream=True, stream_options=options))
-open("1", "w").write(json.dumps(chat("b", stop=["<end>"])))
+open("1", "w").write(json.dumps(chat("b", stop=["end>", "<end>"])))
 open("2", "w").write(json.dumps(chat("c", tools=[tool])))
 chat("last")
 """
@@ -350,13 +350,17 @@ open("2", "w").write(ask(messages=[]))
 open("3", "w").write(ask(messages=[{{"role": "user", "content": "a"}}], n=2))
 open("4", "w").write(ask(messages=[{{"role": "user", "content": "a"}}], temperature="hot"))
 open("5", "w").write(ask(messages=[{{"role": "user", "content": "a" * (4 * 2**20)}}]))
+address = os.environ["OPENAI_BASE_URL"].split("/")[2]
+connection = http.client.HTTPConnection(address)
+connection.request("POST", "/v1/chat/completions", body=iter([b"{{}}"]))
+open("6", "w").write(str(connection.getresponse().status))
 chat("last")
 """
     env, seen = play(program)
     assert seen["messages"][-1]["content"] == "last"
-    found = [env.sandbox.read(str(number), 10_000).decode() for number in range(6)]
+    found = [env.sandbox.read(str(number), 10_000).decode() for number in range(7)]
     assert json.loads(found[0])["data"][0]["id"] == "policy"
-    assert [text[:3] for text in found[1:]] == ["404", "400", "400", "400", "413"]
+    assert [text[:3] for text in found[1:]] == ["404", "400", "400", "400", "413", "411"]
     assert "temperature" in json.loads(found[4][3:])["error"]["message"]
 
 

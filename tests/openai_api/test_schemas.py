@@ -73,6 +73,10 @@ ACCUMULATED = {
             {"stream_options": {"include_obfuscation": False}},
             {"stream_options": {"include_obfuscation": True}},
         ),
+        (
+            {"messages": [{**ACCUMULATED, "annotations": []}]},
+            {"messages": [{**ACCUMULATED, "annotations": [{"type": "url_citation"}]}]},
+        ),
         ({"messages": [ACCUMULATED]}, {"messages": [{**ACCUMULATED, "reasoning_content": "Hm."}]}),
     ],
 )

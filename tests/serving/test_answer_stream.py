@@ -47,3 +47,18 @@ def test_an_answer_without_text_has_logprobs_without_tokens_if_they_were_asked_f
     [plain] = CompletionReply("tiny").whole([choice], {})["choices"]
     assert chat["logprobs"] == ({"content": [], "refusal": None} if asked else None)
     assert (plain["logprobs"] or {}).get("tokens") == ([] if asked else None)
+
+
+def test_tokens_that_are_told_make_up_the_text_although_the_tokenizer_strips_a_first_space() -> None:
+    from tokenizers import Tokenizer, decoders, models
+
+    made = Tokenizer(models.BPE({"x": 0, "\N{LOWER ONE EIGHTH BLOCK}x": 1, "é": 2}, []))
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("\N{LOWER ONE EIGHTH BLOCK}", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    choice = AnswerStream(made, TextStream(made.decode), stop_id=7, logprobs=[])
+    for token in (0, 1, 2):
+        choice.push(Drawn(0, token, -1.0, None, Likely(-1.0, ((0, -1.0), (1, -2.0)))))
+    told = choice.logprobs or []
+    assert "".join(each.token for each in told) == made.decode([0, 1, 2]) == "x xé"
+    assert told[0].top == (("x", -1.0), (" x", -2.0))
