@@ -13,7 +13,7 @@
     │   └── MissingExtraError  an optional dependency is not installed
     ├── ContractError          an environment, agent or sandbox broke its protocol: a bug
     │   └── CheckError         a check raised, or returned no score
-    ├── SandboxError           broken machinery; an episode becomes void, never a reward
+    ├── SandboxError           broken machinery; never a reward
     │   ├── BrokenTask         a task's own reference fails, whatever the agent did
     │   ├── ModelUnavailable   a model that an environment asks answers nothing at present
     │   ├── SandboxUnavailable no way to isolate code on this machine

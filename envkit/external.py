@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @final
 class _Http(httpx2.Client):
-    """A client that asks allowed hosts only, and whose failures to connect void the episode."""
+    """A client that asks allowed hosts only, and whose failures to connect break the episode."""
 
     def __init__(self, env: Env, base_url: str, headers: Mapping[str, str], timeout_s: float) -> None:
         self._env, self._keys = env, headers

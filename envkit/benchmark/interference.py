@@ -34,11 +34,13 @@ class MatrixRow:
         kind: ``"base"``, ``"specialist"`` (trained on one environment), ``"joint"`` (on several) or
             ``"merged"`` (of the specialists, without training).
         episodes: environment -> episodes of RL that it was trained on; those of a merged one's parts.
+        known_answers: environment -> known answers that it imitated before, likewise.
     """
 
     row: str
     kind: str
     episodes: Mapping[str, int] = field(default_factory=dict[str, int])
+    known_answers: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def __post_init__(self) -> None:
         if self.kind not in (BASE, SPECIALIST, JOINT, MERGED):
@@ -72,28 +74,39 @@ class Interference:
         environments: its columns.
         arms: its rows.
         cells: for each row, one cell per environment.
+        gains: for each environment, its specialist minus the base; ``None`` without both.
     """
 
     environments: tuple[str, ...]
     arms: tuple[MatrixRow, ...]
     cells: tuple[tuple[MatrixCell, ...], ...]
+    gains: tuple[Interval | None, ...]
+
+    def learned(self, row: int) -> list[int]:
+        """Numbers of the environments that an adapter was trained on."""
+        arm = self.arms[row]
+        return [number for number, name in enumerate(self.environments) if name in arm.episodes]
 
     def verdict(self, row: int) -> str:
-        """Say whether one adapter is as good as every environment's specialist, up to `MARGIN`.
+        """Say whether one adapter is as good as each specialist of its environments, up to `MARGIN`.
 
         Args:
             row: number of the row.
 
         Returns:
-            ``"HELD"`` if every interval lies above minus the margin, ``"FAILED"`` if a corrected one lies
-            below it, else ``"UNDECIDED"``.
+            ``"FAILED"`` if a corrected interval lies below minus the margin; ``"HELD"`` if every interval
+            lies above it, and every specialist has gained more than the margin, so that there is something
+            to lose; else ``"UNDECIDED"``.
         """
-        differences = [cell.difference for cell in self.cells[row] if cell.difference is not None]
-        corrected = [cell.corrected for cell in self.cells[row] if cell.corrected is not None]
-        if any(each.high < -MARGIN for each in corrected):
+        columns = self.learned(row)
+        corrected = [self.cells[row][column].corrected for column in columns]
+        if any(each is not None and each.high < -MARGIN for each in corrected):
             return "FAILED"
-        complete = len(differences) == len(self.environments)
-        return "HELD" if complete and all(each.low > -MARGIN for each in differences) else "UNDECIDED"
+        differences = [self.cells[row][column].difference for column in columns]
+        lows = [-1.0 if each is None else each.low for each in differences]
+        gains = [-1.0 if gain is None else gain.low for gain in (self.gains[column] for column in columns)]
+        held = columns and min(lows) > -MARGIN and min(gains) > MARGIN
+        return "HELD" if held else "UNDECIDED"
 
 
 def make_matrix(reports: Sequence[ReportData], arms: Sequence[MatrixRow]) -> Interference:
@@ -107,6 +120,8 @@ def make_matrix(reports: Sequence[ReportData], arms: Sequence[MatrixRow]) -> Int
         UsageError: a report lacks an arm's row, or a row has no graded episode to compare.
     """
     columns: list[list[MatrixCell]] = []
+    gains: list[Interval | None] = []
+    bases = [arm.row for arm in arms if arm.kind == BASE]
     order = [name for arm in arms for name in arm.episodes]
     reports = sorted(reports, key=lambda report: order.index(report.environment))
     for report in reports:
@@ -118,10 +133,12 @@ def make_matrix(reports: Sequence[ReportData], arms: Sequence[MatrixRow]) -> Int
         special = [a.row for a in arms if a.kind == SPECIALIST and report.environment in a.episodes]
         against = rows[special[0]] if special else None
         columns.append([make_cell(rows[arm.row], against, len(reports)) for arm in arms])
+        gains.append(make_cell(against, rows[bases[0]]).difference if against is not None and bases else None)
     return Interference(
         tuple(report.environment for report in reports),
         tuple(arms),
         tuple(tuple(column[row] for column in columns) for row in range(len(arms))),
+        tuple(gains),
     )
 
 
@@ -151,6 +168,16 @@ def make_cell(row: Row, against: Row | None, comparisons: int = 1) -> MatrixCell
 def sentences(found: Interference) -> tuple[str, ...]:
     """Say what the matrix shows, what it could have shown, and whether the adapters are comparable."""
     said: list[str] = []
+    gained = [
+        f"{name} {points(gain.estimate)} {bounds(gain, signed=True)}"
+        for name, gain in zip(found.environments, found.gains, strict=True)
+        if gain is not None
+    ]
+    if gained:
+        said.append(
+            f"Specialist minus base: {', '.join(gained)}. Unless each is more than {percent(MARGIN)} points, "
+            "nothing is called HELD: what was not learned cannot be lost."
+        )
     detectable = [cell.detectable for row in found.cells for cell in row if math.isfinite(cell.detectable)]
     if detectable:
         said.append(
@@ -161,28 +188,35 @@ def sentences(found: Interference) -> tuple[str, ...]:
         if arm.kind not in (JOINT, MERGED):
             continue
         behind = [
-            f"{name} {points(cell.difference.estimate)} {bounds(cell.difference, signed=True)}"
-            for name, cell in zip(found.environments, found.cells[row], strict=True)
-            if cell.difference is not None
+            f"{found.environments[column]} {points(difference.estimate)} {bounds(difference, signed=True)}"
+            for column in found.learned(row)
+            if (difference := found.cells[row][column].difference) is not None
         ]
         said.append(
             f"{arm.row}, within {percent(MARGIN)} points of every specialist: {found.verdict(row)} "
             f"({', '.join(behind) or 'no specialist to compare with'})."
         )
+        if others := [name for name in found.environments if name not in arm.episodes]:
+            said.append(f"{arm.row} was not trained on {', '.join(others)}, and is not judged there.")
     said += _unequal(found.arms)
     return (*said, "One seed an arm: the intervals say nothing of other seeds.")
 
 
 def _unequal(arms: Sequence[MatrixRow]) -> list[str]:
-    """Name joint arms that had other numbers of episodes than the specialists."""
-    special = {env: count for arm in arms if arm.kind == SPECIALIST for env, count in arm.episodes.items()}
+    """Name joint arms that had other numbers of episodes or known answers than the specialists."""
+    special = {env: arm for arm in arms if arm.kind == SPECIALIST for env in arm.episodes}
     return [
-        f"{arm.row} was trained on {count:,} episodes of {env}, its specialist on {special[env]:,}: the "
-        "comparison is not at equal episodes."
+        f"{arm.row} was trained on {count:,} {what} of {env}, its specialist on {theirs:,}: the comparison "
+        f"is not at equal {what}."
         for arm in arms
         if arm.kind == JOINT
-        for env, count in arm.episodes.items()
-        if env in special and not 1 / _EQUAL <= (count + 1) / (special[env] + 1) <= _EQUAL
+        for env in arm.episodes
+        if env in special
+        for what, count, theirs in (
+            ("episodes", arm.episodes[env], special[env].episodes[env]),
+            ("known answers", arm.known_answers.get(env, 0), special[env].known_answers.get(env, 0)),
+        )
+        if not 1 / _EQUAL <= (count + 1) / (theirs + 1) <= _EQUAL
     ]
 
 

@@ -205,7 +205,7 @@ def _provenance(row: RankedRow) -> tuple[str, ...]:
         else f"temperature {temperature}{length}{stops}{context}",
         row.cost.basis,
         f"{report.isolation}, {report.sandbox}",
-        report.certificate[:40] or NONE,
+        report.certificate if report.certificate.startswith("none") else report.certificate[:40] or NONE,
         report.commit or NONE,
         report.command,
     )

@@ -56,7 +56,7 @@ def doctor(as_json: Json = False) -> None:
         rows.append(("sandbox", False, str(error)))
     for package in _MODELS:
         installed = find_spec(package) is not None
-        missing = "only for models that run here; pip install 'envkit-rl[train]'"
+        missing = "only for models that run here; in envkit's clone: pip install --editable '.[train]'"
         rows.append((package, installed, "installed" if installed else missing))
     size = f"will be downloaded, {KNOWN[DEFAULT_MODEL].file_bytes // 10**6} MB"
     rows.append(("model", True, f"{DEFAULT_MODEL}: {'cached' if is_fetched(DEFAULT_MODEL) else size}"))

@@ -19,7 +19,7 @@ from envkit.store import RunFolder, folder_name, write_atomic
 from envkit.studies.run_records import LoggedStep, environments_of, training_run_of
 from envkit.training.checkpoint import step_of
 from envkit.training.config import TrainConfig, of_run
-from envkit.training.merging import merge_adapters, require_method
+from envkit.training.merging import MERGING, merge_adapters, require_method
 
 #: File of a bench run that says what its adapters are.
 ARMS_FILE: Final = "arms.json"
@@ -43,14 +43,15 @@ def arms_of(adapters: Sequence[Path]) -> list[MatrixRow]:
         config = of_run(run)
         episodes = _episodes(run, config, step_of(folder))
         _require_plain_start(folder, config, episodes)
+        known = _known_answers(config, episodes)
         if len(episodes) == 1:
             [environment] = episodes
-            arms.append(MatrixRow(f"only {folder_name(environment)}", SPECIALIST, episodes))
+            arms.append(MatrixRow(f"only {folder_name(environment)}", SPECIALIST, episodes, known))
             continue
         worst = config.worst_task_weight
         name = "joint" if worst == 1 else f"joint, worst {worst:g}"
         taken[name] += 1
-        arms.append(MatrixRow(f"{name} ({taken[name]})" if taken[name] > 1 else name, JOINT, episodes))
+        arms.append(MatrixRow(f"{name} ({taken[name]})" if taken[name] > 1 else name, JOINT, episodes, known))
     names = [arm.row for arm in arms]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"two runs are {twice[0]}; name one specialist for each environment")
@@ -74,6 +75,15 @@ def _require_plain_start(folder: Path, config: TrainConfig, learned: Collection[
             f"{folder} began with {start}, which had learned more than a warm start of {', '.join(learned)} "
             "teaches; name an adapter that began without it"
         )
+
+
+def _known_answers(config: TrainConfig, environments: Collection[str]) -> dict[str, int]:
+    """Count the known answers of each environment that the warm start imitated: as many of each."""
+    count = len(environments)
+    if config.warm_start and (run := training_run_of(Path(config.warm_start))) is not None:
+        config, environments = of_run(run), environments_of(run)
+        count = len(environments)
+    return {name: config.sft_examples // count for name in environments}
 
 
 def _episodes(run: RunFolder, config: TrainConfig, last_step: int) -> dict[str, int]:
@@ -104,8 +114,9 @@ def merge_all(
     """
     for method in methods:
         require_method(method)  # before the first one is merged
-    content = " ".join(weights_digest(folder) for folder in specialists)
+    content = " ".join([f"{MERGING}", *(weights_digest(folder) for folder in specialists)])
     parts = {name: count for arm in specialists.values() for name, count in arm.episodes.items()}
+    known = {name: count for arm in specialists.values() for name, count in arm.known_answers.items()}
     merged: dict[Path, MatrixRow] = {}
     for method in methods:
         folder = root / f"merged-{method}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
@@ -113,7 +124,7 @@ def merge_all(
             display.say(f"merging {len(specialists)} specialists by {method}: {folder}")
             root.mkdir(parents=True, exist_ok=True)
             merge_adapters(resolve(model, display), [*specialists], folder, method)
-        merged[folder.resolve()] = MatrixRow(f"merged {method}", MERGED, parts)
+        merged[folder.resolve()] = MatrixRow(f"merged {method}", MERGED, parts, known)
     return merged
 
 

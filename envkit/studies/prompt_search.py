@@ -154,7 +154,8 @@ def start(
     if len(tasks) < sizes.needed:
         raise UsageError(
             f"found {len(tasks)} train tasks; {sizes.rounds} rounds of {sizes.tasks_per_round} and "
-            f"{sizes.checked} to check take {sizes.needed}: ask for fewer"
+            f"{sizes.checked} to check take {sizes.needed}: ask for fewer with --rounds, --tasks-per-round "
+            "or --checked"
         )
     run, _, _ = begin(
         root,

@@ -180,7 +180,8 @@ def split(name: str, prompts: Sequence[FirstPrompt], seed: int) -> Parts:
         if len(part) < fewest:
             raise UsageError(
                 f"{name} has {len(prompts)} prompts of {len(sources)} sources, and {len(part)} of them to "
-                f"{purpose}; expected {fewest} or more: train it on more tasks, or raise --prompts"
+                f"{purpose}; expected {fewest} or more: train it on more tasks, or raise --prompts if that "
+                "left some out"
             )
     return Parts(*parts)
 

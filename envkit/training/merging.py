@@ -18,9 +18,15 @@ from envkit.training.base_model import load_base
 from envkit.training.checkpoint import new_adapter_folder
 
 #: PEFT's ways to merge. ``cat`` is the exact sum of the updates, with the sum of the ranks. ``linear`` adds
-#: both factors of the updates, so that each adapter's meet the others' too. ``ties`` (arXiv:2306.01708) and
-#: ``dare_linear`` (arXiv:2311.03099) leave out a part of the weights first, the smallest or random ones.
+#: each factor of k updates, divided by the root of k. That is their sum, too, if they share the first factor,
+#: which adapters of one training seed nearly do; else it is their mean, and what each does to the others'
+#: factors. ``dare_linear`` (arXiv:2311.03099) leaves out random weights first. ``ties`` (arXiv:2306.01708)
+#: leaves out the smallest, and takes of each weight the mean of those whose sign is in the majority.
 METHODS: Final = ("cat", "linear", "ties", "dare_linear")
+#: Methods that add factors. With weights of 1, updates that share one would be added k times.
+_ADDED: Final = ("linear", "dare_linear")
+#: Changes whenever a merge of the same adapters does, so that none of before is taken for one of today.
+MERGING: Final = 2
 #: Share of the weights that ``ties`` and ``dare_linear`` keep.
 _DENSITY: Final = 0.5
 #: Settings of adapters that PEFT cannot merge, or merges in part; and what such an adapter has.
@@ -45,7 +51,7 @@ def merge_adapters(
 ) -> None:
     """Merge adapters with equal weights, and write the result as an adapter folder.
 
-    Each adapter's change counts in full, not as a part of a mean: unrelated skills should not be halved.
+    Updates are added, not averaged, as far as the method can: unrelated skills should not be halved.
 
     Args:
         ref: their base model.
@@ -84,9 +90,11 @@ def merge_adapters(
     if method != "cat" and len({*ranks}) > 1:
         raise UsageError(f"{method} merges adapters of one rank, found {ranks}; merge them with 'cat'")
     density = {"density": _DENSITY} if method in ("ties", "dare_linear") else {}
+    weight = 1 / len(names) if method in _ADDED else 1.0  # PEFT multiplies each factor by its root
     with torch.random.fork_rng():  # the caller's draws go on as if there were none here
         torch.manual_seed(seed)
-        model.add_weighted_adapter(names, [1.0] * len(names), "default", combination_type=method, **density)
+        weights = [weight] * len(names)
+        model.add_weighted_adapter(names, weights, "default", combination_type=method, **density)
     with new_adapter_folder(output) as making:
         model.save_pretrained(making, safe_serialization=True, selected_adapters=["default"])
         controls = {recorded_control(folder) for folder in adapters}

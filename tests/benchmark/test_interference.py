@@ -29,12 +29,13 @@ from envkit.store import folder_name
 
 ARMS = (
     MatrixRow("base", BASE),
-    MatrixRow("only desk", SPECIALIST, {"desk": 800}),
-    MatrixRow("only shell", SPECIALIST, {"shell": 800}),
-    MatrixRow("joint", JOINT, {"desk": 800, "shell": 400}),
+    MatrixRow("only desk", SPECIALIST, {"desk": 800}, {"desk": 90}),
+    MatrixRow("only shell", SPECIALIST, {"shell": 800}, {"shell": 90}),
+    MatrixRow("joint", JOINT, {"desk": 800, "shell": 400}, {"desk": 45, "shell": 90}),
     MatrixRow("merged ties", MERGED, {"desk": 800, "shell": 800}),
 )
 NAMES = [arm.row for arm in ARMS]
+GAIN = Interval(0.2, 0.1, 0.3, 50)
 
 
 def report(environment: str, solved: dict[str, list[int]]) -> ReportData:
@@ -80,7 +81,32 @@ def test_one_of_many_environments_fails_at_a_corrected_level_only() -> None:
     held = MatrixCell(near, Interval(0.0, -0.02, 0.02, 50), corrected=Interval(0.0, -0.03, 0.03, 50))
     for corrected, verdict in ((near, "UNDECIDED"), (far, "FAILED")):
         cells = (MatrixCell(near, far, corrected=corrected), held, held)
-        assert Interference(("a", "b", "c"), (MatrixRow("joint", JOINT),), (cells,)).verdict(0) == verdict
+        joint = MatrixRow("joint", JOINT, {"a": 1, "b": 1, "c": 1})
+        assert Interference(("a", "b", "c"), (joint,), (cells,), 3 * (GAIN,)).verdict(0) == verdict
+
+
+@pytest.mark.parametrize(
+    ("gain", "verdict"),
+    [(GAIN, "HELD"), (Interval(0.1, 0.04, 0.16, 50), "UNDECIDED"), (None, "UNDECIDED")],
+)
+def test_nothing_holds_unless_every_specialist_has_learned_what_could_be_lost(
+    gain: Interval | None, verdict: str
+) -> None:
+    same = MatrixCell(GAIN, Interval(0.0, -0.02, 0.02, 50), corrected=Interval(0.0, -0.03, 0.03, 50))
+    joint = MatrixRow("joint", JOINT, {"a": 1, "b": 1})
+    assert Interference(("a", "b"), (joint,), ((same, same),), (GAIN, gain)).verdict(0) == verdict
+
+
+def test_a_joint_adapter_is_judged_only_where_it_was_trained() -> None:
+    worse = Interval(-0.5, -0.6, -0.4, 50)
+    same = MatrixCell(GAIN, Interval(0.0, -0.02, 0.02, 50), corrected=Interval(0.0, -0.03, 0.03, 50))
+    joint = MatrixRow("joint", JOINT, {"a": 1, "b": 1})
+    cells = (same, same, MatrixCell(GAIN, worse, corrected=worse))
+    found = Interference(("a", "b", "c"), (joint,), (cells,), 3 * (GAIN,))
+    assert found.verdict(0) == "HELD"
+    said = " ".join(sentences(found))
+    assert "joint was not trained on c, and is not judged there" in said
+    assert "c " + MINUS not in said
 
 
 @pytest.mark.parametrize(
@@ -120,7 +146,10 @@ def test_what_the_matrix_cannot_show_is_said() -> None:
     assert "joint, within 5.0 points of every specialist: FAILED (desk 0.0" in said
     assert f"shell {MINUS}12.5 [" in said
     assert "joint was trained on 400 episodes of shell, its specialist on 800" in said
-    assert "of desk, its specialist" not in said
+    assert "episodes of desk, its specialist" not in said
+    assert "joint was trained on 45 known answers of desk, its specialist on 90" in said
+    assert "known answers of shell, its specialist" not in said
+    assert "Specialist minus base: desk +75.0 [" in said
     assert "say nothing of other seeds" in said
 
 

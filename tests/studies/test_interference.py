@@ -91,6 +91,10 @@ def test_adapters_are_named_and_counted_by_their_runs(runs: list[Path]) -> None:
         {"sql-desk": episodes // 2, "service-desk": episodes // 2},
     ]
     assert sum(arms[3].episodes.values()) == episodes
+    assert [dict(arm.known_answers) for arm in arms[1:3]] == [
+        {"service-desk": 0},
+        {"sql-desk": 0, "service-desk": 0},
+    ]
     assert arms[3].episodes["sql-desk"] > arms[3].episodes["service-desk"]
 
 

@@ -60,6 +60,31 @@ def test_a_merged_adapter_loads_and_changes_every_layer(
         assert change.abs().max() > 0
 
 
+@pytest.mark.parametrize("method", ["linear", "dare_linear", "ties"])
+def test_updates_of_adapters_of_one_seed_are_added_once(ref: ModelRef, tmp_path: Path, method: str) -> None:
+    """They share the first factor, as far as training does not change it."""
+    folders: list[Path] = []
+    for number in range(3):
+        policy = Policy.of(ref, dataclasses.replace(CONFIG, seed=5))
+        generator = torch.Generator().manual_seed(number)
+        with torch.no_grad():
+            for name, parameter in policy.model.named_parameters():
+                if "lora_B" in name:
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) / 10)
+        save_adapter(policy, tmp_path / f"{number}")
+        policy.close()
+        folders.append(tmp_path / f"{number}")
+    merge_adapters(ref, folders, tmp_path / "merged", method)
+    parts, merged = [changes(ref, folder) for folder in folders], changes(ref, tmp_path / "merged")
+    found = torch.cat([change.flatten() for change in merged.values()])
+    wanted = torch.cat([sum(part[name] for part in parts).flatten() for name in merged])  # type: ignore[union-attr]
+    share = float(found @ wanted / (wanted @ wanted))
+    if method == "linear":
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    else:
+        assert (0.3 if method == "ties" else 0.8) < share < 1.2
+
+
 def test_what_is_left_out_depends_on_the_seed(ref: ModelRef, two: list[Path], tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("again", 0), ("b", 1)):
         merge_adapters(ref, two, tmp_path / name, "dare_linear", seed=seed)

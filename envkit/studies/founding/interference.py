@@ -56,7 +56,7 @@ def judge(grid: Grid) -> StudyFinding:
         UNDECIDED if verdict == HELD and len(learned) < len(compare) else verdict,
         (
             *(
-                f"{name}: {detectable(grid, 'joint', arm.name, ON[name])}"
+                f"{name}: {detectable(grid, 'joint', arm.name, ON[name], margin=-_MARGIN)}"
                 for name, arm in SPECIALISTS.items()
             ),
             f"Joint minus specialist: {compared} points.",

@@ -65,7 +65,7 @@ def judge(grid: Grid) -> StudyFinding:
             verdict=all_of([all_above([*compare.values()], _MARGIN), HELD if size <= _SIZE else FAILED]),
         ),
         (
-            detectable_between(routed, single["joint"]),
+            detectable_between(routed, single["joint"], _MARGIN),
             f"Routed minus single adapters, on the tasks of all environments: {compared} points. Minus "
             f"base: {in_points(_difference(routed, base, LEVEL))}.",
             f"{learned_sentence(grid)} Unless each is above {percent(_MARGIN)}, nothing is decided.",
