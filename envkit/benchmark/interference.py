@@ -34,13 +34,14 @@ class MatrixRow:
         kind: ``"base"``, ``"specialist"`` (trained on one environment), ``"joint"`` (on several) or
             ``"merged"`` (of the specialists, without training).
         episodes: environment -> episodes of RL that it was trained on; those of a merged one's parts.
-        known_answers: environment -> known answers that it imitated before, likewise.
+        known_answers: known answers that the warm start of a specialist or joint one imitated, of all its
+            environments together.
     """
 
     row: str
     kind: str
     episodes: Mapping[str, int] = field(default_factory=dict[str, int])
-    known_answers: Mapping[str, int] = field(default_factory=dict[str, int])
+    known_answers: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in (BASE, SPECIALIST, JOINT, MERGED):
@@ -205,19 +206,31 @@ def sentences(found: Interference) -> tuple[str, ...]:
 def _unequal(arms: Sequence[MatrixRow]) -> list[str]:
     """Name joint arms that had other numbers of episodes or known answers than the specialists."""
     special = {env: arm for arm in arms if arm.kind == SPECIALIST for env in arm.episodes}
-    return [
-        f"{arm.row} was trained on {count:,} {what} of {env}, its specialist on {theirs:,}: the comparison "
-        f"is not at equal {what}."
-        for arm in arms
-        if arm.kind == JOINT
-        for env in arm.episodes
-        if env in special
-        for what, count, theirs in (
-            ("episodes", arm.episodes[env], special[env].episodes[env]),
-            ("known answers", arm.known_answers.get(env, 0), special[env].known_answers.get(env, 0)),
-        )
-        if not 1 / _EQUAL <= (count + 1) / (theirs + 1) <= _EQUAL
-    ]
+    said: list[str] = []
+    for arm in arms:
+        if arm.kind != JOINT:
+            continue
+        theirs = [special[env] for env in arm.episodes if env in special]
+        for one in theirs:
+            [(env, count)] = one.episodes.items()
+            if not _about_equal(arm.episodes[env], count):
+                said.append(
+                    f"{arm.row} was trained on {arm.episodes[env]:,} episodes of {env}, its specialist on "
+                    f"{count:,}: the comparison is not at equal episodes."
+                )
+        known = [one.known_answers for one in theirs if one.known_answers is not None]
+        if arm.known_answers is None or len(known) < len(arm.episodes):
+            continue
+        if not _about_equal(arm.known_answers, sum(known)):
+            said.append(
+                f"{arm.row} imitated {arm.known_answers:,} known answers, its specialists {sum(known):,} "
+                "together: the comparison is not at equal known answers."
+            )
+    return said
+
+
+def _about_equal(one: int, other: int) -> bool:
+    return 1 / _EQUAL <= (one + 1) / (other + 1) <= _EQUAL
 
 
 def rates_table(found: Interference) -> Table:

@@ -7,6 +7,8 @@ from typing import Final, final
 
 #: Most bytes of a character, and most tokens.
 _CHARACTER_BYTES: Final = 4
+#: Stands for bytes that are no character.
+_UNDECODED: Final = "\N{REPLACEMENT CHARACTER}"
 
 
 @final
@@ -30,14 +32,19 @@ class StopStrings:
         """True if the last id completes a stop string. Call it for every new id."""
         if not self._strings or not self._may_complete(ids[-1]):
             return False
-        # A window that begins inside of a character may not decode. One of four in a row begins with one.
-        texts = (self._decode(ids[-self._window - more :]) for more in range(_CHARACTER_BYTES))
-        return any(string in text for text in texts for string in self._strings)
+        for more in range(_CHARACTER_BYTES):
+            text = self._decode(ids[-self._window - more :])
+            if any(string in text for string in self._strings):
+                return True
+            if not text.startswith(_UNDECODED):
+                break
+            # The window begins inside of a character, and some decoders then read nothing of a run of bytes.
+        return False
 
     def _may_complete(self, token: int) -> bool:
         if token not in self._completes:
             # Twice, because some tokenizers drop a text's first space. A part of a character does not decode.
             text = self._decode([token, token])
-            ends = (*self._ends, "\N{REPLACEMENT CHARACTER}")
+            ends = (*self._ends, _UNDECODED)
             self._completes[token] = not text or any(end in text for end in ends)
         return self._completes[token]

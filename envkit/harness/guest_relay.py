@@ -70,15 +70,26 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         if "Transfer-Encoding" in self.headers:
-            self.send_error(
-                411, "Expected Content-Length, not Transfer-Encoding"
-            )  # which closes the connection
-            return
-        length = int(self.headers.get("Content-Length") or 0)
-        if not 0 <= length <= MAX_BODY:
+            body = self.read_chunks()
+        else:
+            length = int(self.headers.get("Content-Length") or 0)
+            body = self.rfile.read(length) if 0 <= length <= MAX_BODY else None
+        if body is None:
             self.send_error(413)
-            return
-        self.pass_on(self.rfile.read(length))
+        else:
+            self.pass_on(body)
+
+    def read_chunks(self) -> bytes | None:
+        """Read a body that comes in chunks (RFC 9112, section 7.1); ``None`` if it is too large."""
+        body = bytearray()
+        while length := int(self.rfile.readline().partition(b";")[0], 16):
+            if not 0 < length <= MAX_BODY - len(body):
+                return None
+            body += self.rfile.read(length)
+            self.rfile.readline()
+        while self.rfile.readline().strip():  # fields behind the last chunk
+            pass
+        return bytes(body)
 
     def pass_on(self, body: bytes) -> None:
         client = Client(self.connection)

@@ -42,8 +42,7 @@ def arms_of(adapters: Sequence[Path]) -> list[MatrixRow]:
             raise UsageError(f"{folder} is in no training run, so what it was trained on is not known")
         config = of_run(run)
         episodes = _episodes(run, config, step_of(folder))
-        _require_plain_start(folder, config, episodes)
-        known = _known_answers(config, episodes)
+        known = _warm_start_of(folder, config, episodes).sft_examples
         if len(episodes) == 1:
             [environment] = episodes
             arms.append(MatrixRow(f"only {folder_name(environment)}", SPECIALIST, episodes, known))
@@ -58,32 +57,26 @@ def arms_of(adapters: Sequence[Path]) -> list[MatrixRow]:
     return arms
 
 
-def _require_plain_start(folder: Path, config: TrainConfig, learned: Collection[str]) -> None:
-    """Refuse an adapter that began with RL, or with the warm start of other environments.
+def _warm_start_of(folder: Path, config: TrainConfig, learned: Collection[str]) -> TrainConfig:
+    """Find the settings of an adapter's warm start: of its own run, or of the one that it began with.
 
     Raises:
-        UsageError: it did, or that is not known, so what it has learned cannot be compared.
+        UsageError: it began with RL, with the warm start of other environments, or with what is not known, so
+            what it has learned cannot be compared.
     """
     if not config.warm_start:
-        return
+        return config
     start = Path(config.warm_start)
     run = training_run_of(start)
     if run is None:
         raise UsageError(f"{folder} began with {start}, and what that had learned is not known")
-    if start.name != "sft" or not {*environments_of(run)} <= {*learned} or of_run(run).warm_start:
+    found = of_run(run)
+    if start.name != "sft" or not {*environments_of(run)} <= {*learned} or found.warm_start:
         raise UsageError(
             f"{folder} began with {start}, which had learned more than a warm start of {', '.join(learned)} "
             "teaches; name an adapter that began without it"
         )
-
-
-def _known_answers(config: TrainConfig, environments: Collection[str]) -> dict[str, int]:
-    """Count the known answers of each environment that the warm start imitated: as many of each."""
-    count = len(environments)
-    if config.warm_start and (run := training_run_of(Path(config.warm_start))) is not None:
-        config, environments = of_run(run), environments_of(run)
-        count = len(environments)
-    return {name: config.sft_examples // count for name in environments}
+    return found
 
 
 def _episodes(run: RunFolder, config: TrainConfig, last_step: int) -> dict[str, int]:
@@ -116,7 +109,6 @@ def merge_all(
         require_method(method)  # before the first one is merged
     content = " ".join([f"{MERGING}", *(weights_digest(folder) for folder in specialists)])
     parts = {name: count for arm in specialists.values() for name, count in arm.episodes.items()}
-    known = {name: count for arm in specialists.values() for name, count in arm.known_answers.items()}
     merged: dict[Path, MatrixRow] = {}
     for method in methods:
         folder = root / f"merged-{method}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
@@ -124,7 +116,7 @@ def merge_all(
             display.say(f"merging {len(specialists)} specialists by {method}: {folder}")
             root.mkdir(parents=True, exist_ok=True)
             merge_adapters(resolve(model, display), [*specialists], folder, method)
-        merged[folder.resolve()] = MatrixRow(f"merged {method}", MERGED, parts, known)
+        merged[folder.resolve()] = MatrixRow(f"merged {method}", MERGED, parts)
     return merged
 
 

@@ -29,9 +29,9 @@ from envkit.store import folder_name
 
 ARMS = (
     MatrixRow("base", BASE),
-    MatrixRow("only desk", SPECIALIST, {"desk": 800}, {"desk": 90}),
-    MatrixRow("only shell", SPECIALIST, {"shell": 800}, {"shell": 90}),
-    MatrixRow("joint", JOINT, {"desk": 800, "shell": 400}, {"desk": 45, "shell": 90}),
+    MatrixRow("only desk", SPECIALIST, {"desk": 800}, 90),
+    MatrixRow("only shell", SPECIALIST, {"shell": 800}, 90),
+    MatrixRow("joint", JOINT, {"desk": 800, "shell": 400}, 90),
     MatrixRow("merged ties", MERGED, {"desk": 800, "shell": 800}),
 )
 NAMES = [arm.row for arm in ARMS]
@@ -146,9 +146,12 @@ def test_what_the_matrix_cannot_show_is_said() -> None:
     assert "joint, within 5.0 points of every specialist: FAILED (desk 0.0" in said
     assert f"shell {MINUS}12.5 [" in said
     assert "joint was trained on 400 episodes of shell, its specialist on 800" in said
-    assert "episodes of desk, its specialist" not in said
-    assert "joint was trained on 45 known answers of desk, its specialist on 90" in said
-    assert "known answers of shell, its specialist" not in said
+    assert "of desk, its specialist" not in said
+    assert "joint imitated 90 known answers, its specialists 180 together" in said
+    equal = [replace(arm, known_answers=180) if arm.kind == JOINT else arm for arm in ARMS]
+    unknown = [replace(arm, known_answers=None) if arm.row == "only desk" else arm for arm in ARMS]
+    for arms in (equal, unknown):
+        assert "imitated" not in " ".join(sentences(replace(matrix([2, 4]), arms=tuple(arms))))
     assert "Specialist minus base: desk +75.0 [" in said
     assert "say nothing of other seeds" in said
 

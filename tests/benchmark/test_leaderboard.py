@@ -154,6 +154,20 @@ def test_every_row_says_where_it_comes_from(files: dict[str, str]) -> None:
     assert digest in files["leaderboard.csv"]
 
 
+@pytest.mark.parametrize(
+    ("certificate", "shown"),
+    [
+        ("none: it was audited with 3 turns an episode, this run has 9", "this run has 9"),
+        (f"{'5ea1' * 10}beef", f"| {'5ea1' * 10} |"),
+    ],
+)
+def test_a_reason_for_no_certificate_is_whole_and_a_digest_is_short(certificate: str, shown: str) -> None:
+    made = make_leaderboard([replace(report(), certificate=certificate)], load_prices())
+    page = render(made)["leaderboard.md"].decode()
+    assert shown in page
+    assert "beef" not in page
+
+
 def head_of(*reports: ReportData, machine: str | None = None) -> str:
     """The Markdown before the first table."""
     page = render(make_leaderboard(reports, load_prices(), machine))["leaderboard.md"].decode()

@@ -77,6 +77,16 @@ def test_an_adapter_that_began_with_more_than_a_warm_start_is_refused(
             arms_of([adapter])
 
 
+def test_known_answers_are_counted_by_the_run(runs: list[Path], tmp_path: Path) -> None:
+    copied = tmp_path / "imitating"
+    shutil.copytree(runs[2], copied)
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["plan"]["train"]["sft_examples"] = 24
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    [arm] = arms_of([copied / "checkpoints" / f"step-{STEPS:06}"])
+    assert arm.known_answers == 24
+
+
 def vars_of(mix: Mix) -> dict[str, object]:
     return {"env": mix.env, "weight": mix.weight}
 
@@ -91,10 +101,7 @@ def test_adapters_are_named_and_counted_by_their_runs(runs: list[Path]) -> None:
         {"sql-desk": episodes // 2, "service-desk": episodes // 2},
     ]
     assert sum(arms[3].episodes.values()) == episodes
-    assert [dict(arm.known_answers) for arm in arms[1:3]] == [
-        {"service-desk": 0},
-        {"sql-desk": 0, "service-desk": 0},
-    ]
+    assert [arm.known_answers for arm in arms] == [0] * 4
     assert arms[3].episodes["sql-desk"] > arms[3].episodes["service-desk"]
 
 
