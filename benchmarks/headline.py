@@ -77,7 +77,7 @@ _TRAINED = Line(
 )
 _BASE = Line("base", "base", (("{}", "base"),))
 _SFT_ALONE = Line(
-    "after SFT alone, 60 minutes, two seeds",
+    "after SFT alone, all known solutions, two seeds",
     "SFT, 60 minutes",
     (("sft-alone/{}", "sft"), ("sft-alone/seed-1/{}", "sft")),
     1,
@@ -132,7 +132,7 @@ def differences() -> str:
             "trained minus base": _BASE,
             "trained minus the untouched 1.5B": _LARGER,
             "RL minus its own warm start": _WARM_START,
-            "RL minus SFT alone for the same hour": _SFT_ALONE,
+            "SFT and RL minus SFT alone": _SFT_ALONE,
         },
     )
 

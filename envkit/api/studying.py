@@ -35,7 +35,7 @@ def study(
     sandbox: SandboxBackend | str = "auto",
     display: DisplayChoice = "rich",
 ) -> StudyResult:
-    """Measure one of the claims that envkit was founded on, and judge it: HELD, FAILED or UNDECIDED.
+    """Test a claim about LoRA or RL on small models, and judge it: HELD, FAILED or UNDECIDED.
 
     Studies share a grid: each arm is trained once with each seed. A study that is run again continues where
     it was, and trains nothing twice.

@@ -84,7 +84,7 @@ EnvName = Annotated[
     typer.Option(
         "--env",
         metavar="NAME",
-        help="Environment: a name from `envkit list`; NAME@HARNESS lets an agent program play.",
+        help="Environment: a name from `envkit list`.",
         autocompletion=complete_environments,
     ),
 ]

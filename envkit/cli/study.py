@@ -1,4 +1,4 @@
-"""`envkit study`: measure the claims that envkit was founded on."""
+"""`envkit study`: test claims about LoRA and RL on small models."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def study(
     ] = STUDIES_ROOT,
     as_json: Json = False,
 ) -> None:
-    """Measure a claim that envkit was founded on, and judge it: HELD, FAILED or UNDECIDED.
+    """Test a claim about LoRA or RL on small models, and judge it: HELD, FAILED or UNDECIDED.
 
     Studies share their cells: each arm is trained once with each seed. Stopped, the same command continues.
     """

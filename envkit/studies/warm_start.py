@@ -41,17 +41,17 @@ def phase_tasks(tasks: Sequence[Task], config: TrainConfig) -> tuple[list[Task],
 
 
 def split_for_warm_start(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
-    """Split tasks by function: one part for the warm start, the other for RL.
+    """Split tasks by source: one part for the warm start, the other for RL.
 
-    On functions of the warm start, the policy could earn rewards by recall. RL would then reinforce memorized
-    answers and improve little on held-out functions. So RL gets the functions that are new to the policy, two
+    On sources of the warm start, the policy could earn rewards by recall. RL would then reinforce memorized
+    answers and improve little on held-out sources. So RL gets the sources that are new to the policy, two
     thirds of all.
 
     Args:
-        tasks: in the miner's order, in which the first tasks are spread over functions.
+        tasks: in the miner's order, in which the first tasks are spread over sources.
 
     Returns:
-        Tasks of the first third of the functions, and tasks of the rest. With fewer than three functions,
+        Tasks of the first third of the sources, and tasks of the rest. With fewer than three sources,
         both parts hold all tasks.
     """
     sources = list(dict.fromkeys(task.source for task in tasks))

@@ -277,7 +277,7 @@ def _least_vllm_cache_mb(ref: ModelRef, config: TrainConfig) -> int:
 
 
 def _attention_sizes(folder: Path) -> int:
-    """Key numbers per token, over all layers; 0 if the configuration does not name them."""
+    """Size of one token's keys, in elements over all layers; 0 if the configuration does not say."""
     config = _model_config(folder)
     names = ("num_attention_heads", "hidden_size")
     if not all(isinstance(config.get(name), int) and config[name] > 0 for name in names):

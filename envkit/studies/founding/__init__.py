@@ -1,1 +1,1 @@
-"""Studies of the claims that envkit was founded on: what is trained for them, and what the results say."""
+"""Studies of claims about LoRA and RL on small models: what is trained for them, and what the results say."""
