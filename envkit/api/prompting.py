@@ -56,7 +56,8 @@ def search_prompt(
         config: as for `train`; its model, temperature, lengths and turns are those of episodes.
         rounds: rounds of rewriting.
         rewritings: new messages in each round.
-        tasks_per_round: train tasks that each message plays in a round, once each.
+        tasks_per_round: train tasks that each message plays in a round, once each; at least 2. Every fourth
+            is for examples of failures, the others compare the messages.
         checked: fresh train tasks for the comparison at the end.
         seed: which train tasks are drawn, and of the rewriting; by default the one of ``config``.
         tasks: tasks of the split ``train``, or their file; by default the environment's own.

@@ -97,7 +97,7 @@ def _section_data(section: Section, index: int) -> dict[str, Any]:
         "text_columns": TEXT_COLUMNS,
         "rows": [(row, line(row, section.reference)) for row in section.rows],
         "charts": _charts(section, index),
-        "unsolved_by": section.unsolved_by,
+        "selection": section.selection,
         "recipes": [recipes(section), recipe_differences(section)],
         "pass_at_k": pass_at_k(section),
         "break_even": _break_even(section),

@@ -136,6 +136,20 @@ class Section:
     recipes: tuple[Recipe, ...] = ()
 
     @property
+    def selection(self) -> str:
+        """Say which tasks count, if not all do, and what follows from that choice."""
+        if not self.unsolved_by:
+            return ""
+        only = f"Only tasks that {self.unsolved_by} never solved."
+        kinds = {row.measured.origin.kind for row in self.rows if row.measured.name == self.unsolved_by}
+        if kinds <= {"script"}:
+            return only
+        return (
+            f"{only} Some of them it failed by chance, so on these tasks every other row looks better beside "
+            "it than it is: they do not tell which row is better."
+        )
+
+    @property
     def contestants(self) -> tuple[RankedRow, ...]:
         """The rows that are not controls."""
         return tuple(row for row in self.rows if row.measured.expected is None)

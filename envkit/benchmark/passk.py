@@ -46,6 +46,8 @@ class PassComparison:
         points: for k = 1, 2, 4 and so on, and the largest k that both rows have for every task.
         learned: tasks that ``row`` solves in at least half of its samples, and ``against`` in fewer.
         learned_from_none: those of them that ``against`` never solved.
+        lost: tasks that ``against`` solves in at least half of its samples, and ``row`` in fewer. Two
+            equal rows have about as many of them as of those that are learned.
     """
 
     environment: str
@@ -55,6 +57,7 @@ class PassComparison:
     points: tuple[PassPoint, ...]
     learned: tuple[str, ...]
     learned_from_none: tuple[str, ...]
+    lost: tuple[str, ...]
 
     @property
     def crossing(self) -> int | None:
@@ -155,6 +158,7 @@ def compare_rows(row: Row, against: Row, environment: str = "") -> PassCompariso
         tuple(_point(k, pairs) for k in _ks(most)),
         tuple(after.task for after, _ in learned),
         tuple(after.task for after, other in learned if not other.solved),
+        tuple(after.task for after, other in pairs if _rate(after) < _LEARNED <= _rate(other)),
     )
 
 
@@ -218,6 +222,8 @@ def sentences(found: PassComparison) -> tuple[str, ...]:
             f"Learned, that is, solved in half of the samples or more, and in fewer before: {count} tasks. "
             f"{found.against} solved {count - none} of them at least once, and {none} never."
         )
+    if found.lost:
+        learned += f" The other way round: {len(found.lost)}. Two equal rows have about as many both ways."
     above = [point.k for point in found.points if point.difference.low > 0]
     below = [point.k for point in found.points if point.difference.high < 0]
     clear = [f"above zero at k = {_listed(above)}"] if above else []

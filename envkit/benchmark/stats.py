@@ -25,6 +25,8 @@ RESAMPLES = 10_000
 #: If fewer clusters than this differ from all others, draws of clusters vary too little.
 FEW_DIFFERING = 10
 LEVEL = 0.95
+#: Decimals of sums of shares; what lies beyond is rounding.
+_DECIMALS = 12
 POWER = 0.80
 
 
@@ -117,7 +119,7 @@ def _mean_draws(
     values: Numbers, clusters: Sequence[str], resamples: int, seed: int
 ) -> tuple[float, Floats, int]:
     """Mean over items, the means of ``resamples`` draws of clusters, and the number of clusters."""
-    sums, counts = _cluster_totals(values, clusters)
+    sums, counts = _share_totals(values, clusters)
     picks = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)), dtype=np.int32)
     means = sums[picks].sum(axis=1) / counts[picks].sum(axis=1)
     return float(sums.sum() / counts.sum()), means, len(sums)
@@ -258,6 +260,15 @@ def _shares(values: Numbers) -> Floats:
     return shares
 
 
+def _share_totals(values: Numbers, clusters: Sequence[str]) -> tuple[Floats, Floats]:
+    """Sums and numbers of items of each cluster, the sums without the last digits' rounding.
+
+    0.1 + 0.2 - 0.3 is no difference. As 5.6e-17 in every cluster, it would have an interval without 0.
+    """
+    sums, counts = _cluster_totals(values, clusters)
+    return np.round(sums, _DECIMALS), counts
+
+
 def _widened_if_alike(
     interval: Interval, values: Numbers, clusters: Sequence[str], lowest: float, level: float
 ) -> Interval:
@@ -271,7 +282,7 @@ def _widened_if_alike(
     difference (0, of pairs) is preferred, and both bounds are the wider ones of both ends: the interval of
     ``b - a`` mirrors that of ``a - b``.
     """
-    sums, counts = _cluster_totals(values, clusters)
+    sums, counts = _share_totals(values, clusters)
     differing = {value: int(np.sum(sums != value * counts)) for value in (lowest, 0.0, 1.0)}
     fewest = min(differing.values())
     if fewest >= FEW_DIFFERING or (fewest and interval.clusters == 1):
@@ -380,7 +391,7 @@ def permutation_p(a: Numbers, b: Numbers, clusters: Sequence[str]) -> float:
         clusters: the items' cluster names.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    sums, _ = _cluster_totals(first - second, clusters)
+    sums, _ = _share_totals(first - second, clusters)
     if len(sums) == 1 or not sums.any():
         return 1.0
 

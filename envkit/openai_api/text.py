@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast, final
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_ESCAPED_CLOSE = "\\u003c/tool_call>"  # the same in a string of JSON
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 #: A character has at most four bytes in UTF-8, and a token at least one.
 _CHARACTER_TOKENS = 4
@@ -137,7 +138,9 @@ def format_tool_call(call: FunctionCall) -> str:
     {"name": "add", "arguments": {"a": 1}}
     </tool_call>
     """
-    return f'{_OPEN}\n{{"name": {json.dumps(call.name)}, "arguments": {call.arguments}}}\n{_CLOSE}'
+    body = f'{{"name": {json.dumps(call.name)}, "arguments": {call.arguments}}}'
+    # Inside a string of the arguments it would end the call.
+    return f"{_OPEN}\n{body.replace(_CLOSE, _ESCAPED_CLOSE)}\n{_CLOSE}"
 
 
 def parse_call(body: str) -> FunctionCall | None:
@@ -154,8 +157,10 @@ def parse_call(body: str) -> FunctionCall | None:
             return None
         call = cast("dict[str, Any]", found)
         name, arguments = call.get("name"), call.get("arguments", {})
-        if not isinstance(name, str) or not isinstance(arguments, dict):
+        if not isinstance(name, str) or not name or not isinstance(arguments, dict):
             return None
+        if "arguments" not in call and call.keys() - {"name"}:
+            return None  # its arguments may have another name, and would be lost
         written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
         _ = (name + written).encode()
     except (ValueError, RecursionError):

@@ -29,7 +29,7 @@ class Entry:
         client: name of the key, never the key.
         model: id of the model that answered; for a request to ``auto``, the one that the router chose.
         prompt_tokens: of all prompts; a prompt with several answers counts once.
-        completion_tokens: of all answers, as far as the client took them.
+        completion_tokens: of all answers, as far as they were drawn.
         seconds: from request to last token.
         outcome: ``"done"``, ``"cancelled"`` or ``"failed"``.
     """

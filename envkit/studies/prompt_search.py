@@ -40,7 +40,8 @@ KIND: Final = "prompt-search"
 #: Files of a run: the message that was found, alone and with what it took.
 PROMPT_FILE, FOUND_FILE = "prompt.txt", "prompt.json"
 _MESSAGES, _ROUNDS = "messages", "rounds"
-#: Failed episodes that a rewriting sees, and how many characters of each.
+#: Every fourth task of a round is for failures that a rewriting sees: how many, and characters of each.
+_EVERY: Final = 4
 _SHOWN: Final = 3
 _OBSERVATION, _ANSWER = 1_500, 800
 #: Longest message, in characters, and tokens to write one.
@@ -281,20 +282,14 @@ class _Search:
         tasks = self._tasks[round_number * size :][:size]
         before = self._best[round_number - 1] if round_number else 0
         rewards = {index: self._rewards(name, index, tasks) for index in dict.fromkeys((0, before))}
-        shown = _failed(self._played[name, before], self._config.seed)
+        examples = examples_of([task.id for task in tasks])
+        played = [each for each in self._played[name, before] if each.key.task in examples]
+        shown = _failed(played, self._config.seed)
         for index in self._rewritten(round_number, _request(self._messages[before].text, shown, self._kind)):
             rewards[index] = self._rewards(name, index, tasks)
         if len(self._best) > round_number:
             return
-        # New messages were written for the tasks that were shown. One that is void for any message counts for
-        # none.
-        seen = {episode.key.task for episode in shown}
-        common = [t.id for t in tasks if t.id not in seen and all(t.id in each for each in rewards.values())]
-
-        def total(index: int) -> tuple[float, bool]:
-            return sum(rewards[index][task] for task in common), index == before
-
-        best = max(rewards, key=total)  # of equals, the one that was best before
+        best = best_message(rewards, before, [task.id for task in tasks])
         with self._run.journal(_ROUNDS) as journal:
             journal.append({"round": round_number, "best": best})
         self._best.append(best)
@@ -376,6 +371,31 @@ class _Search:
         text = turn.text.strip()
         is_whole = turn.stop != "length" and len(text) <= _MESSAGE
         return _Message(round_number, text if is_whole else "", turn.usage.completion_tokens)
+
+
+def examples_of(tasks: Sequence[str]) -> set[str]:
+    """Return the tasks of a round whose failures a rewriting may see. They compare no messages.
+
+    They are chosen beforehand: to leave out tasks that the best message so far has failed would favour it.
+    """
+    return {*tasks[::_EVERY]}
+
+
+def best_message(rewards: Mapping[int, Mapping[str, float]], before: int, tasks: Sequence[str]) -> int:
+    """Return the message with the highest reward on the tasks that compare; of equals, ``before``.
+
+    Args:
+        rewards: message -> task -> reward; a task that is void for any message counts for none.
+        before: the message that was best until then.
+        tasks: all tasks of the round.
+    """
+    examples = examples_of(tasks)
+    common = [each for each in tasks if each not in examples and all(each in got for got in rewards.values())]
+
+    def total(message: int) -> tuple[float, bool]:
+        return sum(rewards[message][task] for task in common), message == before
+
+    return max(rewards, key=total)
 
 
 def _content(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ class PromptSizes:
     Args:
         rounds: each plays fresh tasks, with the environment's own message, the best one so far and new ones.
         rewritings: new messages in each round.
-        tasks_per_round: train tasks of each round, one episode of each message.
+        tasks_per_round: train tasks of each round, one episode of each message; at least 2. Every fourth is
+            for examples of failures, the others compare the messages.
         checked: fresh train tasks that the last best message and the environment's own are compared on.
     """
 
@@ -27,6 +28,8 @@ class PromptSizes:
         for name, value in asdict(self).items():
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
+        if self.tasks_per_round < 2:
+            raise ConfigError("tasks_per_round is 1; one task cannot both teach and compare: give 2 or more")
 
     @property
     def needed(self) -> int:

@@ -51,7 +51,7 @@ class Support:
         solved: share of episodes that solved their task.
         ever: share of groups with at least one such episode.
         mixed: share of groups whose episodes earned different rewards. Only these teach.
-        needed: the share that gives a training step one mixed group on average.
+        needed: the share that gives a training step one mixed group on average; half at most.
     """
 
     groups: int
@@ -87,7 +87,7 @@ class Support:
             f"Solved: {share(self.solved)} of {self.groups * self.group_size} episodes; {share(self.ever)} "
             f"of {self.groups} tasks at least once in {self.group_size} tries.",
             f"Groups with different rewards: {share(self.mixed)}; RL needs {percent(self.needed)} %, one of "
-            f"the {step} groups of a step.",
+            f"{step} groups.",
         )
         if self.can_start:
             return (*found, "RL can start here.")
@@ -105,6 +105,11 @@ class Support:
             "easier or shorter tasks (--max-task-chars), rewards for a part of the work, or, of a harness, "
             "shorter prompts.",
         )
+
+
+def share_needed(groups_per_step: int) -> float:
+    """Return the share of mixed groups that RL needs: one a step; of steps of one group, every second."""
+    return 1 / max(groups_per_step, 2)
 
 
 def support_of(groups: Sequence[Sequence[Trajectory]], sources: Sequence[str], needed: float) -> Support:
@@ -220,7 +225,7 @@ def play(
                 runner.play(rollouts, agent, ROW, size)
             except Stopped:
                 return found
-            found = _look(runner, some, size, 1 / config.groups_per_step)
+            found = _look(runner, some, size, share_needed(config.groups_per_step))
             write_atomic(run.path / "support.json", json.dumps(found.as_data(), indent=1).encode())
             if found.can_start is not None or count >= len(tasks):
                 break

@@ -400,6 +400,7 @@ def test_seeds_that_are_not_there_are_not_taken_together() -> None:
 def test_only_tasks_that_a_row_never_solved() -> None:
     found = report()
     [section] = make_leaderboard([found], TABLE, "box", unsolved_by="SFT+RL").sections
+    assert "Some of them it failed by chance" in section.selection
     left = {result.task for result in found.rows[3].results if not result.solved}
     assert 0 < len(left) < 60
     first, *others = found.rows[3].results
@@ -413,6 +414,13 @@ def test_only_tasks_that_a_row_never_solved() -> None:
         assert {result.task for result in row.measured.results} == left
     [paid] = [row for row in section.rows if row.measured.origin.kind == "live"]
     assert paid.cost.total_usd == pytest.approx(len(left) * 4 * (1000 * 4 + 100 * 20) / 1e6)
+
+
+def test_a_script_that_fails_a_task_fails_it_always() -> None:
+    [section] = make_leaderboard([report()], TABLE, "box", unsolved_by="no-op").sections
+    assert section.selection == "Only tasks that no-op never solved."
+    [section] = make_leaderboard([report()], TABLE, "box").sections
+    assert section.selection == ""
 
 
 @pytest.mark.parametrize(

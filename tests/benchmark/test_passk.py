@@ -70,7 +70,9 @@ def test_a_late_lead_is_no_lead_at_every_k_and_chance_is_told() -> None:
     base, trained = made("base", UNTOUCHED, [8, 0, 0, 0]), made("RL", TRAINED, [1, 1, 1, 1])
     [found] = compare_pass_at_k([report(base, trained)])
     assert found.crossing is None
-    lead, _, shown = sentences(found)
+    assert (found.learned, found.lost) == ((), ("task-0",))
+    lead, learned, shown = sentences(found)
+    assert learned.endswith("The other way round: 1. Two equal rows have about as many both ways.")
     assert lead == "RL is ahead at every k up to 8 except k = 1, 2."
     assert shown == "The interval of the difference includes zero at every k."
 

@@ -430,3 +430,21 @@ def test_seeds_are_measured_on_the_same_items() -> None:
         seeds_interval(np.zeros((2, 3)), np.zeros((1, 2)), ["f", "f", "g"])
     with pytest.raises(ValueError, match="found 2 and 1 seeds; expected pairs"):
         seeds_interval(np.zeros((2, 2)), np.zeros((1, 2)), ["f", "g"], by_seed=True)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.4, 0.7, 0.8])
+def test_rounding_is_no_difference(share: float) -> None:
+    clusters = [f"{number}" for number in range(20)]
+    found = seeds_interval(np.full((3, 20), share), np.full((1, 20), share), clusters)
+    assert found.exact
+    assert found.low < -0.1
+    assert found.high > 0.1
+
+
+def test_differences_that_cancel_out_in_each_cluster_are_none() -> None:
+    clusters = [f"{number // 2}" for number in range(40)]
+    a, b = [0.1, 0.2] * 20, [0.3, 0.0] * 20
+    found = paired_interval(a, b, clusters)
+    assert found.exact
+    assert found.low < 0 < found.high
+    assert permutation_p(a, b, clusters) == 1

@@ -9,7 +9,7 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envkit.openai_api.text import FunctionCall, TextStream, ToolCallStream
+from envkit.openai_api.text import FunctionCall, TextStream, ToolCallStream, format_tool_call, parse_call
 
 GOOD = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
 
@@ -106,3 +106,17 @@ def test_tool_calls_are_told_from_text(text: str, left: str, calls: list[Functio
         made += new
     assert found + stream.end() == left
     assert made == calls
+
+
+def test_a_call_whose_argument_has_the_closing_mark_is_read_back_as_it_was() -> None:
+    call = FunctionCall("write", '{"text": "see </tool_call> and <b>"}')
+    stream = ToolCallStream()
+    text, [found] = stream.push(format_tool_call(call))
+    assert (text, stream.end()) == ("", "")
+    assert found == call
+
+
+@pytest.mark.parametrize("body", ['{"name": "a", "parameters": {"x": 1}}', '{"name": "", "arguments": {}}'])
+def test_a_call_whose_arguments_would_be_lost_is_text(body: str) -> None:
+    assert parse_call(body) is None
+    assert parse_call('{"name": "a"}') == FunctionCall("a", "{}")

@@ -22,7 +22,8 @@ from envkit.benchmark.stats import Interval
 from envkit.cli.main import app
 from envkit.errors import ConfigError, EnvkitError, Stopped, StoreError, UsageError
 from envkit.models import resolve
-from envkit.studies.prompt_search import PromptFound, read_prompt
+from envkit.studies.prompt_search import PromptFound, best_message, examples_of, read_prompt
+from envkit.studies.prompt_sizes import PromptSizes
 from envkit.types import EpisodeKey
 
 SIZES: dict[str, Any] = {"rounds": 2, "rewritings": 2, "tasks_per_round": 3, "checked": 3}
@@ -61,6 +62,26 @@ def test_another_system_message_reaches_the_agent() -> None:
     assert [turn.text for _, turn in agent.collect() if not isinstance(turn, Exception)] == ["an action"]
     assert heard == ["other words"]
     assert agent.name == "listening"
+
+
+def test_which_tasks_compare_messages_does_not_depend_on_what_a_message_failed() -> None:
+    tasks = [f"t{number}" for number in range(24)]
+    examples = examples_of(tasks)
+    assert len(examples) == 6
+    # The message so far failed an example and a task that compares; the new one failed only the example.
+    first, second = tasks[0], tasks[1]
+    so_far = {task: float(task not in (first, second)) for task in tasks}
+    new = {task: float(task != first) for task in tasks}
+    assert best_message({0: so_far, 1: new}, 0, tasks) == 1
+    assert best_message({0: new, 1: {**new, first: 1.0}}, 0, tasks) == 0, "an example counted"
+    assert best_message({0: so_far, 1: {**new, second: 0.0}}, 0, tasks) == 0
+    without = {task: reward for task, reward in new.items() if task != second}
+    assert best_message({0: so_far, 1: new, 2: without}, 0, tasks) == 0, "a task that is void for one counted"
+
+
+def test_one_task_a_round_is_too_few() -> None:
+    with pytest.raises(ConfigError, match="give 2 or more"):
+        PromptSizes(tasks_per_round=1)
 
 
 @pytest.mark.slow

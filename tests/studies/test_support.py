@@ -19,7 +19,7 @@ from envkit.benchmark.stats import Interval
 from envkit.cli.main import app
 from envkit.environments.code_editor import starter_tasks
 from envkit.models import resolve
-from envkit.studies.support import Support, support_of
+from envkit.studies.support import Support, share_needed, support_of
 
 
 def group(*rewards: float) -> list[Trajectory]:
@@ -67,6 +67,13 @@ def test_the_interval_decides(
     assert words in some.sentences[-1]
 
 
+def test_rl_with_one_group_a_step_may_start_where_most_groups_teach() -> None:
+    some = found(*[group(0, 1)] * 90, *[group(0, 0)] * 38, needed=share_needed(1))
+    assert some.can_start
+    assert "RL needs 50.0 %, one of 2 groups." in some.sentences[1]
+    assert share_needed(20) == 0.05
+
+
 def test_one_source_decides_nothing_and_is_valid_json() -> None:
     some = support_of([group(0, 1), group(0, 0)], ["f"] * 2, 0.05)
     assert some.can_start is None
@@ -89,13 +96,13 @@ def train_tasks(count: int) -> list[Task]:
 def test_a_base_that_never_solves_is_found_out_and_its_episodes_are_kept(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    result = envkit.support(config=settings, tasks=train_tasks(3), root=tmp_path, display="quiet")
+    result = envkit.support(config=settings, tasks=train_tasks(8), root=tmp_path, display="quiet")
     assert result.found is not None
-    assert result.found.groups == 3
+    assert result.found.groups == 8
     assert result.found.mixed.estimate == 0
-    assert result.found.can_start is False  # a step of one group needs every group
+    assert result.found.can_start is False  # steps of one group need half of the groups
     assert json.loads((result.run / "support.json").read_text()) == result.found.as_data()
-    assert len((result.run / "eval-policy.jsonl").read_text().splitlines()) == 6
+    assert len((result.run / "eval-policy.jsonl").read_text().splitlines()) == 16
 
 
 def test_an_adapter_is_tested_in_place_of_the_base(settings: dict[str, Any], tmp_path: Path) -> None:
