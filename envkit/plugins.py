@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sysconfig
 import traceback
 from importlib.metadata import EntryPoint, entry_points
@@ -36,10 +37,15 @@ def load(kind: str, name: str) -> Any:
     """Load the object that is registered under a name.
 
     Raises:
-        RegistryError: no such name; the message lists the registered ones. Or its code cannot be loaded; the
+        RegistryError: no such name; the message lists the registered ones. Or several packages register it;
+            the message names them. Or its code cannot be loaded; the
             message names the line.
     """
     found = points(kind)
+    values = {point.value: point for point in entry_points(group=GROUPS[kind]) if point.name == name}
+    if len(values) > 1:
+        both = " and ".join(f"{value} ({_package_of(point)})" for value, point in sorted(values.items()))
+        raise RegistryError(f"{kind} {name!r} is registered as {both}; rename one, or uninstall its package")
     if name not in found:
         known = ", ".join(sorted(found)) or "none"
         raise RegistryError(
@@ -74,6 +80,22 @@ def place_of(error: Exception) -> str:
         and (not frame.filename.startswith(python) or "-packages" in frame.filename)
     ]
     return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
+
+
+def place_in_plugin(error: Exception) -> str:
+    """Return file and line of the innermost code of a plugin that an error passed; empty for none."""
+    values = [point.value for kind in GROUPS for point in points(kind).values()]
+    packages = {re.split(r"[.:]", value)[0] for value in values} - {__package__}
+    places = [
+        f"{frame.f_code.co_filename}, line {line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__")).partition(".")[0] in packages
+    ]
+    return places[-1] if places else ""
+
+
+def _package_of(point: EntryPoint) -> str:
+    return f"of {point.dist.name}" if point.dist is not None else "of an unknown package"
 
 
 def sandbox_backend(name: str = "auto", image: str = "") -> SandboxBackend:

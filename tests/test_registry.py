@@ -44,7 +44,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, backends: Mapping[str, type[Sandb
 
     class Point:
         def __init__(self, name: str) -> None:
-            self.name = name
+            self.name = self.value = name
 
         def load(self) -> type[SandboxBackend]:
             return backends[self.name]
@@ -130,6 +130,21 @@ def test_gymnasium_ids_of_plugins_contain_their_packages_major_version(
     registry.register_gymnasium()
     assert [*gymnasium.envs.registration.registry] == ["envkit/StockRoom-v2", "envkit/X2-v0"]
     assert gymnasium.spec("envkit/StockRoom-v2").kwargs == {"name": "stock-room"}
+
+
+def test_two_packages_with_one_name_are_refused_and_one_found_twice_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def point(value: str, package: str) -> SimpleNamespace:
+        dist = SimpleNamespace(name=package)
+        return SimpleNamespace(name="desk", value=value, dist=dist, load=lambda: "the desk")
+
+    points = [point("one:Desk", "one"), point("two:Desk", "two-desks")]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points)
+    with pytest.raises(RegistryError, match=r"one:Desk \(of one\) and two:Desk \(of two-desks\); rename one"):
+        plugins.load("environment", "desk")
+    points[1] = points[0]
+    assert plugins.load("environment", "desk") == "the desk"
 
 
 def test_gymnasium_imports_envkit_for_an_id_with_a_module() -> None:

@@ -36,7 +36,8 @@ def audit(
             "-o",
             "--output",
             metavar="FILE",
-            help="Certificate to write, NAME.json, with its table beside it, NAME.md. Default: in the cache.",
+            help="Certificate to write, NAME.json, with its table beside it, NAME.md. Default: in the cache. "
+            "Of a package, only certificate.json beside the environment's module is looked for.",
         ),
     ] = None,
     max_turns: Annotated[

@@ -43,6 +43,7 @@ from envkit.cli import (
 from envkit.cli.help import Command, Group
 from envkit.cli.output import err, out
 from envkit.errors import EnvkitError, StoreError, UsageError
+from envkit.plugins import place_in_plugin
 
 app = typer.Typer(
     cls=Group,
@@ -156,6 +157,8 @@ def run(arguments: list[str]) -> int:
         if is_out_of_memory(error):
             return _fail(_OUT_OF_MEMORY, 1)
         name = type(error).__name__
+        if where := place_in_plugin(error):
+            return _fail(f"{where}: {name}: {error}; mend it there; `envkit -v ...` shows the traceback", 1)
         return _fail(
             f"this is a fault in envkit, not in your input: {name}: {error}; run it again as `envkit -v ...` "
             "for the traceback, and report it",

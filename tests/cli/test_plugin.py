@@ -56,6 +56,7 @@ def test_it_is_listed_and_played(site: Path) -> None:
         ("from envkit import", "from csvv import", ["eval", "--agent", "oracle", "--env"], "No module"),
         ("class Analyst(Env)", "class Analyst(Env", ["play"], "SyntaxError: "),
         ("self.answered = None", "self.answered = Nome", ["play"], "NameError: name 'Nome'"),
+        ("task.hidden['total']})", "task.hidden['sum']})", ["tasks", "check", "--env"], "KeyError: 'sum'"),
     ],
 )  # fmt: skip
 def test_a_fault_in_its_code_is_told_with_its_line(
