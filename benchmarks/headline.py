@@ -78,7 +78,7 @@ _TRAINED = Line(
 _BASE = Line("base", "base", (("{}", "base"),))
 _SFT_ALONE = Line(
     "after SFT alone, all known solutions, two seeds",
-    "SFT, 60 minutes",
+    "SFT alone",
     (("sft-alone/{}", "sft"), ("sft-alone/seed-1/{}", "sft")),
     1,
 )

@@ -41,23 +41,23 @@ def load(kind: str, name: str) -> Any:
             the message names them. Or its code cannot be loaded; the
             message names the line.
     """
-    found = points(kind)
-    values = {point.value: point for point in entry_points(group=GROUPS[kind]) if point.name == name}
-    if len(values) > 1:
-        both = " and ".join(f"{value} ({_package_of(point)})" for value, point in sorted(values.items()))
-        raise RegistryError(f"{kind} {name!r} is registered as {both}; rename one, or uninstall its package")
-    if name not in found:
-        known = ", ".join(sorted(found)) or "none"
+    found = {point.value: point for point in entry_points(group=GROUPS[kind]) if point.name == name}
+    if not found:
+        known = ", ".join(names(kind)) or "none"
         raise RegistryError(
             f"no {kind} {name!r}; there is: {known}. Those of a package of yours are there once it is "
             "installed: pip install --editable FOLDER"
         )
+    if len(found) > 1:
+        both = " and ".join(f"{value} ({_package_of(point)})" for value, point in sorted(found.items()))
+        raise RegistryError(f"{kind} {name!r} is registered as {both}; rename one, or uninstall its package")
+    [(value, point)] = found.items()
     try:
-        return found[name].load()
+        return point.load()
     except (EnvkitError, MemoryError):
         raise
     except Exception as error:
-        where = place_of(error) or f"entry point {found[name].value}"
+        where = place_of(error) or f"entry point {value}"
         raise RegistryError(
             f"{kind} {name} cannot be loaded: {where}: {type(error).__name__}: {error}; mend it there, or "
             "uninstall its package"
