@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import final
 
 from envkit.agent import Session
-from envkit.authored import Baseline
+from envkit.authored import Baseline, require_actions
 from envkit.engine.protocol import uniforms
 from envkit.errors import ContractError
 from envkit.sandbox import SandboxBackend
@@ -83,12 +83,12 @@ def baseline(chosen: Baseline, tasks: Sequence[Task], backend: SandboxBackend) -
     found: dict[object, Sequence[str]] = {}
 
     def unseeded(task: str) -> Sequence[str]:
-        return chosen.actions(by_id[task], 0, backend)
+        return require_actions(chosen.actions(by_id[task], 0, backend), f"baseline {chosen.name}")
 
     def actions_of(key: EpisodeKey) -> Sequence[str]:
         if chosen.is_random:
             seed = int(2**53 * uniforms((key.seed, key.step, key.group, key.row), 1)[0])
-            return chosen.actions(by_id[key.task], seed, backend)
+            return require_actions(chosen.actions(by_id[key.task], seed, backend), f"baseline {chosen.name}")
         if key.task not in found:
             missing = [task for task in order[order.index(key.task) :] if task not in found]
             with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

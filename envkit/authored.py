@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
+from envkit.errors import ContractError
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task
 
@@ -32,11 +34,18 @@ class Exploit:
         name: what it does, unique.
         actions: its episode; the last action is repeated until the episode ends.
         inapplicable: why it cannot be tried on this task; its actions are then not played.
+
+    Raises:
+        ContractError: its actions are no list of texts, or empty.
     """
 
     name: str
     actions: tuple[str, ...]
     inapplicable: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.inapplicable:
+            require_actions(self.actions, f"exploit {self.name!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +56,17 @@ class Variant:
         kind: how it was made, such as "another mutation"; rates are counted by kind.
         actions: its episode; the last action is repeated until the episode ends.
         is_right: True if it solves the task.
+
+    Raises:
+        ContractError: its actions are no list of texts, or empty.
     """
 
     kind: str
     actions: tuple[str, ...]
     is_right: bool
+
+    def __post_init__(self) -> None:
+        require_actions(self.actions, f"variant {self.kind!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +103,23 @@ class ImportedTasks:
         default_factory=dict[str, Mapping[str, tuple[str, ...]]]
     )
     left_out: Mapping[str, int] = field(default_factory=dict[str, int])
+
+
+def require_actions(found: object, whose: str) -> tuple[str, ...]:
+    """An episode's actions as an author gave them, at least one.
+
+    Args:
+        found: what the author gave.
+        whose: what gave it, for the message.
+
+    Raises:
+        ContractError: no list of texts. A text alone would be played letter by letter.
+    """
+    if isinstance(found, str) or not isinstance(found, Sequence):
+        raise ContractError(f"{whose} has actions {found!r:.60}; expected a list of texts")
+    actions = (*cast("Sequence[object]", found),)
+    if wrong := [action for action in actions if not isinstance(action, str)]:
+        raise ContractError(f"{whose} has the action {wrong[0]!r:.60}; expected a text")
+    if not actions:
+        raise ContractError(f"{whose} has no actions; expected at least one")
+    return cast("tuple[str, ...]", actions)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from envkit.errors import (
     SETUP_ERRORS,
@@ -16,7 +16,7 @@ from envkit.errors import (
     SandboxError,
     UsageError,
 )
-from envkit.grading import Grade, SubmissionRejected
+from envkit.grading import Grade, SubmissionRejected, is_number
 from envkit.judging import Rubric, card_name
 from envkit.types import Verdict, total_reward
 
@@ -83,6 +83,9 @@ class Score:
         return total_reward(self.parts.values())
 
 
+@overload
+def check(method: Method, /) -> Method: ...
+@overload
 def check(
     *,
     weight: float = 1.0,
@@ -91,8 +94,19 @@ def check(
     held_out: bool = False,
     each_turn: bool = False,
     judged: Rubric | None = None,
-) -> Callable[[Method], Method]:
-    """Mark a method of an environment as a check; see `Check`.
+) -> Callable[[Method], Method]: ...
+def check(
+    method: Any = None,
+    /,
+    *,
+    weight: float = 1.0,
+    gate: bool = False,
+    required: bool | None = None,
+    held_out: bool = False,
+    each_turn: bool = False,
+    judged: Rubric | None = None,
+) -> Any:
+    """Mark a method of an environment as a check; see `Check`. ``@check`` alone is ``@check()``.
 
     The method takes no argument and returns a bool, a number in [0, 1] or a `Grade`. A held-out check may
     return ``None`` if it does not apply to the episode; it then counts as not run.
@@ -133,7 +147,7 @@ def check(
         setattr(method, _MARK, (weight, gate, held_out, each_turn, decides, judged))
         return method
 
-    return mark
+    return mark if method is None else mark(method)
 
 
 def find_checks(cls: type) -> tuple[Check, ...]:
@@ -279,6 +293,6 @@ def _run(env: Any, item: Check) -> tuple[float, Grade | None] | None:
         if result.verdict is Verdict.INFRA:
             raise SandboxError(f"check {item.name}: {result.evidence}")
         return result.score, result
-    if isinstance(result, bool | int | float) and 0 <= result <= 1:  # NaN fails both
+    if is_number(result) and 0 <= result <= 1:  # NaN fails both
         return float(result), None
     raise CheckError(f"check {item.name} returned {result!r}; expected a bool, [0, 1] or a Grade")

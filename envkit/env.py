@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import math
 import random
 from abc import ABC, abstractmethod
@@ -11,16 +13,17 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, cast, final, get_args
+from typing import Any, ClassVar, Final, Literal, TypeVar, cast, final, get_args
 
 import gymnasium
 
-from envkit.authored import ActionResult, Baseline, Exploit, ImportedTasks, Variant
+from envkit.authored import ActionResult, Baseline, Exploit, ImportedTasks, Variant, require_actions
 from envkit.checks import Check, find_checks, run_checks, run_turn_checks
 from envkit.contents import declared_contents
 from envkit.display import Display, Silent
 from envkit.errors import SETUP_ERRORS, CheckError, ContractError, UsageError
 from envkit.grading import Grade
+from envkit.hidden import require_storable
 from envkit.judging import ask, judge, open_model
 from envkit.plugins import sandbox_backend
 from envkit.random_calls import random_calls
@@ -76,12 +79,13 @@ class Env(gymnasium.Env[str, str], ABC):
         render_mode: ``"ansi"`` makes `render` return the last observation.
 
     Raises:
-        UsageError: no tasks, two tasks of one id, ``max_turns`` < 1, an unknown render mode, or one of
-            `secrets` is not set, or a card cannot be used.
+        UsageError: no list of tasks, or none in it, two tasks of one id, ``max_turns`` < 1, no backend as
+            ``sandbox``, an unknown render mode, or one of `secrets` is not set, or a card cannot be used.
+        TaskFileError: a task holds what a task file does not keep, such as a tuple.
         SandboxUnavailable: no sandbox is given, and code cannot be isolated on this machine.
         ContractError: the class has no ``id``, no check with weight, no required check, neither tools nor an
-            `apply`, a `reward_range` or `turn_cost` that it cannot have, `hosts` of no phase, or judged
-            checks without two `judges` or without a required check beside them.
+            `apply`, a `max_calls`, `reward_range` or `turn_cost` that it cannot have, `hosts` of no phase, or
+            judged checks without two `judges` or without a required check beside them.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012  (Gymnasium's own attribute)
@@ -158,28 +162,42 @@ class Env(gymnasium.Env[str, str], ABC):
         """Find the class's checks and tools.
 
         Raises:
-            ContractError: one of them, or another method, would replace a method of the base class; or a
-                method replaces a check or a tool and lacks the decorator.
+            ContractError: one of them, or another attribute, would replace what belongs to the base class;
+                or a method replaces a check or a tool and lacks the decorator.
         """
         super().__init_subclass__()
-        cls.checks, cls.tools = find_checks(cls), find_tools(cls)
+        marked = find_checks(cls), find_tools(cls)
         ours = {*dir(Env), *Env.__annotations__, ACTIONS, LIMIT}
-        for each in (*cls.checks, *cls.tools):
+        for each in itertools.chain(*marked):
             if each.name in ours:
                 kind = type(each).__name__.lower()
                 clash = f"{kind} {each.name} of {cls.__name__} would replace Env.{each.name}"
                 raise ContractError(f"{clash}; give it another name")
+        cls.__require_ours()
+        cls.checks, cls.tools = marked
         if "baselines" in vars(cls):
             cls._names_baselines = True
         elif (cls.tools or cls.tools_in_setup) and not cls._names_baselines:
             chance = "makes random calls of tools"
             cls.baselines = (Baseline("random", chance, _random_calls(cls), is_random=True),)
-        for name in ("reset", "step", "close"):
-            if getattr(cls, name) is not getattr(Env, name):
-                raise ContractError(
-                    f"{cls.__name__} replaces Env.{name}, which owns sandbox, turns and score; write setup, "
-                    "apply, teardown or dispose"
-                )
+
+    @classmethod
+    def __require_ours(cls) -> None:
+        """Refuse a class that replaces what is the base class's own, or forgets a ``@classmethod``.
+
+        Raises:
+            ContractError: names it, and what to write instead.
+        """
+        for name, ours in vars(Env).items():
+            theirs = inspect.getattr_static(cls, name)
+            if _is_final(ours) and theirs is not ours:
+                instead = _HOOKS.get(name, "give it another name")
+                raise ContractError(f"{cls.__name__} replaces Env.{name}, which belongs to Env; {instead}")
+            if isinstance(ours, classmethod) and not isinstance(theirs, classmethod | staticmethod):
+                raise ContractError(f"{cls.__name__}.{name} needs no instance; put @classmethod above it")
+        for name, instead in _FILLED_IN.items():
+            if name in vars(cls):
+                raise ContractError(f"{cls.__name__} sets {name}, which Env fills in; {instead}")
 
     def __init__(
         self,
@@ -191,21 +209,21 @@ class Env(gymnasium.Env[str, str], ABC):
         max_action_bytes: int = 16_384,
         render_mode: str | None = None,
     ) -> None:
-        self.tasks = {task.id: task for task in tasks}
-        if not tasks:
-            raise UsageError(f"{type(self).__name__} was given no tasks; expected at least one")
-        if len(self.tasks) != len(tasks):
-            counts = Counter(task.id for task in tasks)
-            twice = ", ".join(f"{name!r}" for name, count in counts.items() if count > 1)
-            raise UsageError(f"several tasks have the id {twice:.200}; expected each id once")
-        # Rollouts make one environment per running episode from the same tasks; one check is enough.
-        if type(self).__dict__.get("_validated_tasks") is not tasks:  # not a parent's, which checks less
+        # Rollouts make one environment per running episode from the same tasks; one check is enough. One of a
+        # parent class is not, because it checks less.
+        if type(self).__dict__.get("_validated_tasks", False) is not tasks:
+            _require_tasks(type(self), tasks)
             for task in tasks:
                 self.validate_task(task)
             type(self)._validated_tasks = tasks
+        self.tasks = {task.id: task for task in tasks}
         max_turns = type(self).max_turns if max_turns is None else max_turns
-        if max_turns < 1:
-            raise UsageError(f"max_turns is {max_turns}; it must be at least 1")
+        if not (isinstance(cast("object", max_turns), int) and max_turns >= 1):
+            raise UsageError(f"max_turns is {max_turns!r}; expected a number of turns, at least 1")
+        if isinstance(cast("object", sandbox), str):
+            raise UsageError(
+                f"sandbox is {sandbox!r}; expected a backend: plugins.sandbox_backend({sandbox!r})"
+            )
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise UsageError(f"render_mode is {render_mode!r}; expected None or 'ansi'")
         _require_complete(type(self))
@@ -213,19 +231,20 @@ class Env(gymnasium.Env[str, str], ABC):
         self.action_space: Utf8 = Utf8(max_action_bytes)  # pyright: ignore[reportIncompatibleVariableOverride]
         self.max_turns = max_turns
         self.render_mode = render_mode
-        self._secrets = read_secrets(self.secrets)
-        self._judge = open_model(self.judges[0]) if self.judges else None
-        self._simulator = open_model(self.simulator) if self.simulator else None
-        self._backend = self.equip(sandbox)
-        self._sandbox: Sandbox | None = None
-        self._setup_began = False
-        self._task: Task | None = None
-        self._visit_seed = 0
-        self._held_out = False
-        self._turns = 0
+        # Two underscores, so that no attribute of an author's class replaces one of these.
+        self.__secrets = read_secrets(self.secrets)
+        self.__judge = open_model(self.judges[0]) if self.judges else None
+        self.__simulator = open_model(self.simulator) if self.simulator else None
+        self.__backend = self.equip(sandbox)
+        self.__sandbox: Sandbox | None = None
+        self.__setup_began = False
+        self.__task: Task | None = None
+        self.__visit_seed = 0
+        self.__held_out = False
+        self.__turns = 0
         #: What this episode has earned so far, by check or other source.
-        self._earned: dict[str, float] = {}
-        self._last = ""
+        self.__earned: dict[str, float] = {}
+        self.__last = ""
 
     # Hooks: an author writes `setup` and, if the defaults do not fit, the others.
 
@@ -411,7 +430,7 @@ class Env(gymnasium.Env[str, str], ABC):
         results: list[tuple[str, ActionResult]] = []
         failed = False
         for call in calls[: self.max_calls]:
-            result, failed = self._make(call)
+            result, failed = self.__make(call)
             results.append(("" if isinstance(call, str) else call.tool.name, result))
             if failed or result.done:
                 break
@@ -426,7 +445,7 @@ class Env(gymnasium.Env[str, str], ABC):
             texts.append("(Later calls were not made" + ("." if failed else f": {limit} per turn.") + ")")
         return ActionResult("\n\n".join(texts), done, sum(result.reward for _, result in results))
 
-    def _make(self, call: ToolCall | str) -> tuple[ActionResult, bool]:
+    def __make(self, call: ToolCall | str) -> tuple[ActionResult, bool]:
         """Make a call, or pass on the message of a malformed one; True if it failed."""
         if isinstance(call, str):
             return ActionResult(call), True
@@ -445,38 +464,44 @@ class Env(gymnasium.Env[str, str], ABC):
     # State of the running episode, for hooks, tools and checks.
 
     @property
+    @final
     def backend(self) -> SandboxBackend:
         """The sandbox backend, for graders that need a second sandbox."""
-        return self._backend
+        return self.__backend
 
     @property
+    @final
     def sandbox(self) -> Sandbox:
         """This episode's sandbox."""
-        if self._sandbox is None:
+        if self.__sandbox is None:
             raise ContractError("no episode is running; call reset() first")
-        return self._sandbox
+        return self.__sandbox
 
     @property
+    @final
     def task(self) -> Task:
         """This episode's task."""
-        if self._task is None:
+        if self.__task is None:
             raise ContractError("no episode is running; call reset() first")
-        return self._task
+        return self.__task
 
+    @final
     def secret(self, name: str) -> str:
         """The value of one of `secrets`.
 
         Raises:
             ContractError: the class does not declare it.
         """
-        if name not in self._secrets:
+        if name not in self.__secrets:
             raise ContractError(f"{type(self).__name__} reads secret {name!r}; add the name to its `secrets`")
-        return self._secrets[name]
+        return self.__secrets[name]
 
+    @final
     def without_secrets(self, text: str) -> str:
         """Replace the values of `secrets` in a text by their names. What encodes them is not found."""
-        return blotted_out(text, self._secrets)
+        return blotted_out(text, self.__secrets)
 
+    @final
     def judge(self, text: str, facts: str = "") -> Grade:
         """Ask the first of `judges` the question of the running check. See `envkit.judging`.
 
@@ -490,13 +515,14 @@ class Env(gymnasium.Env[str, str], ABC):
             SandboxError: the judge gives no usable answer. `ModelUnavailable`: it is down.
         """
         check = self.running_check
-        if check is None or check.rubric is None or self._judge is None:
+        if check is None or check.rubric is None or self.__judge is None:
             where = "no check is running" if check is None else f"check {check.name} is not marked"
             raise ContractError(f"judge() is for checks marked @check(judged=Rubric(...)); {where}")
         told = [self.without_secrets(words) for words in (text, facts)]
-        answer = judge(self._judge, check.rubric, *told, seed=self._visit_seed)
+        answer = judge(self.__judge, check.rubric, *told, seed=self.__visit_seed)
         return Grade(score=check.rubric.answers[answer], evidence=f"{check.judge} answers {answer}")
 
+    @final
     def ask(self, prompt: str, text: str | None = None, *, temperature: float = 0.0) -> str:
         """Ask the `simulator` for a text, such as the next words of a simulated user. Not for checks.
 
@@ -517,27 +543,30 @@ class Env(gymnasium.Env[str, str], ABC):
                 f"check {self.running_check.name} calls ask(); mark it @check(judged=Rubric(...)) and call "
                 "judge()"
             )
-        if self._simulator is None:
+        if self.__simulator is None:
             raise ContractError(f"{type(self).__name__} calls ask(); name a card in its `simulator`")
         return ask(
-            self._simulator,
+            self.__simulator,
             self.without_secrets(prompt),
             None if text is None else self.without_secrets(text),
-            seed=self._visit_seed,
+            seed=self.__visit_seed,
             read=lambda reply: reply.strip() or None,
             temperature=temperature,
         )
 
     @property
+    @final
     def visit_seed(self) -> int:
         """Seed of this visit's hidden inputs, in [0, 2**63)."""
-        return self._visit_seed
+        return self.__visit_seed
 
     @property
+    @final
     def turns_left(self) -> int:
-        return self.max_turns - self._turns
+        return self.max_turns - self.__turns
 
     @property
+    @final
     def help(self) -> str:
         """A description of the tools, for prompts."""
         return describe_tools(self.tools, self.max_calls)
@@ -557,29 +586,29 @@ class Env(gymnasium.Env[str, str], ABC):
         """
         super().reset(seed=seed)
         options = dict(options or {})
-        wanted, self._held_out = options.pop("task", None), bool(options.pop("held_out", False))
+        wanted, self.__held_out = options.pop("task", None), bool(options.pop("held_out", False))
         if options:
             raise UsageError(f"unknown reset option {sorted(options)[0]!r}; expected 'task' or 'held_out'")
         ids = list(self.tasks)
         task_id = wanted if wanted is not None else ids[int(self.np_random.integers(len(ids)))]
         if task_id not in self.tasks:
             raise UsageError(f"no task {task_id!r} among the {len(ids)} loaded, e.g. {ids[0]!r}")
-        self._visit_seed = int(self.np_random.integers(2**63 - 1))
-        self._end()
-        self._task = self.tasks[task_id]
-        self._turns, self._earned = 0, {}
-        self._sandbox = self._backend.create()
-        with self._ending_on_error():
-            for path, content in self._task.files.items():
-                self._sandbox.write(path, content if isinstance(content, bytes) else content.encode())
-            self._setup_began = True
-            seen = _returned(self.setup(self._task), str, "setup", "a str, the first observation")
+        self.__visit_seed = int(self.np_random.integers(2**63 - 1))
+        self.__end()
+        self.__task = self.tasks[task_id]
+        self.__turns, self.__earned = 0, {}
+        self.__sandbox = self.__backend.create()
+        with self.__ending_on_error():
+            for path, content in self.__task.files.items():
+                self.__sandbox.write(path, content if isinstance(content, bytes) else content.encode())
+            self.__setup_began = True
+            seen = _returned(self.setup(self.__task), str, "setup", "a str, the first observation")
             if self.tools is not type(self).tools and not self.tools_in_setup:
                 name = type(self).__name__
                 raise ContractError(f"{name}.setup sets tools; set tools_in_setup = True in the class")
-            self._last = self.observation_space.clip(self.without_secrets(seen))
-        info: ResetInfo = {"task": task_id, "split": self._task.split}
-        return self._last, cast("dict[str, Any]", info)
+            self.__last = self.observation_space.clip(self.without_secrets(seen))
+        info: ResetInfo = {"task": task_id, "split": self.__task.split}
+        return self.__last, cast("dict[str, Any]", info)
 
     @final
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -590,10 +619,10 @@ class Env(gymnasium.Env[str, str], ABC):
             CheckError: a check raised or returned no score; names environment, task and check.
             SandboxError: broken machinery; this episode earns nothing. `Rollouts` repeats it once.
         """
-        if self._sandbox is None:
+        if self.__sandbox is None:
             raise ContractError("step() without a running episode; call reset() first")
-        with self._ending_on_error():
-            self._turns += 1
+        with self.__ending_on_error():
+            self.__turns += 1
             self.phase = "turn"
             if self.action_space.contains(action):
                 effect = _checked_result(self.apply(action), "apply", "an ActionResult")
@@ -602,17 +631,17 @@ class Env(gymnasium.Env[str, str], ABC):
                 effect = ActionResult(
                     f"That action is not valid text of at most {limit} bytes; nothing was done."
                 )
-            self._last = self.observation_space.clip(self.without_secrets(effect.observation))
-            truncated = not effect.done and self._turns >= self.max_turns
-            info: StepInfo = {"task": self.task.id, "turn": self._turns}
+            self.__last = self.observation_space.clip(self.without_secrets(effect.observation))
+            truncated = not effect.done and self.__turns >= self.max_turns
+            info: StepInfo = {"task": self.task.id, "turn": self.__turns}
             self.phase = "check"
-            by_actions = self._earned.get(ACTIONS, 0.0) + effect.reward
+            by_actions = self.__earned.get(ACTIONS, 0.0) + effect.reward
             if not (effect.done or truncated):
-                with self._naming_task():
+                with self.__naming_task():
                     parts = run_turn_checks(self, self.checks)
             else:
-                with self._naming_task():
-                    score = run_checks(self, self.checks, held_out=self._held_out)
+                with self.__naming_task():
+                    score = run_checks(self, self.checks, held_out=self.__held_out)
                 parts = score.parts
                 if score.withheld:
                     by_actions = min(by_actions, 0.0)
@@ -624,26 +653,26 @@ class Env(gymnasium.Env[str, str], ABC):
                     info["weaknesses"] = dict(score.weaknesses)
                 if score.held_out:
                     info["held_out"] = dict(score.held_out)
-                self._end()
-            rewards = self._pay({**parts, ACTIONS: by_actions, TURN_COST: -self.turn_cost * self._turns})
+                self.__end()
+            rewards = self.__pay({**parts, ACTIONS: by_actions, TURN_COST: -self.turn_cost * self.__turns})
             if rewards:
                 info["rewards"] = rewards
         reward = total_reward(rewards.values())
-        return self._last, reward, effect.done, truncated, cast("dict[str, Any]", info)
+        return self.__last, reward, effect.done, truncated, cast("dict[str, Any]", info)
 
-    def _pay(self, earned: Mapping[str, float]) -> dict[str, float]:
+    def __pay(self, earned: Mapping[str, float]) -> dict[str, float]:
         """Return this turn's reward by source, given what every source has earned in the episode so far."""
         low, high = self.reward_range
         # Rounded before they are subtracted, so that turns add up: three thirds pay 1.
         earned = {name: total_reward([value]) for name, value in earned.items()}
         total = total_reward(earned.values())
-        before, self._earned = self._earned, {**earned, LIMIT: min(max(total, low), high) - total}
-        rewards = {name: value - before.get(name, 0.0) for name, value in self._earned.items()}
+        before, self.__earned = self.__earned, {**earned, LIMIT: min(max(total, low), high) - total}
+        rewards = {name: value - before.get(name, 0.0) for name, value in self.__earned.items()}
         always = (ACTIONS, TURN_COST, LIMIT)
         return {name: value for name, value in rewards.items() if value or name not in always}
 
     @contextmanager
-    def _naming_task(self) -> Generator[None]:
+    def __naming_task(self) -> Generator[None]:
         """Add environment and task to the message of a `CheckError`."""
         try:
             yield
@@ -652,18 +681,18 @@ class Env(gymnasium.Env[str, str], ABC):
 
     def render(self) -> str | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The last observation in mode ``"ansi"``, else ``None``."""
-        return self._last if self.render_mode == "ansi" else None
+        return self.__last if self.render_mode == "ansi" else None
 
     @final
     def close(self) -> None:
         """End the episode and release what is kept between episodes. Idempotent."""
         try:
-            self._end()
+            self.__end()
         finally:
             self.dispose()
 
     @contextmanager
-    def _ending_on_error(self) -> Generator[None]:
+    def __ending_on_error(self) -> Generator[None]:
         """End the episode if an exception leaves the block, so that no action follows in a broken state.
 
         If ending it raises as well, the exception gets a note of that.
@@ -672,21 +701,79 @@ class Env(gymnasium.Env[str, str], ABC):
             yield
         except BaseException as error:
             try:
-                self._end()
+                self.__end()
             except Exception as another:
                 error.add_note(f"Ending the episode raised too: {type(another).__name__}: {another}")
             raise
 
-    def _end(self) -> None:
+    def __end(self) -> None:
         self.phase = "setup"
-        sandbox, self._sandbox = self._sandbox, None
-        setup_began, self._setup_began = self._setup_began, False
+        sandbox, self.__sandbox = self.__sandbox, None
+        setup_began, self.__setup_began = self.__setup_began, False
         if sandbox is not None:
             try:
                 if setup_began:
                     self.teardown()
             finally:
                 sandbox.close()
+
+
+#: Final method of `Env` -> what an author writes instead.
+_HOOKS: Final[Mapping[str, str]] = {
+    "reset": "write setup",
+    "step": "write apply, or methods marked with @tool and @check",
+    "close": "write teardown or dispose",
+    "tasks_of": "write make_task or make_tasks",
+    "equip": "declare packages, toolchains, data or image",
+    "tools_of": "mark methods with @tool",
+    "sandbox": "read it as self.sandbox, or give yours another name",
+}
+#: Attribute that an instance or the class is given -> what an author writes instead of it.
+_FILLED_IN: Final[Mapping[str, str]] = {
+    "checks": "mark methods with @check()",
+    "tasks": "write make_task or make_tasks",
+    "phase": "give yours another name",
+    "running_check": "give yours another name",
+}
+
+
+def oracle_actions(kind: type[Env], task: Task) -> tuple[str, ...]:
+    """The actions of an environment's oracle for a task, at least one.
+
+    Raises:
+        ContractError: `Env.oracle` returned something else.
+    """
+    return require_actions(kind.oracle(task), f"{kind.__name__}.oracle, for task {task.id},")
+
+
+def _is_final(member: object) -> bool:
+    """True for a method or property of a class that is marked with ``typing.final``."""
+    return getattr(getattr(member, "fget", member), "__final__", False)
+
+
+def _require_tasks(kind: type[Env], tasks: object) -> None:
+    """Raise if an environment cannot be made for want of tasks of its own form.
+
+    Raises:
+        UsageError: no sequence of tasks, none, or two of one id.
+        TaskFileError: a task holds what a task file does not keep.
+    """
+    name = kind.__name__
+    if isinstance(tasks, str | bytes) or not isinstance(tasks, Sequence):
+        raise UsageError(
+            f"{name} was given tasks of type {type(tasks).__name__}; expected a list, such as that of "
+            f"{name}.tasks_of('train') or of taskfile.read_tasks(path)"
+        )
+    if not tasks:
+        raise UsageError(f"{name} was given no tasks; expected at least one")
+    ids = Counter[str]()
+    for task in cast("Sequence[object]", tasks):
+        if not isinstance(task, Task):
+            raise UsageError(f"{name} was given {task!r:.60} as a task; expected a Task")
+        require_storable(task)
+        ids[task.id] += 1
+    if twice := ", ".join(f"{each!r}" for each, count in ids.items() if count > 1):
+        raise UsageError(f"several tasks have the id {twice:.200}; expected each id once")
 
 
 def _no_tasks(kind: type[Env], split: str) -> UsageError:
@@ -761,6 +848,8 @@ def _require_complete(kind: type[Env]) -> None:
             f"{name} has no required check, so every episode would be solved; mark the one that decides with "
             "@check(required=True)"
         )
+    if not (isinstance(cast("object", kind.max_calls), int) and kind.max_calls >= 1):
+        raise ContractError(f"{name}.max_calls is {kind.max_calls!r}; expected a number of calls, at least 1")
     if not (kind.tools or kind.tools_in_setup) and kind.apply is Env.apply:
         raise ContractError(f"{name} has no actions; mark methods with @tool, or write apply()")
     for declared in ("secrets", "judges"):

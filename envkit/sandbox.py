@@ -264,6 +264,7 @@ class Sandbox(Protocol):
 
         Raises:
             UsageError: an argument holds a NUL or half a surrogate pair.
+            ContractError: ``argv`` is no list of texts, or ``stdin`` no bytes.
             UnenforceableLimit: this backend cannot enforce one of the limits.
             SandboxError: the machinery failed; never because of something the command did.
         """

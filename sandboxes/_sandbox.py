@@ -14,9 +14,9 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
-from envkit.errors import SandboxError, SandboxUnavailable, UsageError
+from envkit.errors import ContractError, SandboxError, SandboxUnavailable, UsageError
 from envkit.lease import reap
 from envkit.sandbox import ExecResult, Limits, Peer, Sandbox
 from envkit.sandboxes._linux import cgroup
@@ -105,6 +105,8 @@ class FolderSandbox(ABC):
 
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", limits: Limits = Limits()) -> ExecResult:
         """See `envkit.sandbox.Sandbox.run`."""
+        if not isinstance(cast("object", stdin), bytes):
+            raise ContractError(f"stdin is {stdin!r:.60}; expected bytes, such as text.encode()")
         return self._supervise(argv, limits).run(stdin)
 
     def open(self, argv: Sequence[str], *, limits: Limits = Limits()) -> Peer:
@@ -163,7 +165,11 @@ class FolderSandbox(ABC):
         return self._snapshots[snapshot]
 
     def _supervise(self, argv: Sequence[str], limits: Limits) -> Supervisor:
+        if isinstance(argv, str):  # would be taken letter by letter
+            raise ContractError(f"argv is {argv!r:.60}; expected a list of texts, such as ['sh', '-c', ...]")
         for argument in argv:
+            if not isinstance(cast("object", argument), str):
+                raise ContractError(f"argv holds {argument!r:.60}; expected texts")
             # An agent may have written the argument, so this is its mistake and not broken machinery.
             if _IMPOSSIBLE.search(argument):
                 raise UsageError(

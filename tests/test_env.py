@@ -539,7 +539,7 @@ def test_a_tool_or_check_named_like_a_base_method_is_refused(mark: Any, name: st
 def test_overriding_reset_step_or_close_is_refused(name: str) -> None:
     mixin = type("Mixin", (), {name: lambda self: None})
     for bases, members in (((GuessEnv,), vars(mixin)), ((mixin, GuessEnv), {})):
-        with pytest.raises(ContractError, match=f"Made replaces Env.{name}, which owns sandbox"):
+        with pytest.raises(ContractError, match=f"Made replaces Env.{name}, which belongs to Env"):
             type("Made", bases, {name: members[name]} if members else {})
 
 

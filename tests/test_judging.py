@@ -29,7 +29,7 @@ from judged_letters import (
 from envkit import EpisodeKey, LabelledText, Outcome, Rollouts, Rubric, Trajectory, check
 from envkit.agents.scripted import ScriptedAgent
 from envkit.errors import ConfigError, ContractError, SandboxError
-from envkit.judging import _fenced, judge
+from envkit.judging import _fenced, judge, open_model
 from envkit.sandboxes.process import ProcessBackend
 from envkit.tools import format_call
 
@@ -356,7 +356,6 @@ def test_a_rubric_that_cannot_be_answered_is_refused(fields: dict[str, Any], wor
 
 def test_lone_surrogates_are_sent_as_question_marks(serve: Serve, make: Callable[..., LetterDesk]) -> None:
     api = serve(honest)
-    model = make(api.url)._judge
-    assert model is not None
+    model = open_model(make(api.url).judges[0])
     assert judge(model, RUBRIC, "Please \ud800", "", seed=1) == "yes"
     assert judged_text(api.asked[0]) == "Please ?"

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, TypeVar, cast, final
 from envkit.audit.answers import ActionValue, answers_of, junk, near_misses, replaced
 from envkit.audit.instrumented import InstrumentedBackend
 from envkit.audit.words import minimal_call
-from envkit.env import Env
+from envkit.env import Env, oracle_actions
 from envkit.errors import BrokenTask, EnvkitError, UsageError
 from envkit.sandbox import SandboxBackend
 from envkit.tools import Tool
@@ -188,7 +188,7 @@ class AuditedEnv:
         self.make(self.all_tasks).close()
         for task in self.tasks:
             try:
-                self.kind.oracle(task)
+                oracle_actions(self.kind, task)
                 with contextlib.closing(self.make([task])) as env:
                     env.reset(seed=0, options={"task": task.id})
             except Exception as error:
@@ -266,13 +266,16 @@ class AuditedEnv:
 
     def oracle_actions(self, task: Task) -> list[str]:
         """The oracle's actions for a task. They are asked for once."""
-        return self._once("oracle's actions", task, lambda: [*self.kind.oracle(task)])
+        return self._once("oracle's actions", task, lambda: [*oracle_actions(self.kind, task)])
 
     def wrong_actions(self, task: Task) -> list[str]:
-        """Another task's oracle's actions: well-formed, and usually wrong. The no-op if all are the same."""
+        """Another task's oracle's actions: well-formed, and usually wrong.
+
+        None that hold all of this task's: they would solve it on the way. The no-op if there are no others.
+        """
         others = (self.oracle_actions(other) for other in self.tasks)
         own, noop = self.oracle_actions(task), [self.kind.noop_action]
-        return next((actions for actions in others if actions != own), noop)
+        return next((actions for actions in others if not _contains(actions, own)), noop)
 
     def ending_calls(self) -> list[str]:
         """Minimal calls of the tools that end an episode; the no-op if there are none."""
@@ -402,6 +405,12 @@ def play_on(
 def level_of(task: Task) -> str:
     """The level of difficulty that a task's metadata names; empty if it names none."""
     return str(task.metadata.get("level", ""))
+
+
+def _contains(actions: Sequence[str], others: Sequence[str]) -> bool:
+    """True if the others are among the actions, in their order."""
+    rest = iter(actions)
+    return all(other in rest for other in others)
 
 
 def _evenly(items: Sequence[Result], count: int) -> list[Result]:

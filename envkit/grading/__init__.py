@@ -11,7 +11,7 @@ from envkit.grading.compare import (
     order,
     show,
 )
-from envkit.grading.grade import Grade
+from envkit.grading.grade import Grade, is_number
 from envkit.grading.oracle import (
     GRADING_LIMITS,
     Answer,
@@ -48,6 +48,7 @@ __all__ = [
     "equal",
     "grade",
     "grade_suite",
+    "is_number",
     "opaque",
     "order",
     "outcomes",

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from numbers import Real
+from typing import TypeGuard, final
+
+import numpy as np
 
 from envkit.errors import ContractError
 from envkit.types import Verdict
+
+
+def is_number(found: object) -> TypeGuard[float]:
+    """True for a real number or a bool, of Python or numpy."""
+    return isinstance(found, Real | np.bool_)
 
 
 @final
@@ -49,6 +57,8 @@ class Grade:
         total: int = 0,
         timed_out: bool = False,
     ) -> None:
+        if score is not None and not is_number(score):
+            raise ContractError(f"a Grade has score {score!r:.60}; expected a number in [0, 1]")
         if verdict is None:
             if score is None:
                 raise ContractError("a Grade has neither a verdict nor a score; expected one of them")

@@ -10,7 +10,7 @@ from typing import Final
 from envkit.agents.scripted import ScriptedAgent, noop, oracle
 from envkit.benchmark.evaluation import episode_keys
 from envkit.display import Display
-from envkit.env import Env
+from envkit.env import Env, oracle_actions
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.types import Outcome, Task, Trajectory
@@ -84,7 +84,7 @@ class ControlAgent:
 
 def controls(kind: type[Env], tasks: Sequence[Task]) -> list[ControlAgent]:
     """The control agents of an environment: oracle and no-op."""
-    solutions = {task.id: kind.oracle(task) for task in tasks}
+    solutions = {task.id: oracle_actions(kind, task) for task in tasks}
     turns = {task: len(actions) for task, actions in solutions.items()}
     return [ControlAgent(oracle(solutions), True, turns), ControlAgent(noop(kind.noop_action), False)]
 
@@ -143,7 +143,7 @@ def with_transcripts(
     with closing(kind(tasks=tasks, sandbox=backend)) as env:
         for fault in failed:
             env.reset(seed=seed, options={"task": fault.task})
-            shown[fault.task] = (*_transcript(env, kind.oracle(by_id[fault.task])),)
+            shown[fault.task] = (*_transcript(env, oracle_actions(kind, by_id[fault.task])),)
     return [
         replace(fault, transcript=shown.get(fault.task, ())) if fault.agent == "oracle" else fault
         for fault in faults

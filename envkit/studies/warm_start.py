@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from envkit.display import Display
-from envkit.env import Env
-from envkit.errors import ContractError, SandboxError, StoreError
+from envkit.env import Env, oracle_actions
+from envkit.errors import SandboxError, StoreError
 from envkit.models import ModelRef, resolve
 from envkit.models.adapter_folder import require_fit, require_scale
 from envkit.sandbox import SandboxBackend
@@ -103,8 +103,7 @@ def demonstrations(
 
     def demonstrate(task: Task) -> Demonstration:
         raise_if_stopped(should_stop)
-        if not (actions := kind.oracle(task)):
-            raise ContractError(f"{kind.__name__}.oracle returned no action for task {task.id}; expected one")
+        actions = oracle_actions(kind, task)
         try:
             return play(task, actions)
         except SandboxError:  # as in training: a sandbox may fail once

@@ -381,7 +381,7 @@ def digests() -> dict[str, str]:
         ("envkit/grading/worker.py", "def encode", "x = 1\n\n\ndef encode", {"code-editor"}),
         ("envkit/inputs/perturb.py", "\n\n\ndef ", "\nx = 1\n\n\ndef ", {"code-editor"}),
         ("envkit/checks.py", "total <= 0", "total < 0", {*OURS}),
-        ("envkit/env.py", "self._turns += 1", "self._turns += 2", {*OURS}),
+        ("envkit/env.py", "self.__turns += 1", "self.__turns += 2", {*OURS}),
         ("envkit/mining/search.py", " == ", " != ", {"code-editor"}),
         ("envkit/mining/miner.py", "\n\n\ndef ", "\nx = 1\n\n\ndef ", set()),
         ("envkit/rollout.py", "\n\n\ndef ", "\nx = 1\n\n\ndef ", set()),
