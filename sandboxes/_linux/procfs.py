@@ -45,8 +45,10 @@ def rlimits(
         processes: limit the user's processes too; the user must have none outside the sandbox's namespace.
     """
     wanted = {
-        # A backstop, because the supervisor counts the whole tree's time.
-        "cpu": (resource.RLIMIT_CPU, math.ceil(limits.cpu_s) + 1),
+        # A backstop, because the supervisor counts the whole tree's time. Far above the limit, because the
+        # kernel compares it with time sampled at ticks: beside processes that sleep and wake often, that
+        # runs ahead by a fifth and more.
+        "cpu": (resource.RLIMIT_CPU, 2 * math.ceil(limits.cpu_s) + 1),
         "fsize": (resource.RLIMIT_FSIZE, limits.disk_bytes),
         "nofile": (resource.RLIMIT_NOFILE, _OPEN_FILES),
         "core": (resource.RLIMIT_CORE, 0),

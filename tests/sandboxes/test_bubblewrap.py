@@ -134,7 +134,7 @@ def test_without_control_groups_bubblewraps_process_has_the_commands_limits(sand
     peer = sandbox.open([sandbox.python, "-uc", "while True: print(input())"], limits=limits)
     assert peer.ask(b"up", 10) == b"up"
     init = peer._tree._init  # type: ignore[attr-defined]
-    bounds = {"address space": 96 * MIB, "processes": 9, "cpu time": 4, "file size": MIB}
+    bounds = {"address space": 96 * MIB, "processes": 9, "cpu time": 7, "file size": MIB}
     for pid in procfs.family(init):
         table = Path(f"/proc/{pid}/limits").read_text().splitlines()
         for name, bound in bounds.items():

@@ -56,5 +56,5 @@ def test_a_sandbox_that_fails_twice_ends_the_warm_start() -> None:
 
 def test_an_oracle_without_an_action_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Known, "actions", ())
-    with pytest.raises(ContractError, match=r"Known\.oracle returned no action for task a"):
+    with pytest.raises(ContractError, match=r"Known\.oracle, for task a, has no actions"):
         demonstrations(Known, tiny.letter_tasks("a"), tiny.MemoryBackend(), 2)
