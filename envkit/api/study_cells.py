@@ -211,12 +211,19 @@ class CellMeasurer:
         file = cell.work / "router.safetensors"
         write_router(router, file)
         base_bytes = sum(weights.stat().st_size for weights in ref.path.glob("*.safetensors"))
-        for part, posed in held_out.items():
+        for sent, (part, posed) in zip(facts.sent, held_out.items(), strict=True):  # both by environment
+            assert sent.unknown is not None  # there are several specialists
             arms = {task.id: arm or BASE for task, arm in zip(posed.tasks, answering[part], strict=True)}
-            cell.write_chosen(
-                part,
-                RoutedTasks(arms, facts.learned, facts.read_ms, file.stat().st_size, base_bytes, commit()),
+            found = RoutedTasks(
+                arms=arms,
+                learned=facts.learned,
+                read_ms=facts.read_ms,
+                size_bytes=file.stat().st_size,
+                base_bytes=base_bytes,
+                unknown=sent.unknown.estimate,
+                commit=commit(),
             )
+            cell.write_chosen(part, found)
 
     def _measure_distance(self, cell: CellFolder) -> None:
         """Measure how far a cell's adapter has moved from its base."""

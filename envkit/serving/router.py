@@ -3,8 +3,9 @@
 A prompt is the mean hidden state of its first tokens after the base's first layers
 (`envkit.engine.early.EarlyLayers`). The specialist is the one whose train prompts have the nearest mean, by
 Mahalanobis distance with one covariance for all, as in a linear discriminant. A specialist does not answer a
-prompt that is farther from it than nearly all of its own; if none does, the base answers (Lee et al.,
-arXiv:1807.03888).
+prompt that is farther from it than nearly all of its own (Lee et al., arXiv:1807.03888) and than half the way
+to the next specialist; if none does, the base answers. Half the way, because prompts of a database or a
+service that was not trained on lie farther out than all that were, and yet much nearer than another task's.
 
 Shapes: N prompts, D width of the hidden state, K specialists.
 """
@@ -112,7 +113,8 @@ def fit(
         train: prompts of each specialist, shape (N, D), at least two of each.
         limiting: others of each specialist, at least `FEWEST_TO_LIMIT`, which set how far a prompt may be:
             one more prompt that is drawn as these were is farther with a probability of at most `MISSED`
-            (split conformal prediction, arXiv:2107.07511). Prompts of few sources promise less for others.
+            (split conformal prediction, arXiv:2107.07511). Prompts of few sources promise less for others;
+            therefore no limit is less than half the distance to the nearest other specialist's mean.
         layers, tokens, base_digest, dtype: see `Router`.
 
     Raises:
@@ -134,11 +136,13 @@ def fit(
     unlimited = Router(
         tuple(train), means_KD, whitening_DD, np.full(len(train), np.inf), layers, tokens, base_digest, dtype
     )
-    limits = list[float]()
+    limits_K = np.empty(len(train))
     for k, name in enumerate(train):
         own = np.sort(unlimited.distances(limiting[name])[:, k])
-        limits.append(float(own[math.ceil((len(own) + 1) * (1 - MISSED)) - 1]))
-    return replace(unlimited, limits_K=np.array(limits))
+        to_others = np.linalg.norm(np.delete(means_KD, k, axis=0) - means_KD[k], axis=-1)
+        half = to_others.min() / 2 if len(to_others) else 0.0
+        limits_K[k] = max(own[math.ceil((len(own) + 1) * (1 - MISSED)) - 1], half)
+    return replace(unlimited, limits_K=limits_K)
 
 
 def _covariance(centered_ND: Features, groups: int) -> Features:

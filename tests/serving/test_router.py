@@ -64,6 +64,24 @@ def test_the_share_of_own_prompts_that_goes_to_the_base_is_as_promised() -> None
     assert np.mean(shares) == pytest.approx(MISSED, abs=3 * np.std(shares) / 10)
 
 
+def test_prompts_of_an_unseen_part_of_a_task_go_to_its_specialist_too(router: Router) -> None:
+    red = draw(0, 200, 4)
+    offset = np.where(np.arange(WIDTH) < WIDTH // 2, 1.4, 0.0)  # where prompts vary
+    shifted = red + offset * np.random.default_rng(7).choice([-1.0, 1.0], WIDTH)
+    own = fitted(("red",))  # its limit is that of its own prompts
+    assert own.choose(shifted).count("red") <= 20
+    assert router.choose(shifted).count("red") >= 190
+    assert router.limits_K[0] > own.limits_K[0]
+
+
+def test_specialists_of_nearly_equal_tasks_answer_their_own_prompts_all_the_same() -> None:
+    prompts = {"red": draw(0, 30, 2), "scarlet": draw(0, 30, 8) + 0.01}
+    limiting = {"red": draw(0, 40, 3), "scarlet": draw(0, 40, 9) + 0.01}
+    router = fit(prompts, limiting, layers=1, tokens=8, base_digest="base")
+    assert router.choose(draw(0, 200, 4)).count(None) <= 20
+    assert router.choose(draw(3, 200, 4)) == [None] * 200
+
+
 def test_prompts_of_a_task_that_is_as_near_as_another_go_to_the_nearest(router: Router) -> None:
     between = (CENTERS[0] * 0.6 + CENTERS[1] * 0.4)[None]
     assert router.choose(between, with_base=False) == ["red"]

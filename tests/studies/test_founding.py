@@ -516,7 +516,7 @@ def route(root: Path, right: float, base_bytes: int = 10**6) -> None:
         arms = {f"t{task}": own if task < right * TASKS else other for task in range(TASKS)}
         for seed in range(2):
             cell = CellFolder.of(root, ARMS["routed"], seed)
-            cell.write_chosen(part, RoutedTasks(arms, 600, 5.0, 10_000, base_bytes, "1.0"))
+            cell.write_chosen(part, RoutedTasks(arms, 600, 5.0, 10_000, base_bytes, 0.9, "1.0"))
 
 
 @pytest.mark.parametrize(
@@ -536,7 +536,7 @@ def test_specialists(tmp_path: Path, joint: float, right: float, base_bytes: int
     assert found.verdict == expected
     confusion = found.tables[1].rows[1]
     assert confusion[0] == "sql-desk"
-    assert confusion[-1] == f"{100 * right:.1f}"
+    assert confusion[-2:] == (f"{100 * right:.1f}", "90.0")
 
 
 def test_a_routed_part_is_missing_until_all_chosen_have_played(tmp_path: Path) -> None:

@@ -161,6 +161,8 @@ class RoutedTasks:
         read_ms: median milliseconds to read a prompt.
         size_bytes: of the router's file.
         base_bytes: of the base's files of weights.
+        unknown: share of the environment's prompts that go to the base, in 0..1, if a router has never seen
+            that environment. Its train prompts, of sources that no router learned from.
         commit: version of envkit.
     """
 
@@ -169,6 +171,7 @@ class RoutedTasks:
     read_ms: float
     size_bytes: int
     base_bytes: int
+    unknown: float
     commit: str
 
 

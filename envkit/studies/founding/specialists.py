@@ -74,6 +74,8 @@ def judge(grid: Grid) -> StudyFinding:
             f"{number(found[0].base_bytes / 1e6, 0)} MB of the base's.",
             f"The router learned from {number(found[0].learned, 0)} prompts, and reads one in "
             f"{number(mean(each.read_ms for each in found), 0)} ms.",
+            "Prompts of an environment that a router has not seen should go to the base: 'Base, % if "
+            "unknown' says how many do, of train tasks whose sources no router learned from.",
             "Every environment counts by its number of tasks. A specialist knows one of them, so the joint "
             "adapter is the harder rival.",
             "The claim was first made of four kinds of bugs. A prompt does not tell these apart, so "
@@ -136,9 +138,10 @@ def _confusion(chosen: dict[str, list[RoutedTasks]]) -> Table:
         answering = [arm for each in found for arm in each.arms.values()]
         counts = [answering.count(arm) for arm in (*_SPECIALISTS, BASE)]
         own = answering.count(SPECIALISTS[name].name) / len(answering)
-        lines.append((name, *(number(count, 0) for count in counts), percent(own)))
+        unknown = mean(each.unknown for each in found)
+        lines.append((name, *(number(count, 0) for count in counts), percent(own), percent(unknown)))
     return Table(
         "Who answers the held-out prompts, over all seeds",
-        ("Prompts of", *_SPECIALISTS, BASE, "Own specialist, %"),
+        ("Prompts of", *_SPECIALISTS, BASE, "Own specialist, %", "Base, % if unknown"),
         tuple(lines),
     )
