@@ -24,7 +24,7 @@ from recorder import Recorder
 import envkit
 from envkit import api
 from envkit.api.adapter import training_of
-from envkit.api.bench_runs import environment_for, trained_base, trained_limits
+from envkit.api.bench_runs import environment_for, trained_limits
 from envkit.api.common import absolute_if_path, short_tasks
 from envkit.api.training import _adapters
 from envkit.benchmark.report import load_report
@@ -34,6 +34,7 @@ from envkit.models import SMALL_MODEL
 from envkit.store import RunFolder
 from envkit.studies.interference import arms_of
 from envkit.studies.routing import first_prompts
+from envkit.studies.run_records import base_of
 from envkit.taskfile import write_tasks
 from envkit.types import Task
 
@@ -500,13 +501,35 @@ def test_an_adapter_is_measured_on_the_environment_that_it_was_trained_on(tmp_pa
         envkit.compare_controls([both], display="quiet")
 
 
+def test_the_base_of_adapters_is_that_of_their_runs_or_else_of_their_folders(tmp_path: Path) -> None:
+    def adapter_of(model: str, run: bool = True) -> Path:
+        folder = tmp_path / f"loose-{model.replace('/', '-')}"
+        if run:
+            trained = RunFolder.create(tmp_path, "before-after", {"plan": {"train": {"model": model}}})
+            trained.journal("phases").close()
+            folder = trained.path / "sft"
+        folder.mkdir()
+        (folder / "base.json").write_text(json.dumps({"model": Path(model).name if run else model}))
+        return folder
+
+    own, another = adapter_of("/models/own"), adapter_of("smollm2-135m-q4")
+    assert base_of([own]) == "/models/own"  # its folder names "own" alone
+    assert base_of([another, another, tmp_path]) == "smollm2-135m-q4"
+    assert base_of([adapter_of("Qwen/Qwen3-0.6B", run=False)]) == "Qwen/Qwen3-0.6B"
+    assert base_of([]) == base_of([tmp_path]) == ""
+    with pytest.raises(UsageError, match="several bases: /models/own, smollm2-135m-q4; expected one"):
+        base_of([own, another])
+    with pytest.raises(ModelError, match="was trained on a model in a folder 'own'; name it with --model"):
+        base_of([adapter_of("own", run=False)])
+
+
 def test_an_adapter_in_a_run_that_did_not_train_it_is_taken_as_one_in_no_run(tmp_path: Path) -> None:
     """Such as a steering vector in the folder of the `support` run that it was computed from."""
     run = RunFolder.create(tmp_path, "support", {"kind": "support", "environment": "sql-desk"})
     run.journal("phases").close()
     vector = run.path / "steering"
     assert training_of(vector) == (None, None)
-    assert trained_base([vector]) == ""
+    assert base_of([vector]) == ""
     assert trained_limits([vector]) == {}
     assert environment_for("", [vector])[0] == "code-editor"
     with pytest.raises(UsageError, match="is in no training run, so what it was trained on is not known"):

@@ -137,12 +137,13 @@ def load_adapter(
     from envkit.training.config import TrainConfig
 
     require_training()
-    from envkit.models.adapter_folder import recorded_base, recorded_control
+    from envkit.models.adapter_folder import recorded_control
+    from envkit.studies.run_records import base_of
 
     folder = adapter_folder(Path(path), step)
     trained, environment = training_of(folder)
     rank, alpha = lora_settings(folder)
-    base = str(model or (trained.model if trained else recorded_base(folder) or DEFAULT_MODEL))
+    base = str(model or base_of([folder]) or DEFAULT_MODEL)
     config = replace(
         trained or TrainConfig(),
         model=base,

@@ -78,28 +78,6 @@ def reports_of(run: Path) -> tuple[Report, ...]:
     return tuple(read_report(folder / "report.html") for folder in report_folders(run))
 
 
-def recorded_model(adapters: Sequence[Path]) -> str:
-    """Return the base that the first adapter was trained on; empty if its folder names none."""
-    from envkit.models.adapter_folder import recorded_base
-
-    return recorded_base(adapters[0]) if adapters else ""
-
-
-def trained_base(adapters: Sequence[Path]) -> str:
-    """Return the base of the adapters' training runs; empty if none is in a run.
-
-    Raises:
-        UsageError: they have several.
-    """
-    from envkit.studies.run_records import training_run_of
-    from envkit.training.config import of_run
-
-    models = {of_run(run).model for folder in adapters if (run := training_run_of(folder)) is not None}
-    if len(models) > 1:
-        raise UsageError(f"the adapters belong to several bases: {', '.join(sorted(models))}")
-    return next(iter(models), "")
-
-
 def adapter_folders(paths: Sequence[Path | str]) -> list[Path]:
     """Find the adapter folder that each path names: itself, or a training run's newest checkpoint.
 

@@ -11,9 +11,7 @@ from envkit.api.bench_runs import (
     distinct_names,
     environment_for,
     play_bench,
-    recorded_model,
     start_bench,
-    trained_base,
     trained_limits,
 )
 from envkit.api.common import RUNS, command_of, isolated_backend
@@ -78,6 +76,7 @@ def compare_controls(
     from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
     from envkit.studies.controls import control_of, require_known_scale, write_controls
     from envkit.studies.prompt_search import read_prompt
+    from envkit.studies.run_records import base_of
 
     if not adapters:
         raise UsageError("expected at least one adapter to compare with its base")
@@ -87,7 +86,7 @@ def compare_controls(
     if twice := [name for name in names if names.count(name) > 1 or name == "base"]:
         raise UsageError(f"{twice[0]} is no name of one adapter alone; rename its folder")
     name, why = environment_for(environment or "", folders)
-    base = str(model or trained_base(folders) or recorded_model(folders) or DEFAULT_MODEL)
+    base = str(model or base_of(folders) or DEFAULT_MODEL)
     limits: dict[str, Any] = trained_limits(folders)
     if max_turns is not None:
         limits["max_turns"] = max_turns

@@ -64,7 +64,6 @@ def forgetting(
     from envkit.api.training import train_config
     from envkit.models import DEFAULT_MODEL, require_training, resolve
     from envkit.models.adapter_folder import (
-        recorded_base,
         recorded_control,
         require_fit,
         require_scale,
@@ -75,7 +74,7 @@ def forgetting(
     from envkit.studies.forgetting import Forgetting, movement, text_loss
     from envkit.studies.machine import resolve_dtype, use_threads
     from envkit.studies.passages import passages_of
-    from envkit.studies.run_records import environments_of, training_run_of
+    from envkit.studies.run_records import base_of, environments_of, training_run_of
     from envkit.studies.turns import turns_of
     from envkit.training.checkpoint import load_adapter
     from envkit.training.config import TrainConfig
@@ -91,7 +90,7 @@ def forgetting(
         raise UsageError(
             f"{folder} is in no training run, so it is not known what it plays; name the environment (--env)"
         )
-    base = str(model or (trained.model if trained else recorded_base(folder) or DEFAULT_MODEL))
+    base = str(model or base_of([folder]) or DEFAULT_MODEL)
     rank, alpha = lora_settings(folder)
     settings = trained or TrainConfig() if config is None else train_config(config)
     episodes = replace(

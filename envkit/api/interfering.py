@@ -11,7 +11,6 @@ from envkit.api.bench_runs import (
     adapter_folders,
     play_bench,
     start_bench,
-    trained_base,
     trained_limits,
 )
 from envkit.api.common import RUNS, command_of, isolated_backend
@@ -72,6 +71,7 @@ def interference(
     from envkit.benchmark.interference import BASE, JOINT, SPECIALIST, MatrixRow
     from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
     from envkit.studies.interference import arms_of, merge_all, write_arms
+    from envkit.studies.run_records import base_of
 
     folders = adapter_folders(runs)
     arms = dict(zip(folders, arms_of(folders), strict=True))
@@ -86,7 +86,7 @@ def interference(
         raise UsageError(f"no run trained on {without[0]} alone; name its specialist's run too")
     if not joint and not merge:
         raise UsageError("no run trained on several environments, and nothing is merged; name one of both")
-    model = trained_base(folders)
+    model = base_of(folders)
     limits: dict[str, Any] = trained_limits([*joint, *folders])
     if max_turns is not None:
         limits["max_turns"] = max_turns

@@ -12,7 +12,6 @@ from envkit.api.bench_runs import (
     distinct_names,
     environment_for,
     play_bench,
-    recorded_model,
     reports_of,
     start_bench,
     trained_limits,
@@ -254,19 +253,21 @@ def bench_spec(
         environment, tasks: as for `evaluate`.
         limit: play only the first ``limit`` tasks.
         split, max_task_chars: as for `evaluate`.
-        model: the base of the adapters; by default the one that the first of them was trained on.
+        model: the base of the adapters; by default the one that they were trained on.
         samples: episodes per task.
         shots: above 0, a further row of the base model, which sees so many solved train tasks first.
         settings: further fields of `BenchSpec`. Turns, lengths and stop strings are by default those that the
             first adapter was trained with.
 
     Raises:
-        UsageError: no agent is named, a card does not exist, or a setting needs adapters and there are none.
+        UsageError: no agent is named, a card does not exist, a setting needs adapters and there are none, or
+            the adapters have several bases.
         MissingExtraError: an adapter is named, and the extra ``train`` is not installed.
     """
     from envkit.agents.cards import load_card
     from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
     from envkit.models import DEFAULT_MODEL, require_training
+    from envkit.studies.run_records import base_of
 
     if not (adapters or cards or recorded):
         raise UsageError("no agent to compare; name an adapter, a card or recorded outputs")
@@ -283,7 +284,7 @@ def bench_spec(
     limits = {name: value for name, value in trained_limits(paths).items() if name not in settings}
     if "max_turns" in limits:
         settings["max_turns"] = limits.pop("max_turns")
-    base = absolute_if_path(model) if model else recorded_model(paths) or DEFAULT_MODEL
+    base = absolute_if_path(model) if model else base_of(paths) or DEFAULT_MODEL
     rows = [AgentSpec(name, script=name) for name in ("oracle", "no-op")]
     if adapters:
         rows.append(AgentSpec("base", model=base, **limits))
@@ -423,8 +424,9 @@ def _require_priced(machine: str | None, prices: Path | None) -> None:
 def _base(given: Path | str, adapters: Sequence[Path]) -> tuple[str, str]:
     """Return the base model of a row, and why it was chosen if nobody named it."""
     from envkit.models import choose_model
+    from envkit.studies.run_records import base_of
 
     if given:
         return absolute_if_path(given), ""
-    recorded = recorded_model(adapters)
+    recorded = base_of(adapters)
     return (recorded, "") if recorded else choose_model()

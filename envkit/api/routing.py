@@ -45,13 +45,14 @@ def train_router(
     from envkit.models import require_training, resolve
 
     require_training()
-    from envkit.api.bench_runs import adapter_folders, trained_base
+    from envkit.api.bench_runs import adapter_folders
     from envkit.engine.torch_engine import TorchEngine
     from envkit.models.adapter_folder import require_fit
     from envkit.serving.models import require_names
     from envkit.serving.router import AUTO, write_router
     from envkit.studies.machine import resolve_dtype, use_threads
     from envkit.studies.routing import first_prompts, split, train
+    from envkit.studies.run_records import base_of
     from envkit.training.base_model import load_base
     from envkit.training.config import TrainConfig
 
@@ -69,7 +70,7 @@ def train_router(
     parts = {
         name: split(name, first_prompts(folder, prompts, seed), seed) for name, folder in folders.items()
     }
-    model = trained_base([*folders.values()])
+    model = base_of([*folders.values()])
     with open_display(display) as progress:
         ref = resolve(model, progress)
         for folder in folders.values():

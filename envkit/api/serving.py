@@ -123,7 +123,6 @@ def serve(config: ServeConfig, display: Display) -> None:
 def _make_server(config: ServeConfig, display: Display) -> Server:
     """Check the settings, load the model, and start its engine; raises as `serve`."""
     from envkit.api.adapter import adapter_folder
-    from envkit.api.bench_runs import recorded_model
     from envkit.models import DEFAULT_MODEL, resolve
     from envkit.models.adapter_folder import require_fit
     from envkit.serving.access import Access, read_access
@@ -132,6 +131,7 @@ def _make_server(config: ServeConfig, display: Display) -> Server:
     from envkit.serving.router import AUTO
     from envkit.serving.server import Server, ServerLimits
     from envkit.serving.torch_decoder import in_thread_that_ends
+    from envkit.studies.run_records import base_of
     from envkit.training.policy import find_device
 
     if config.router is not None and config.engine == "vllm":
@@ -143,7 +143,7 @@ def _make_server(config: ServeConfig, display: Display) -> Server:
     _listen(config.host, config.port).close()  # taken ports are told before the model is loaded
     ledger = None if config.ledger is None else Ledger(config.ledger)
     named = {name: adapter_folder(path) for name, path in config.adapters.items()}
-    ref = resolve(config.model or recorded_model([*named.values()]) or DEFAULT_MODEL, display)
+    ref = resolve(config.model or base_of([*named.values()]) or DEFAULT_MODEL, display)
     base_name = config.name or ref.id
     require_names(base_name, named)
     if config.router is not None and AUTO in (base_name, *named):

@@ -413,7 +413,7 @@ def train_config(
     config: TrainConfig | Mapping[str, Any] | Path | str | None, **overrides: Any
 ) -> TrainConfig:
     """Read the configuration, then apply the values that the caller gave."""
-    from envkit.models.adapter_folder import recorded_base
+    from envkit.studies.run_records import base_of
     from envkit.training.config import TrainConfig, from_mapping, from_toml, to_mapping
 
     if isinstance(config, TrainConfig):
@@ -435,5 +435,5 @@ def train_config(
     if not (warm_start / "adapter_config.json").is_file():
         raise UsageError(f"{warm_start} has no adapter_config.json; expected the folder of an adapter")
     if model == "auto":
-        model = recorded_base(warm_start) or model
+        model = base_of([warm_start]) or model
     return replace(settings, model=absolute_if_path(model), warm_start=str(warm_start))

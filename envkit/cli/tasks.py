@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from envkit.types import Task
 
 _SEVERAL: Final = 2
+#: Tasks that are named of those with the same fault.
+_NAMED_TASKS: Final = 5
 
 app = typer.Typer(no_args_is_help=True, help="Mine, build, export and check task files.")
 
@@ -342,7 +344,7 @@ def check(
 ) -> None:
     """Check tasks: the oracle must solve every task, and the no-op must earn nothing."""
     from envkit import registry
-    from envkit.studies.validate_tasks import validate_tasks, with_transcripts
+    from envkit.studies.validate_tasks import faults_alike, validate_tasks, with_transcripts
 
     require_at_least(0, seed=seed)
     kind = registry.environment(env)
@@ -375,9 +377,12 @@ def check(
         for name, tasks in sets.items():
             sources = _count_sources(tasks)
             out.print(f"{name}: {len(tasks)} tasks of {sources} sources, {len(faults[name])} broken")
-            for fault in faults[name]:
-                out.print(f"  {fault}", markup=False, soft_wrap=True)
-                for line in fault.transcript:
+            for alike in faults_alike(faults[name]):
+                out.print(f"  {alike[0]}", markup=False, soft_wrap=True)
+                for line in alike[0].transcript:
                     out.print(f"    {line}", markup=False, soft_wrap=True)
+                if others := [fault.task for fault in alike[1:]]:
+                    named = ", ".join(others[:_NAMED_TASKS]) + (", ..." if len(others) > _NAMED_TASKS else "")
+                    out.print(f"    likewise on {len(others)} more: {named}", markup=False, soft_wrap=True)
     if any(faults.values()):
         raise typer.Exit(1)

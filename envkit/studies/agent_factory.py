@@ -29,12 +29,11 @@ from envkit.engine.protocol import Sampling
 from envkit.env import Env
 from envkit.errors import ConfigError, StoreError
 from envkit.models import DEFAULT_MODEL, resolve, token_counter, weights_digest
-from envkit.models.adapter_folder import recorded_base
 from envkit.prices import PriceTable
 from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop, never
 from envkit.store import RunFolder
-from envkit.studies.run_records import training_run_of
+from envkit.studies.run_records import base_of, training_run_of
 from envkit.studies.timing import spent_on
 from envkit.studies.turns import turns_of
 from envkit.studies.validate_tasks import controls
@@ -332,7 +331,7 @@ def runs_here(row: AgentSpec) -> bool:
 
 def model_of(row: AgentSpec) -> str:
     """Base model of a row that runs on this machine; by default the one that its adapter was trained on."""
-    return row.model or recorded_base(Path(row.adapter)) or DEFAULT_MODEL
+    return row.model or base_of([Path(row.adapter)]) or DEFAULT_MODEL
 
 
 def tasks_to_show(row: AgentSpec, kind: type[Env], backend: SandboxBackend, display: Display) -> list[Task]:

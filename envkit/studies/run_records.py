@@ -6,16 +6,18 @@ Episodes are in `envkit.store`. Damaged files raise `StoreError`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from envkit.benchmark.report_data import Machine
-from envkit.errors import StoreError
+from envkit.errors import StoreError, UsageError
+from envkit.models.adapter_folder import recorded_base
 from envkit.plain import decode
 from envkit.store import RunFolder, folder_name
 from envkit.taskfile import read_tasks
+from envkit.training.config import of_run
 from envkit.types import EpisodeKey, Task
 
 #: Limits for counts and seconds. Larger values mean that the file is damaged.
@@ -78,6 +80,23 @@ def training_run_of(adapter: Path) -> RunFolder | None:
     """
     run = RunFolder.holding(adapter)
     return run if run is not None and "plan" in run.manifest else None
+
+
+def base_of(adapters: Sequence[Path]) -> str:
+    """Return the base model of adapters, as their training runs name it, or else their folders.
+
+    Empty if none of them names one.
+
+    Raises:
+        UsageError: they have several.
+        ModelError: an adapter in no run was trained on a model in a folder, of which only the name is known.
+    """
+    runs = ((adapter, training_run_of(adapter)) for adapter in adapters)
+    named = {recorded_base(adapter) if run is None else of_run(run).model for adapter, run in runs}
+    bases = sorted(named - {""})
+    if len(bases) > 1:
+        raise UsageError(f"the adapters belong to several bases: {', '.join(bases)}; expected one")
+    return bases[0] if bases else ""
 
 
 def environments_of(run: RunFolder) -> list[str]:

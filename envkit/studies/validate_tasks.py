@@ -127,6 +127,14 @@ def validate_tasks(
     return faults
 
 
+def faults_alike(faults: Iterable[TaskFault]) -> list[list[TaskFault]]:
+    """Group faults that differ in nothing but the task, as after a fault of the environment's code."""
+    groups: dict[TaskFault, list[TaskFault]] = {}
+    for fault in faults:
+        groups.setdefault(replace(fault, task="", transcript=()), []).append(fault)
+    return [*groups.values()]
+
+
 def with_transcripts(
     faults: Sequence[TaskFault], kind: type[Env], tasks: Sequence[Task], backend: SandboxBackend, *, seed: int
 ) -> list[TaskFault]:

@@ -262,6 +262,11 @@ def test_unmeasured_curves_are_not_drawn(run: ReportData) -> None:
     assert "nan" not in re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
 
 
+def test_a_run_without_a_model_leaves_no_gap_for_it(run: ReportData) -> None:
+    for page in _pages(replace(run, model="")):
+        assert "2026-01-01 · envkit/CodeEditor-v0 · run demo-1" in page
+
+
 def test_equal_data_gives_equal_bytes(run: ReportData) -> None:
     assert render(run) == render(ReportData.from_json(run.to_json()))
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from envkit import Env, SandboxBackend, Task, check, tool
 from envkit.display import Silent
-from envkit.studies.validate_tasks import validate_tasks, with_transcripts
+from envkit.studies.validate_tasks import faults_alike, validate_tasks, with_transcripts
 from envkit.tools import format_call
 
 
@@ -53,6 +53,20 @@ def test_a_failed_oracle_is_shown_with_what_each_action_was_answered(backend: Sa
     refused, ended = fault.transcript
     assert refused.startswith("switch_on(second=3) -> switch_on: seconds: Field required"), refused
     assert ended == "done() -> Bye."
+
+
+def test_faults_that_differ_only_in_their_task_are_told_together(backend: SandboxBackend) -> None:
+    class Dark(Lamp):
+        @check()
+        def is_lit(self) -> bool:
+            return False
+
+    tasks = [Task(name, "train", "Light!", {}) for name in ("good", "a", "misspelt", "b")]
+    faults = validate_tasks(Dark, tasks, backend, Silent(), seed=0)
+    groups = faults_alike(with_transcripts(faults, Dark, tasks, backend, seed=0))
+    assert [[fault.task for fault in group] for group in groups] == [["good", "a", "misspelt", "b"]]
+    assert groups[0][0].transcript
+    assert faults_alike([]) == []
 
 
 def test_long_answers_are_cut(backend: SandboxBackend) -> None:
