@@ -27,6 +27,20 @@ _MADE_OF: Final[Mapping[str, tuple[Arm, ...]]] = MappingProxyType(
 )
 
 
+def require_difference(
+    one: Recipe, other: Recipe, level: float = LEVEL, *, by_seed: bool = False
+) -> Interval:
+    """Solve rate of ``one`` minus that of ``other``; see `envkit.benchmark.recipes.difference_of`.
+
+    Raises:
+        UsageError: they have no task in common.
+    """
+    found = difference_of(one, other, level=level, by_seed=by_seed)
+    if found is None:
+        raise UsageError(f"{one.name} and {other.name} have no graded task in common")
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """All cells of a folder.
@@ -131,10 +145,7 @@ class Grid:
         Raises:
             UsageError: one is not measured, or they have no task in common.
         """
-        found = difference_of(self.recipe(arm, part), self.recipe(against, part), level=level)
-        if found is None:
-            raise UsageError(f"{arm} and {against} have no graded task in common")
-        return found
+        return require_difference(self.recipe(arm, part), self.recipe(against, part), level)
 
     def pairs(self, arm: str, before: str, part: str = SOLVE) -> dict[int, tuple[Row, Row]]:
         """Rows of an arm and of what each of its seeds began with, by seed, where both are measured."""
@@ -156,10 +167,7 @@ class Grid:
             recipe_of(name, [pair[side] for pair in pairs.values()])
             for side, name in enumerate((arm, before))
         )
-        found = difference_of(ours, theirs, by_seed=True)
-        if found is None:
-            raise UsageError(f"{arm} and {before} have no graded task in common")
-        return found
+        return require_difference(ours, theirs, by_seed=True)
 
     def others(self, part: str = SOLVE) -> dict[str, Row]:
         """Rows of others on the tasks of a part, by name: the environment's baselines, recorded answers."""
@@ -172,10 +180,7 @@ class Grid:
         Raises:
             UsageError: the arm is not measured, or they have no task in common.
         """
-        found = difference_of(self.recipe(arm, part), recipe_of(row.name, [row]), level=level)
-        if found is None:
-            raise UsageError(f"{arm} and {row.name} have no graded task in common")
-        return found
+        return require_difference(self.recipe(arm, part), recipe_of(row.name, [row]), level)
 
     def require_same_settings(self, arm: str) -> None:
         """Raise if the seeds of an arm were made with different settings.

@@ -8,9 +8,9 @@ from statistics import mean
 from typing import Final
 
 from envkit.benchmark.number_text import number, percent
-from envkit.benchmark.recipes import Recipe, difference_of, recipe_of
+from envkit.benchmark.recipes import Recipe, recipe_of
 from envkit.benchmark.report_data import Row
-from envkit.benchmark.stats import LEVEL, Interval
+from envkit.benchmark.stats import LEVEL
 from envkit.benchmark.tables import Table
 from envkit.errors import UsageError
 from envkit.studies.founding.arms import BASE, ENVIRONMENTS, SPECIALISTS
@@ -25,7 +25,7 @@ from envkit.studies.founding.finding import (
     only_if,
     seeds_sentence,
 )
-from envkit.studies.founding.grid import Grid
+from envkit.studies.founding.grid import Grid, require_difference
 from envkit.studies.founding.interference import (
     all_learned,
     bars,
@@ -54,7 +54,7 @@ def judge(grid: Grid) -> StudyFinding:
     """See `CLAIM`."""
     routed, base = _pooled(grid, "routed"), _pooled(grid, BASE)
     single = {arm: _pooled(grid, arm) for arm in _SINGLE}
-    compare = {arm: partial(_difference, routed, one) for arm, one in single.items()}
+    compare = {arm: partial(require_difference, routed, one) for arm, one in single.items()}
     compared = "; ".join(f"{arm} {in_points(each(LEVEL))}" for arm, each in compare.items())
     chosen = {name: _chosen(grid, part) for name, part in ON.items()}
     found = [each for some in chosen.values() for each in some]
@@ -67,7 +67,7 @@ def judge(grid: Grid) -> StudyFinding:
         (
             detectable_between(routed, single["joint"], _MARGIN),
             f"Routed minus single adapters, on the tasks of all environments: {compared} points. Minus "
-            f"base: {in_points(_difference(routed, base, LEVEL))}.",
+            f"base: {in_points(require_difference(routed, base))}.",
             f"{learned_sentence(grid)} Unless each is above {percent(_MARGIN)}, nothing is decided.",
             *scripts_sentences(grid),
             f"The files of the specialists and the router have {percent(size)} % of the "
@@ -109,13 +109,6 @@ def _pooled(grid: Grid, arm: str) -> Recipe:
     if not rows:
         raise UsageError(f"arm {arm} is not measured in all environments yet; run the study to measure it")
     return recipe_of(arm, rows)
-
-
-def _difference(one: Recipe, other: Recipe, level: float) -> Interval:
-    found = difference_of(one, other, level=level)
-    if found is None:
-        raise UsageError(f"{one.name} and {other.name} have no graded task in common")
-    return found
 
 
 def _chosen(grid: Grid, part: str) -> list[RoutedTasks]:

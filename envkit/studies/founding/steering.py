@@ -6,10 +6,9 @@ from dataclasses import replace
 from typing import Final
 
 from envkit.benchmark.number_text import number, percent
-from envkit.benchmark.recipes import Recipe, difference_of, recipe_of
+from envkit.benchmark.recipes import Recipe, recipe_of
 from envkit.benchmark.stats import Interval
 from envkit.benchmark.tables import Table
-from envkit.errors import UsageError
 from envkit.studies.founding.finding import (
     FAILED,
     HELD,
@@ -23,7 +22,7 @@ from envkit.studies.founding.finding import (
     rates_table,
     seeds_sentence,
 )
-from envkit.studies.founding.grid import Grid
+from envkit.studies.founding.grid import Grid, require_difference
 from envkit.studies.founding.measurements import DISTANCE, SOLVE
 
 ARMS: Final = ("base", "shots", "steering", "r1", "r16", "vector")
@@ -42,7 +41,7 @@ _FORM, _SOLVE = 0.20, 0.05
 def judge(grid: Grid) -> StudyFinding:
     """See `CLAIM`."""
     forms = {arm: _form(grid, arm) for arm in ARMS}
-    form, solve = _against(forms["vector"], forms["base"]), grid.difference("vector", "base")
+    form, solve = require_difference(forms["vector"], forms["base"]), grid.difference("vector", "base")
     larger = max(
         form, Interval(-form.estimate, -form.high, -form.low, form.clusters), key=lambda one: one.low
     )
@@ -91,13 +90,6 @@ def _form(grid: Grid, arm: str) -> Recipe:
             for row in grid.rows(arm)
         ],
     )
-
-
-def _against(one: Recipe, other: Recipe) -> Interval:
-    found = difference_of(one, other)
-    if found is None:
-        raise UsageError(f"{one.name} and {other.name} have no graded task in common")
-    return found
 
 
 def _table(grid: Grid, forms: dict[str, Recipe]) -> Table:
