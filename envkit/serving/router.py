@@ -4,8 +4,8 @@ A prompt is the mean hidden state of its first tokens after the base's first lay
 (`envkit.engine.early.EarlyLayers`). The specialist is the one whose train prompts have the nearest mean, by
 Mahalanobis distance with one covariance for all, as in a linear discriminant. A specialist does not answer a
 prompt that is farther from it than nearly all of its own (Lee et al., arXiv:1807.03888) and than half the way
-to the next specialist; if none does, the base answers. Half the way, because prompts of a database or a
-service that was not trained on lie farther out than all that were, and yet much nearer than another task's.
+to the next specialist; if none does, the base answers. Half the way, because prompts about a database or a
+place that was not trained on lie farther out than all that were, and yet much nearer than another task's.
 
 Shapes: N prompts, D width of the hidden state, K specialists.
 """
