@@ -127,7 +127,7 @@ def table() -> str:
 def differences() -> str:
     """The README's table of differences, in Markdown."""
     return _differences(
-        "difference in points, for other seeds too",
+        "difference in points",
         {
             "trained minus base": _BASE,
             "trained minus the untouched 1.5B": _LARGER,
