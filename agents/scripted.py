@@ -77,23 +77,26 @@ def baseline(chosen: Baseline, tasks: Sequence[Task], backend: SandboxBackend) -
         chosen: the baseline.
         tasks: the tasks that will be played.
         backend: makes the sandboxes in which the baseline runs programs.
+
+    The agent raises `ContractError` if the baseline's actions are no list of texts.
     """
     by_id = {task.id: task for task in tasks}
     order = list(by_id)
     found: dict[object, Sequence[str]] = {}
 
-    def unseeded(task: str) -> Sequence[str]:
-        return require_actions(chosen.actions(by_id[task], 0, backend), f"baseline {chosen.name}")
+    def played(task: str, seed: int = 0) -> Sequence[str]:
+        found = chosen.actions(by_id[task], seed, backend)
+        return require_actions(found, f"baseline {chosen.name}, for task {task},")
 
     def actions_of(key: EpisodeKey) -> Sequence[str]:
         if chosen.is_random:
             seed = int(2**53 * uniforms((key.seed, key.step, key.group, key.row), 1)[0])
-            return require_actions(chosen.actions(by_id[key.task], seed, backend), f"baseline {chosen.name}")
+            return played(key.task, seed)
         if key.task not in found:
             missing = [task for task in order[order.index(key.task) :] if task not in found]
             with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
                 some = missing[:_SEARCHED_TOGETHER]
-                found.update(zip(some, pool.map(unseeded, some), strict=True))
+                found.update(zip(some, pool.map(played, some), strict=True))
         return found[key.task]
 
     def act(key: EpisodeKey, turn: int, observation: str) -> str:

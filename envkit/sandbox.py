@@ -271,7 +271,7 @@ class Sandbox(Protocol):
         ...
 
     def open(self, argv: Sequence[str], *, limits: Limits = Limits()) -> Peer:
-        """Start a program that answers lines; the caller closes the peer."""
+        """Start a program that answers lines; the caller closes the peer. Raises as `run`."""
         ...
 
     def snapshot(self) -> str:

@@ -35,6 +35,9 @@ class Outcome(enum.StrEnum):
 class Task:
     """One problem an environment can pose.
 
+    `envkit.env.Env` takes what a task file keeps: in ``metadata`` and ``hidden``, these are texts, finite
+    numbers, bools, ``None``, lists, and dicts with texts as keys.
+
     Args:
         id: unique within its file, stable across machines.
         split: ``"train"``, ``"heldout"`` to choose by, or ``"test"`` to report on.

@@ -165,7 +165,7 @@ class FolderSandbox(ABC):
         return self._snapshots[snapshot]
 
     def _supervise(self, argv: Sequence[str], limits: Limits) -> Supervisor:
-        if isinstance(argv, str):  # would be taken letter by letter
+        if isinstance(cast("object", argv), str | bytes):  # would be taken letter by letter
             raise ContractError(f"argv is {argv!r:.60}; expected a list of texts, such as ['sh', '-c', ...]")
         for argument in argv:
             if not isinstance(cast("object", argument), str):

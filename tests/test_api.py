@@ -512,15 +512,22 @@ def test_the_base_of_adapters_is_that_of_their_runs_or_else_of_their_folders(tmp
         (folder / "base.json").write_text(json.dumps({"model": Path(model).name if run else model}))
         return folder
 
-    own, another = adapter_of("/models/own"), adapter_of("smollm2-135m-q4")
-    assert base_of([own]) == "/models/own"  # its folder names "own" alone
+    model = tmp_path / "own"
+    model.mkdir()
+    own, another = adapter_of(str(model)), adapter_of("smollm2-135m-q4")
+    loose, of_hub = adapter_of("own", run=False), adapter_of("Qwen/Qwen3-0.6B", run=False)
+    assert base_of([own]) == base_of([loose, own]) == str(model)  # its folder names "own" alone
     assert base_of([another, another, tmp_path]) == "smollm2-135m-q4"
-    assert base_of([adapter_of("Qwen/Qwen3-0.6B", run=False)]) == "Qwen/Qwen3-0.6B"
+    assert base_of([of_hub]) == base_of([of_hub, loose]) == "Qwen/Qwen3-0.6B"
     assert base_of([]) == base_of([tmp_path]) == ""
-    with pytest.raises(UsageError, match="several bases: /models/own, smollm2-135m-q4; expected one"):
+    with pytest.raises(UsageError, match=f"several bases: {model}, smollm2-135m-q4; take those of one"):
         base_of([own, another])
-    with pytest.raises(ModelError, match="was trained on a model in a folder 'own'; name it with --model"):
-        base_of([adapter_of("own", run=False)])
+    model.rmdir()
+    for adapter in (loose, own):
+        with pytest.raises(
+            ModelError, match="was trained on a model in a folder 'own'; name it with --model"
+        ):
+            base_of([adapter])
 
 
 def test_an_adapter_in_a_run_that_did_not_train_it_is_taken_as_one_in_no_run(tmp_path: Path) -> None:

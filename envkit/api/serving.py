@@ -30,7 +30,7 @@ class ServeConfig:
     """Settings of `serve`.
 
     Args:
-        model: the base model's id or folder; by default the base of the first of ``adapters``, or else
+        model: the base model's id or folder; by default the base that ``adapters`` were trained on, or else
             ``qwen2.5-coder-0.5b-q4``.
         name: its model id; the known id or the folder's name if empty.
         adapters: by model id: adapter folders, or training runs, whose newest checkpoint is served at each

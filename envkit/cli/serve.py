@@ -19,8 +19,8 @@ def serve(
         str,
         typer.Option(
             metavar="ID",
-            help="Base model: an id from `envkit models`, or a folder. Default: that of the first --adapter, "
-            "or else qwen2.5-coder-0.5b-q4.",
+            help="Base model: an id from `envkit models`, or a folder. Default: the one that the adapters "
+            "were trained on, or else qwen2.5-coder-0.5b-q4.",
             autocompletion=complete_models,
         ),
     ] = "",

@@ -17,7 +17,6 @@ from envkit.models.adapter_folder import recorded_base
 from envkit.plain import decode
 from envkit.store import RunFolder, folder_name
 from envkit.taskfile import read_tasks
-from envkit.training.config import of_run
 from envkit.types import EpisodeKey, Task
 
 #: Limits for counts and seconds. Larger values mean that the file is damaged.
@@ -83,20 +82,32 @@ def training_run_of(adapter: Path) -> RunFolder | None:
 
 
 def base_of(adapters: Sequence[Path]) -> str:
-    """Return the base model of adapters, as their training runs name it, or else their folders.
+    """Return the base model of adapters, as their training runs name it.
 
-    Empty if none of them names one.
+    If none is in a run that names one, the folder of the first adapter does. Empty if that does not either.
+    Whether an adapter fits is for `envkit.models.adapter_folder.require_fit` to say.
 
     Raises:
-        UsageError: they have several.
-        ModelError: an adapter in no run was trained on a model in a folder, of which only the name is known.
+        UsageError: the runs name several.
+        ModelError: the base was a folder that is not there, or of which only the name is known.
     """
-    runs = ((adapter, training_run_of(adapter)) for adapter in adapters)
-    named = {recorded_base(adapter) if run is None else of_run(run).model for adapter, run in runs}
-    bases = sorted(named - {""})
+    bases = sorted({_base_named_by_run(adapter) for adapter in adapters} - {""})
     if len(bases) > 1:
-        raise UsageError(f"the adapters belong to several bases: {', '.join(bases)}; expected one")
-    return bases[0] if bases else ""
+        raise UsageError(
+            f"the adapters belong to several bases: {', '.join(bases)}; take those of one, or name it with "
+            "--model if their weights are the same"
+        )
+    if bases:
+        return bases[0]
+    return recorded_base(adapters[0]) if adapters else ""
+
+
+def _base_named_by_run(adapter: Path) -> str:
+    """Base model of the run that trained an adapter; empty if that is unknown, or a folder that is gone."""
+    run = training_run_of(adapter)
+    name = "" if run is None else str(run.manifest["plan"].get("train", {}).get("model", ""))
+    is_gone = Path(name).is_absolute() and not Path(name).is_dir()
+    return "" if is_gone or name == "auto" else name
 
 
 def environments_of(run: RunFolder) -> list[str]:

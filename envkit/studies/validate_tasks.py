@@ -131,40 +131,47 @@ def faults_alike(faults: Iterable[TaskFault]) -> list[list[TaskFault]]:
     """Group faults that differ in nothing but the task, as after a fault of the environment's code."""
     groups: dict[TaskFault, list[TaskFault]] = {}
     for fault in faults:
-        groups.setdefault(replace(fault, task="", transcript=()), []).append(fault)
+        evidence = fault.evidence.replace(f"task {fault.task}", "task")
+        groups.setdefault(replace(fault, task="", evidence=evidence, transcript=()), []).append(fault)
     return [*groups.values()]
 
 
 def with_transcripts(
     faults: Sequence[TaskFault], kind: type[Env], tasks: Sequence[Task], backend: SandboxBackend, *, seed: int
 ) -> list[TaskFault]:
-    """Play the first failed oracles again, and note what each action was answered.
+    """Play a failed oracle of each kind again, and note what each action was answered.
 
     Args:
         faults: of `validate_tasks`, whose other arguments these are.
     """
-    failed = [fault for fault in faults if fault.agent == "oracle" and not fault.void][:_SHOWN_EPISODES]
+    failed = [alike[0] for alike in faults_alike(faults) if alike[0].agent == "oracle" and not alike[0].void]
     if not failed:
         return [*faults]
     kind, by_id = kind.graded_as(), {task.id: task for task in tasks}
     shown: dict[str, tuple[str, ...]] = {}
     with closing(kind(tasks=tasks, sandbox=backend)) as env:
-        for fault in failed:
-            env.reset(seed=seed, options={"task": fault.task})
-            shown[fault.task] = (*_transcript(env, oracle_actions(kind, by_id[fault.task])),)
+        for fault in failed[:_SHOWN_EPISODES]:
+            actions = oracle_actions(kind, by_id[fault.task])
+            shown[fault.task] = (*_transcript(env, fault.task, seed, actions),)
     return [
         replace(fault, transcript=shown.get(fault.task, ())) if fault.agent == "oracle" else fault
         for fault in faults
     ]
 
 
-def _transcript(env: Env, actions: Iterable[str]) -> Iterator[str]:
-    """Play actions until the episode ends; yield each with its answer, as one line."""
-    for action in actions:
-        answer, _, terminated, truncated, _ = env.step(action)
-        yield f"{_shortened(action)} -> {_shortened(answer)}"
-        if terminated or truncated:
-            return
+def _transcript(env: Env, task: str, seed: int, actions: Iterable[str]) -> Iterator[str]:
+    """Play actions until the episode ends, or raises; yield each with its answer, as one line."""
+    doing = "reset"
+    try:
+        env.reset(seed=seed, options={"task": task})
+        for action in actions:
+            doing = _shortened(action)
+            answer, _, terminated, truncated, _ = env.step(action)
+            yield f"{doing} -> {_shortened(answer)}"
+            if terminated or truncated:
+                return
+    except Exception as error:  # of the environment's own code: it is what is shown
+        yield f"{doing} raised {type(error).__name__}: {_shortened(str(error))}"
 
 
 def _shortened(text: str) -> str:

@@ -608,7 +608,7 @@ def test_a_fault_with_one_request_leaves_the_decoder_alive(
     assert "an unknown fault" in caplog.text
 
 
-def test_the_base_is_by_default_that_of_the_first_adapter(
+def test_the_base_is_by_default_that_of_the_adapters(
     adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def asked(model: str, display: object) -> None:

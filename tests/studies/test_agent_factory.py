@@ -21,8 +21,7 @@ HERE = {"cpu": "one", "cores": 2, "threads": 2, "dtype": "float32", "card": ""}
 @pytest.fixture
 def trained(tmp_path: Path) -> RunFolder:
     """A run that has trained: a warm start of 30 seconds, estimates of 5, and 100 of RL."""
-    plan = {"train": to_mapping(TrainConfig(model=DEFAULT_MODEL))}
-    run = RunFolder.create(tmp_path / "runs", "before-after", {"machine": HERE, "plan": plan})
+    run = RunFolder.create(tmp_path / "runs", "before-after", {"machine": HERE, "plan": {"train": {}}})
     with run.journal("phases") as journal:
         for phase, seconds in (
             ("evaluate base", 50.0),
@@ -53,7 +52,7 @@ def test_an_sft_adapter_took_only_the_time_of_the_warm_start(trained: RunFolder)
 
 def test_the_warm_start_of_another_run_counts(trained: RunFolder, tmp_path: Path) -> None:
     def later(begun: Path) -> RunFolder:
-        plan = {"train": to_mapping(TrainConfig(DEFAULT_MODEL, warm_start=str(begun), sft_examples=0))}
+        plan = {"train": to_mapping(TrainConfig(warm_start=str(begun), sft_examples=0))}
         run = RunFolder.create(tmp_path / "runs", "before-after", {"machine": HERE, "plan": plan})
         with run.journal("phases") as journal:
             journal.append({"phase": "reinforcement learning", "seconds": 7.0, "tokens": 0})
