@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 from envkit.errors import (
     SETUP_ERRORS,
@@ -126,8 +126,11 @@ def check(
 
     Raises:
         ContractError: the weight is negative or not finite, a held-out check is a gate or required, a gate is
-            not, a check of each turn has no part of the reward, or a judged check is a gate.
+            not, a check of each turn has no part of the reward, a judged check is a gate, or a setting is not
+            named.
     """
+    if not (method is None or callable(cast("object", method))):
+        raise ContractError(f"@check got {method!r:.60}; name its settings, such as @check(weight=0.5)")
     if not (math.isfinite(weight) and weight >= 0):
         raise ContractError(f"check weight {weight}; expected a finite number >= 0")
     if held_out and gate:

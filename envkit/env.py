@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+import operator
 import random
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, TypeVar, cast, final, get_args
+from weakref import WeakKeyDictionary
 
 import gymnasium
 
@@ -125,7 +127,7 @@ class Env(gymnasium.Env[str, str], ABC):
     #: Agents without a model that every report shows beside the models. A class with tools that names none
     #: has one that makes random calls.
     baselines: ClassVar[tuple[Baseline, ...]] = ()
-    _names_baselines: ClassVar[bool] = False
+    __names_baselines: ClassVar[bool] = False
     #: Environment variables with secrets that the application needs, such as the key of an API. An instance
     #: cannot be made without them. Their values are blotted out in observations and evidence; see `secret`.
     secrets: ClassVar[Sequence[str]] = ()
@@ -156,7 +158,6 @@ class Env(gymnasium.Env[str, str], ABC):
     #: none. With one, an observation is a whole chat: a JSON object with ``messages`` and perhaps ``tools``
     #: as in OpenAI's API. The action is the answer to it.
     harness: ClassVar[object] = None
-    _validated_tasks: ClassVar[Sequence[Task] | None] = None
 
     def __init_subclass__(cls) -> None:
         """Find the class's checks and tools.
@@ -176,8 +177,8 @@ class Env(gymnasium.Env[str, str], ABC):
         cls.__require_ours()
         cls.checks, cls.tools = marked
         if "baselines" in vars(cls):
-            cls._names_baselines = True
-        elif (cls.tools or cls.tools_in_setup) and not cls._names_baselines:
+            cls.__names_baselines = True
+        elif (cls.tools or cls.tools_in_setup) and not cls.__names_baselines:
             chance = "makes random calls of tools"
             cls.baselines = (Baseline("random", chance, _random_calls(cls), is_random=True),)
 
@@ -188,15 +189,18 @@ class Env(gymnasium.Env[str, str], ABC):
         Raises:
             ContractError: names it, and what to write instead.
         """
+        if cls.__name__.lstrip("_") == Env.__name__:  # its private attributes would have the names of Env's
+            raise ContractError(f"a class {cls.__name__} extends Env; give it another name than Env's")
         for name, ours in vars(Env).items():
             theirs = inspect.getattr_static(cls, name)
             if _is_final(ours) and theirs is not ours:
                 instead = _HOOKS.get(name, "give it another name")
                 raise ContractError(f"{cls.__name__} replaces Env.{name}, which belongs to Env; {instead}")
-            if isinstance(ours, classmethod) and not isinstance(theirs, classmethod | staticmethod):
+            if isinstance(ours, classmethod) and inspect.isfunction(theirs):
                 raise ContractError(f"{cls.__name__}.{name} needs no instance; put @classmethod above it")
-        for name, instead in _FILLED_IN.items():
-            if name in vars(cls):
+        mixins = (base for base in cls.__mro__ if base is cls or not issubclass(base, Env))
+        for base, (name, instead) in itertools.product(mixins, _FILLED_IN.items()):
+            if name in vars(base):
                 raise ContractError(f"{cls.__name__} sets {name}, which Env fills in; {instead}")
 
     def __init__(
@@ -209,16 +213,10 @@ class Env(gymnasium.Env[str, str], ABC):
         max_action_bytes: int = 16_384,
         render_mode: str | None = None,
     ) -> None:
-        # Rollouts make one environment per running episode from the same tasks; one check is enough. One of a
-        # parent class is not, because it checks less.
-        if type(self).__dict__.get("_validated_tasks", False) is not tasks:
-            _require_tasks(type(self), tasks)
-            for task in tasks:
-                self.validate_task(task)
-            type(self)._validated_tasks = tasks
+        _validate(type(self), tasks)
         self.tasks = {task.id: task for task in tasks}
         max_turns = type(self).max_turns if max_turns is None else max_turns
-        if not (isinstance(cast("object", max_turns), int) and max_turns >= 1):
+        if not (isinstance(cast("object", max_turns), Integral) and max_turns >= 1):
             raise UsageError(f"max_turns is {max_turns!r}; expected a number of turns, at least 1")
         if isinstance(cast("object", sandbox), str):
             raise UsageError(
@@ -229,7 +227,7 @@ class Env(gymnasium.Env[str, str], ABC):
         _require_complete(type(self))
         self.observation_space: Utf8 = Utf8(max_observation_bytes)  # pyright: ignore[reportIncompatibleVariableOverride]
         self.action_space: Utf8 = Utf8(max_action_bytes)  # pyright: ignore[reportIncompatibleVariableOverride]
-        self.max_turns = max_turns
+        self.max_turns = int(max_turns)
         self.render_mode = render_mode
         # Two underscores, so that no attribute of an author's class replaces one of these.
         self.__secrets = read_secrets(self.secrets)
@@ -731,6 +729,7 @@ _HOOKS: Final[Mapping[str, str]] = {
 #: Attribute that an instance or the class is given -> what an author writes instead of it.
 _FILLED_IN: Final[Mapping[str, str]] = {
     "checks": "mark methods with @check()",
+    "tools": "mark methods with @tool",
     "tasks": "write make_task or make_tasks",
     "phase": "give yours another name",
     "running_check": "give yours another name",
@@ -749,6 +748,29 @@ def oracle_actions(kind: type[Env], task: Task) -> tuple[str, ...]:
 def _is_final(member: object) -> bool:
     """True for a method or property of a class that is marked with ``typing.final``."""
     return getattr(getattr(member, "fget", member), "__final__", False)
+
+
+#: Tasks of each class that were checked last.
+_VALIDATED: Final = WeakKeyDictionary[type[Env], tuple[Task, ...]]()
+
+
+def _validate(kind: type[Env], tasks: Sequence[Task]) -> None:
+    """Check an environment's tasks, unless these very tasks were checked last.
+
+    Rollouts make one environment per running episode from the same tasks. A check of a parent class does not
+    count, because it checks less.
+
+    Raises:
+        UsageError, TaskFileError: see `Env`.
+    """
+    checked = _VALIDATED.get(kind, ())
+    is_list = isinstance(cast("object", tasks), Sequence)
+    if checked and is_list and len(tasks) == len(checked) and all(map(operator.is_, tasks, checked)):
+        return
+    _require_tasks(kind, tasks)
+    for task in tasks:
+        kind.validate_task(task)
+    _VALIDATED[kind] = (*tasks,)
 
 
 def _require_tasks(kind: type[Env], tasks: object) -> None:
@@ -848,7 +870,7 @@ def _require_complete(kind: type[Env]) -> None:
             f"{name} has no required check, so every episode would be solved; mark the one that decides with "
             "@check(required=True)"
         )
-    if not (isinstance(cast("object", kind.max_calls), int) and kind.max_calls >= 1):
+    if not (isinstance(cast("object", kind.max_calls), Integral) and kind.max_calls >= 1):
         raise ContractError(f"{name}.max_calls is {kind.max_calls!r}; expected a number of calls, at least 1")
     if not (kind.tools or kind.tools_in_setup) and kind.apply is Env.apply:
         raise ContractError(f"{name} has no actions; mark methods with @tool, or write apply()")

@@ -14,6 +14,10 @@ from envkit.types import JSON, Task
 Hidden = TypeVar("Hidden")
 
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+#: Deepest nesting of a task's data, in a task file whose line adds one level.
+_MAX_DEPTH: Final = 99
+#: Python writes integers of at most 4,300 digits.
+_MAX_BITS: Final = 14_000
 
 
 def read_hidden(kind: type[Hidden], task: Task) -> Hidden:
@@ -29,7 +33,7 @@ def read_hidden(kind: type[Hidden], task: Task) -> Hidden:
 
 
 def require_storable(task: Task) -> None:
-    """Refuse a task that a task file would change or could not hold.
+    """Refuse a task without id or split, and one that a task file would change or could not hold.
 
     Evaluation and training read tasks from files. There, a tuple would be a list, and the key 1 ``"1"``.
 
@@ -93,8 +97,17 @@ def _faults(task: Task) -> Iterator[str]:
             yield from _unstorable(content, f"files[{path!r}]")
 
 
-def _unstorable(value: object, at: str) -> Iterator[str]:
-    """What JSON would not keep of a value, as text for people; ``at`` is the value's place."""
+def _unstorable(value: object, at: str, depth: int = 1) -> Iterator[str]:
+    """What JSON would not keep of a value, as text for people.
+
+    Args:
+        value: any.
+        at: the value's place.
+        depth: its level of nesting.
+    """
+    if depth > _MAX_DEPTH and isinstance(value, list | dict):
+        yield f"{at:.60}... is nested more than {_MAX_DEPTH} levels deep"
+        return
     match value:
         case str():
             if _LONE_SURROGATE.search(value):
@@ -102,17 +115,20 @@ def _unstorable(value: object, at: str) -> Iterator[str]:
         case float():
             if not math.isfinite(value):
                 yield f"{at} is {value}; expected a finite number"
-        case None | int():
+        case int():
+            if value.bit_length() > _MAX_BITS:
+                yield f"{at} has more than 4,000 digits"
+        case None:
             return
         case list():
             for number, item in enumerate(cast("list[object]", value)):
-                yield from _unstorable(item, f"{at}[{number}]")
+                yield from _unstorable(item, f"{at}[{number}]", depth + 1)
         case dict():
             for key, item in cast("dict[object, object]", value).items():
                 if not isinstance(key, str):
                     yield f"{at} has the key {key!r:.60}; expected a str"
                 yield from _unstorable(key, f"a key of {at}")
-                yield from _unstorable(item, f"{at}[{key!r}]")
+                yield from _unstorable(item, f"{at}[{key!r}]", depth + 1)
         case _:
             wanted = "a str, a number, a bool, None, a list or a dict"
             yield f"{at} is a {type(value).__name__}; expected {wanted}"

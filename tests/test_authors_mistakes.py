@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from guess_env import TASKS, Backend, GuessEnv
-from gymnasium.utils.env_checker import check_env
 
 from envkit import (
     ActionResult,
@@ -17,6 +16,7 @@ from envkit import (
     Env,
     Exploit,
     Grade,
+    Rubric,
     Task,
     TaskFileError,
     UsageError,
@@ -64,11 +64,49 @@ def test_what_belongs_to_the_base_class_is_not_replaced(name: str, member: objec
 
 @pytest.mark.parametrize(
     ("name", "instead"),
-    [("checks", "mark methods with @check"), ("tasks", "write make_task"), ("phase", "another")],
+    [
+        ("checks", "mark methods with @check"),
+        ("tools", "mark methods with @tool"),
+        ("tasks", "write make_task"),
+        ("phase", "another"),
+        ("running_check", "another"),
+    ],
 )
 def test_what_the_base_class_fills_in_is_not_set(name: str, instead: str) -> None:
-    with pytest.raises(ContractError, match=f"Made sets {name}, which Env fills in; .*{instead}"):
-        type("Made", (GuessEnv,), {name: ()})
+    mixin = type("Mixin", (), {name: ()})
+    for bases, members in (((GuessEnv,), {name: ()}), ((mixin, GuessEnv), {})):
+        with pytest.raises(ContractError, match=f"Made sets {name}, which Env fills in; .*{instead}"):
+            type("Made", bases, members)
+
+
+def test_a_class_has_another_name_than_the_base_class() -> None:
+    """Python forms private names from the class's name."""
+    with pytest.raises(ContractError, match="a class Env extends Env; give it another name"):
+        type("Env", (GuessEnv,), {})
+
+
+def test_tasks_that_changed_since_they_were_checked_are_checked_again() -> None:
+    tasks = [*TASKS]
+    for _ in range(2):
+        GuessEnv(tasks=tasks, sandbox=Backend()).close()
+    tasks.append(tasks[0])
+    with pytest.raises(UsageError, match="several tasks have the id"):
+        GuessEnv(tasks=tasks, sandbox=Backend())
+    tasks.clear()
+    with pytest.raises(UsageError, match="no tasks"):
+        GuessEnv(tasks=tasks, sandbox=Backend())
+
+
+@pytest.mark.parametrize("setting", [0.5, Rubric("Is it good?")])
+def test_a_checks_settings_are_named(setting: Any) -> None:
+    with pytest.raises(ContractError, match="name its settings"):
+        check(setting)
+
+
+def test_turns_may_be_a_number_of_numpy() -> None:
+    env = GuessEnv(sandbox=Backend(), max_turns=np.int64(5))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert env.max_turns == 5
+    env.close()
 
 
 @pytest.mark.parametrize(
@@ -105,6 +143,10 @@ def test_a_sandbox_is_no_name() -> None:
         GuessEnv(sandbox="zygote")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
+_NESTED: list[Any] = []
+_NESTED.append(_NESTED)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -124,6 +166,8 @@ def test_a_sandbox_is_no_name() -> None:
         ({"hidden": {"top": float("nan")}}, r"hidden\['top'\] is nan; expected a finite number"),
         ({"hidden": {"top": np.int64(3)}}, r"hidden\['top'\] is a int64"),
         ({"metadata": {"when": b""}}, r"metadata\['when'\] is a bytes"),
+        ({"hidden": {"top": 10**5000}}, r"hidden\['top'\] has more than 4,000 digits"),
+        ({"hidden": {"top": _NESTED}}, "is nested more than 99 levels deep"),
     ],
 )
 def test_a_task_is_what_a_task_file_keeps(changed: dict[str, Any], message: str) -> None:
@@ -188,7 +232,7 @@ def test_a_grades_score_is_a_number(score: Any) -> None:
 
 
 class CallEnv(Env):
-    """Two words end an episode; whoever has said those of the task has solved it."""
+    """Whoever has said the task's words, in their order, has solved it."""
 
     id: ClassVar[str] = "words"
     max_turns = 1
@@ -207,7 +251,8 @@ class CallEnv(Env):
 
     @check
     def right(self) -> bool:
-        return {*self.task.prompt.split()} <= {*self.said}
+        said = iter(self.said)
+        return all(word in said for word in self.task.prompt.split())
 
 
 def _task(name: str, words: str) -> Task:
@@ -216,20 +261,16 @@ def _task(name: str, words: str) -> Task:
 
 def test_an_environment_of_one_turn_passes_gymnasiums_own_check() -> None:
     tasks = [_task("a", "one")]
-    env = CallEnv(tasks=tasks, sandbox=Backend(), max_turns=2)
-    check_env(env, skip_render_check=True)
-    env.close()
     assert gymnasium_accepts_it(AuditedEnv(CallEnv, tasks, Backend(), 1))
 
 
 def test_wrong_actions_are_not_the_right_ones_with_more() -> None:
-    tasks = [_task("a", "one two"), _task("b", "one two three"), _task("c", "two one")]
+    words = {"a": "one two", "b": "one two three", "c": "two one", "d": "two two"}
+    tasks = [_task(name, text) for name, text in words.items()]
     audited = AuditedEnv(CallEnv, tasks, Backend(), 3)
-    assert [audited.wrong_actions(task) for task in audited.tasks] == [
-        ["two", "one"],
-        ["one", "two"],
-        ["one", "two"],
-    ]
+    wrong = [audited.wrong_actions(task) for task in audited.tasks]
+    assert wrong == [["two", "one"], ["one", "two"], ["one", "two"], ["one", "two", "three"]]
+    assert not any(audited.wrong(task).solved for task in audited.tasks)
     alone = AuditedEnv(CallEnv, tasks[:2], Backend(), 3)
     assert alone.wrong_actions(tasks[0]) == [CallEnv.noop_action]
 

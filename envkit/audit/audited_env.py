@@ -275,7 +275,11 @@ class AuditedEnv:
         """
         others = (self.oracle_actions(other) for other in self.tasks)
         own, noop = self.oracle_actions(task), [self.kind.noop_action]
-        return next((actions for actions in others if not _contains(actions, own)), noop)
+        for actions in others:
+            played = [*actions, *actions[-1:] * self.max_turns]  # the last is repeated until the episode ends
+            if not _contains(played, own):
+                return actions
+        return noop
 
     def ending_calls(self) -> list[str]:
         """Minimal calls of the tools that end an episode; the no-op if there are none."""
