@@ -19,8 +19,10 @@ def test_the_readme_has_the_tables_of_the_reports() -> None:
     assert headline.differences() in text
 
 
-def test_the_results_have_the_table_of_the_seeds() -> None:
-    assert headline.seeds() in (ROOT / "docs" / "results" / "README.md").read_text()
+def test_the_results_have_the_tables_of_the_seeds() -> None:
+    text = (ROOT / "docs" / "results" / "README.md").read_text()
+    assert headline.seeds() in text
+    assert headline.larger() in text
 
 
 @pytest.mark.parametrize("temperature", [headline.SAMPLED, headline.GREEDY])
