@@ -85,8 +85,8 @@ def baseline(chosen: Baseline, tasks: Sequence[Task], backend: SandboxBackend) -
     found: dict[object, Sequence[str]] = {}
 
     def played(task: str, seed: int = 0) -> Sequence[str]:
-        found = chosen.actions(by_id[task], seed, backend)
-        return require_actions(found, f"baseline {chosen.name}, for task {task},")
+        actions = chosen.actions(by_id[task], seed, backend)
+        return require_actions(actions, f"baseline {chosen.name}, for task {task},")
 
     def actions_of(key: EpisodeKey) -> Sequence[str]:
         if chosen.is_random:

@@ -72,7 +72,7 @@ def to_json(hidden: object) -> Mapping[str, JSON]:
 
 
 def _faults(task: Task) -> Iterator[str]:
-    """What a task file would not keep of a task, as text for people."""
+    """Yield a message for each part of a task that a task file would change or could not hold."""
     texts: dict[str, object] = {"id": task.id, "split": task.split, "prompt": task.prompt}
     for name, text in texts.items():
         if not isinstance(text, str):
@@ -98,12 +98,12 @@ def _faults(task: Task) -> Iterator[str]:
 
 
 def _unstorable(value: object, at: str, depth: int = 1) -> Iterator[str]:
-    """What JSON would not keep of a value, as text for people.
+    """Yield a message for each part of a value that JSON would change or could not hold.
 
     Args:
         value: any.
-        at: the value's place.
-        depth: its level of nesting.
+        at: where the value stands in its task, such as ``hidden['top']``, for the message.
+        depth: its level of nesting; the outermost value has 1.
     """
     if depth > _MAX_DEPTH and isinstance(value, list | dict):
         yield f"{at:.60}... is nested more than {_MAX_DEPTH} levels deep"
