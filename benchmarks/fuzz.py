@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from envkit.audit.fuzz import MAX_STEP_CPU_S, FuzzResult, fuzz
-from envkit.display import Silent
 from envkit.env import Env
 from envkit.environments.code_editor import CodeEditorEnv
 from envkit.environments.service_desk import ServiceDeskEnv
@@ -53,9 +52,9 @@ def main(count: int = ACTIONS, seed: int = 0) -> int:
     print(f"{'environment':<20}{'actions':>9}{'raised':>8}{'slowest':>12}{'per second':>12}")
     for kind, share in environments().items():
         try:
-            tasks = kind.make_tasks("starter", sandbox=backend, display=Silent())
+            tasks = kind.tasks_of("starter", backend)
         except Exception:
-            tasks = kind.make_tasks("train", sandbox=backend, display=Silent())
+            tasks = kind.tasks_of("train", backend)
         made: Any = kind
 
         def make(made: Any = made, tasks: Any = tasks) -> Env:

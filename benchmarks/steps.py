@@ -19,7 +19,6 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-from envkit.display import Silent
 from envkit.env import Env
 from envkit.environments.code_editor import CodeEditorEnv
 from envkit.environments.sql_desk import SqlDeskEnv
@@ -93,10 +92,7 @@ def main() -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # sandboxes inherit the affinity
     backend, seeds = sandbox_backend("zygote"), itertools.count()
     samples: dict[str, list[float]] = {name: [] for name in WAYS}
-    sets = {
-        kind: kind.make_tasks("starter", sandbox=backend, display=Silent())
-        for kind in {way.kind for way in WAYS.values()}
-    }
+    sets = {kind: kind.tasks_of("starter", backend) for kind in {way.kind for way in WAYS.values()}}
     environments = {
         name: way.kind(tasks=sets[way.kind], sandbox=backend, max_turns=way.turns)
         for name, way in WAYS.items()

@@ -14,6 +14,7 @@ from train_shared import dtype, perturbed_policy
 
 from envkit.training import sft
 from envkit.training.config import TrainConfig
+from envkit.training.memory import tokens_per_forward
 from envkit.training.trl_backend import remove_printer
 
 #: Examples of a step, and their tokens: what all prompts begin with, the rest of a prompt, and the answer.
@@ -37,6 +38,7 @@ def sft_ways() -> Generator[Ways]:
         for row in range(1, EXAMPLES + 1)
     ]
     optimizer = torch.optim.AdamW(policy.trainable(), lr=1e-6)
+    max_tokens = tokens_per_forward(policy.ref, TrainConfig())
     rows = [
         {"input_ids": [*e.prompt, *e.row.ids], "labels": [-100] * len(e.prompt) + [*e.row.ids]}
         for e in examples
@@ -71,7 +73,7 @@ def sft_ways() -> Generator[Ways]:
         remove_printer(trainer)
 
         def ours() -> None:
-            sft.backward(policy, examples, TrainConfig().max_tokens_per_forward)
+            sft.backward(policy, examples, max_tokens)
             optimizer.step()
             optimizer.zero_grad()
 

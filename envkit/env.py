@@ -8,7 +8,6 @@ import math
 import operator
 import random
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -34,7 +33,7 @@ from envkit.secret_values import blotted_out, read_secrets
 from envkit.spaces import Utf8
 from envkit.tool_runner import run_tool
 from envkit.tools import Tool, ToolCall, describe_tools, find_tools, parse_calls
-from envkit.types import ResetInfo, StepInfo, Task, total_reward
+from envkit.types import ResetInfo, StepInfo, Task, repeated_ids, total_reward
 
 Returned = TypeVar("Returned")
 
@@ -158,6 +157,9 @@ class Env(gymnasium.Env[str, str], ABC):
     #: none. With one, an observation is a whole chat: a JSON object with ``messages`` and perhaps ``tools``
     #: as in OpenAI's API. The action is the answer to it.
     harness: ClassVar[object] = None
+    # For `close`, in classes whose own __init__ raises or does not call this one.
+    __sandbox: Sandbox | None = None
+    __setup_began: bool = False
 
     def __init_subclass__(cls) -> None:
         """Find the class's checks and tools.
@@ -234,8 +236,6 @@ class Env(gymnasium.Env[str, str], ABC):
         self.__judge = open_model(self.judges[0]) if self.judges else None
         self.__simulator = open_model(self.simulator) if self.simulator else None
         self.__backend = self.equip(sandbox)
-        self.__sandbox: Sandbox | None = None
-        self.__setup_began = False
         self.__task: Task | None = None
         self.__visit_seed = 0
         self.__held_out = False
@@ -331,18 +331,24 @@ class Env(gymnasium.Env[str, str], ABC):
 
     @final
     @classmethod
-    def tasks_of(cls, split: str, sandbox: SandboxBackend | None = None) -> Sequence[Task]:
+    def tasks_of(
+        cls, split: str, sandbox: SandboxBackend | None = None, *, display: Display | None = None
+    ) -> Sequence[Task]:
         """The environment's own tasks of a split, such as ``MyEnv.tasks_of("train")``; see `make_tasks`.
 
         Args:
             split: as for `make_tasks`.
             sandbox: by default the best one of this machine.
+            display: shows the progress; by default nothing does.
 
         Raises:
             UsageError: the environment has no tasks of that split.
             SandboxUnavailable: code cannot be isolated on this machine.
+            ContractError: `make_tasks` returned no list.
         """
-        return cls.make_tasks(split, sandbox=cls.equip(sandbox), display=Silent())
+        tasks = cls.make_tasks(split, sandbox=cls.equip(sandbox), display=display or Silent())
+        _returned(tasks, Sequence, f"{cls.__name__}.make_tasks", "a list of tasks")
+        return tasks
 
     @classmethod
     def brief(cls, task: Task) -> str:
@@ -579,9 +585,13 @@ class Env(gymnasium.Env[str, str], ABC):
 
         Raises:
             UsageError: an unknown option or task id.
-            ContractError: `setup` returned no text, or set `tools` without `tools_in_setup`.
+            ContractError: `setup` returned no text, or set `tools` without `tools_in_setup`; or the class's
+                ``__init__`` does not call Env's.
             SandboxError: the sandbox could not be made; the episode is void.
         """
+        if not hasattr(self, "tasks"):
+            name = type(self).__name__
+            raise ContractError(f"{name}.__init__ does not call super().__init__(tasks=...); add that")
         super().reset(seed=seed)
         options = dict(options or {})
         wanted, self.__held_out = options.pop("task", None), bool(options.pop("held_out", False))
@@ -788,14 +798,12 @@ def _require_tasks(kind: type[Env], tasks: object) -> None:
         )
     if not tasks:
         raise UsageError(f"{name} was given no tasks; expected at least one")
-    ids = Counter[str]()
     for task in cast("Sequence[object]", tasks):
         if not isinstance(task, Task):
             raise UsageError(f"{name} was given {task!r:.60} as a task; expected a Task")
         require_storable(task)
-        ids[task.id] += 1
-    if twice := ", ".join(f"{each!r}" for each, count in ids.items() if count > 1):
-        raise UsageError(f"several tasks have the id {twice:.200}; expected each id once")
+    if twice := repeated_ids(cast("Sequence[Task]", tasks)):
+        raise UsageError(f"several tasks have the id {twice}; expected each id once")
 
 
 def _no_tasks(kind: type[Env], split: str) -> UsageError:

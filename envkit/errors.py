@@ -72,8 +72,8 @@ class MissingExtraError(UsageError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(
-            f"{package} is needed here and not installed; run: pip install 'envkit-rl[{extra}]', "
-            f"or in a clone: pip install --editable '.[{extra}]'"
+            f"{package} is needed here and not installed; in a clone, run: "
+            f"pip install --editable '.[{extra}]'; without one: pip install 'envkit-rl[{extra}]'"
         )
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
-from envkit.display import Silent
 from envkit.env import Env
 from envkit.errors import RegistryError, TaskFileError
 from envkit.plugins import load, names, points, sandbox_backend
@@ -74,7 +73,7 @@ def make(
     kind = environment(name)
     backend = kind.equip(sandbox_backend(sandbox, kind.image) if isinstance(sandbox, str) else sandbox)
     if tasks is None:
-        tasks = kind.make_tasks(split, sandbox=backend, display=Silent())
+        tasks = kind.tasks_of(split, backend)
     elif isinstance(tasks, str | Path):
         tasks = read_tasks_for(kind, Path(tasks))
     return kind(tasks=tasks, sandbox=backend, **options)

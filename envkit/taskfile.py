@@ -23,7 +23,7 @@ from envkit.errors import StoreError, TaskFileError
 from envkit.files import read_regular_file
 from envkit.grading import canonical
 from envkit.store import write_atomic
-from envkit.types import JSON, Task
+from envkit.types import JSON, Task, repeated_ids
 
 SCHEMA = "envkit.tasks/1"
 #: Largest task file that is read. Files that envkit writes have a few megabytes.
@@ -64,10 +64,12 @@ def write_tasks(path: Path, tasks: Sequence[Task], seed: int, environment: str |
         environment: name of the environment that the tasks are for.
 
     Raises:
-        TaskFileError: there are no tasks, or as for `write_once`.
+        TaskFileError: there are no tasks, or two of one id, or as for `write_once`.
     """
     if not tasks:
         raise TaskFileError(f"{path}: there are no tasks to write; nothing was written")
+    if twice := repeated_ids(tasks):
+        raise TaskFileError(f"{path}: several tasks have the id {twice}; nothing was written")
     packages = {
         str(t.metadata["package"]): str(t.metadata.get("version")) for t in tasks if "package" in t.metadata
     }

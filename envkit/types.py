@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NotRequired, TypeAlias, TypedDict
@@ -183,6 +184,12 @@ class Turn:
     tokens: Tokens | None = None
     usage: Usage = Usage()
     stop: str = "stop"
+
+
+def repeated_ids(tasks: Iterable[Task]) -> str:
+    """The ids that several of the tasks have, for a message; empty if each has its own."""
+    counted = Counter(task.id for task in tasks)
+    return f"{', '.join(repr(name) for name, count in counted.items() if count > 1):.200}"
 
 
 def total_reward(rewards: Iterable[float]) -> float:

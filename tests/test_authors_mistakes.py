@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -253,6 +255,32 @@ class CallEnv(Env):
     def right(self) -> bool:
         said = iter(self.said)
         return all(word in said for word in self.task.prompt.split())
+
+
+@pytest.mark.parametrize("found", [None, iter(TASKS)])
+def test_tasks_are_made_as_a_list(found: object) -> None:
+    class Made(CallEnv):
+        @classmethod
+        def make_tasks(cls, split: str, **options: Any) -> Any:
+            return found
+
+    with pytest.raises(ContractError, match=r"Made\.make_tasks returned .*; expected a list of tasks"):
+        Made.tasks_of("train", Backend())
+
+
+def test_a_class_that_forgets_to_call_envs_init_is_told_so() -> None:
+    class Made(CallEnv):
+        def __init__(self, **options: Any) -> None:
+            self.options = options
+
+    with closing(Made()) as env, pytest.raises(ContractError, match=r"Made\.__init__ does not call super"):
+        env.reset()
+
+
+def test_a_task_file_has_each_id_once(tmp_path: Path) -> None:
+    with pytest.raises(TaskFileError, match="several tasks have the id 'below-10'; nothing was written"):
+        write_tasks(tmp_path / "tasks.jsonl", [*TASKS, TASKS[0]], seed=0)
+    assert not (tmp_path / "tasks.jsonl").exists()
 
 
 def _task(name: str, words: str) -> Task:

@@ -80,7 +80,7 @@ def load_tasks(
     backend = kind.equip(backend)
     if isinstance(tasks, str | Path):
         return registry.read_tasks_for(kind, Path(tasks))
-    found = kind.make_tasks(split, sandbox=backend, display=display) if tasks is None else tasks
+    found = kind.tasks_of(split, backend, display=display) if tasks is None else tasks
     if not found:
         raise UsageError(f"environment {kind.id}: the {split} tasks are an empty list; expected at least one")
     if tasks is not None:

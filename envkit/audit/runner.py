@@ -60,7 +60,7 @@ def prepare_audit(
         UsageError: the environment cannot pose one of the given tasks.
     """
     backend = kind.equip(backend)
-    posed = kind.make_tasks("starter", sandbox=backend, display=display) if tasks is None else tasks
+    posed = kind.tasks_of("starter", backend, display=display) if tasks is None else tasks
     turns = kind.max_turns if max_turns is None else max_turns
     audited = AuditedEnv(kind, posed, backend, turns, own_tasks=tasks is None)
     if tasks is not None:

@@ -16,7 +16,6 @@ import pytest
 
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable
 from envkit.audit.runner import AUDIT_CHECKS
-from envkit.display import Silent
 from envkit.env import Env
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task
@@ -47,7 +46,7 @@ class EnvSuite:
     @classmethod
     def tasks(cls, backend: SandboxBackend) -> Sequence[Task]:
         """The environment's starter tasks."""
-        return cls.kind.make_tasks("starter", sandbox=backend, display=Silent())
+        return cls.kind.tasks_of("starter", backend)
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -340,7 +340,7 @@ def tasks_to_show(row: AgentSpec, kind: type[Env], backend: SandboxBackend, disp
     Raises:
         ConfigError: there are fewer.
     """
-    tasks = kind.make_tasks("train", sandbox=backend, display=display)
+    tasks = kind.tasks_of("train", backend, display=display)
     if len(tasks) < row.shots:
         raise ConfigError(
             f"agent {row.name}: shots is {row.shots}; environment {kind.id} has {len(tasks)} train tasks"

@@ -32,7 +32,7 @@ from envkit.training.checkpoint import copy_adapter, load_adapter
 from envkit.training.config import TrainConfig, from_manifest, to_mapping
 from envkit.training.demonstration import Demonstration
 from envkit.training.heap import release_freed_memory
-from envkit.training.memory import choose_cache_mb, require_memory, trained_weights
+from envkit.training.memory import choose_cache_mb, require_memory, tokens_per_forward, trained_weights
 from envkit.training.policy import Policy
 from envkit.training.sft import encode
 from envkit.types import JSON, Task
@@ -115,7 +115,8 @@ def prepare(
     config, threads = settle(config, minutes, display.say)
     ref = resolve(config.model, display)
     require_warm_start(config, ref)
-    # Fixed for the whole run, because it decides which rows are decoded together, and so the bits.
+    # Fixed for the whole run, because they decide which rows are computed together, and so the bits.
+    config = replace(config, max_tokens_per_forward=tokens_per_forward(ref, config))
     require_memory(ref, config, adapters=adapters)
     cache_mb = config.kv_cache_mb or choose_cache_mb(ref, config, adapters=adapters)
     config = replace(config, kv_cache_mb=cache_mb)

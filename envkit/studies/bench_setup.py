@@ -270,7 +270,7 @@ def load_tasks(
     format_name, colon, path = spec.tasks.partition(":")
     is_published = bool(colon) and not Path(spec.tasks).exists()
     if not spec.tasks:
-        imported = ImportedTasks(tuple(kind.make_tasks(spec.split, sandbox=backend, display=display)))
+        imported = ImportedTasks(tuple(kind.tasks_of(spec.split, backend, display=display)))
     elif is_published:
         imported = kind.import_tasks(format_name, Path(path))
     else:

@@ -19,7 +19,7 @@ from envkit.studies.provenance import commit, environment_facts
 from envkit.studies.turns import turns_of
 from envkit.taskfile import digest, write_tasks
 from envkit.training.config import TrainConfig, to_mapping
-from envkit.training.memory import choose_cache_mb
+from envkit.training.memory import choose_cache_mb, tokens_per_forward
 from envkit.types import Task
 
 #: The tasks in a run's folder.
@@ -63,6 +63,7 @@ def begin(
     if config.warm_start:
         require_fit(Path(config.warm_start), ref)
         require_scale(Path(config.warm_start), config.control, *config.lora_shape)
+    config = replace(config, max_tokens_per_forward=tokens_per_forward(ref, config))
     config = replace(config, kv_cache_mb=config.kv_cache_mb or choose_cache_mb(ref, config))
     chosen = random.Random(config.seed).sample([*tasks], min(count, len(tasks)))
     manifest = {

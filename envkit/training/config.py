@@ -117,8 +117,9 @@ class TrainConfig:
         save_steps: steps between checkpoints.
         max_tokens_per_forward: packed tokens of one forward and backward pass, the prompt included. Beside a
             prompt there is always room for a quarter of this number, and for one row. Larger groups are
-            split; their prompt is computed once. RL with backend ``"trl"`` ignores it: there, a group is one
-            pass, padded to its longest episode.
+            split; their prompt is computed once. 0 for what fits the model: 768 to 2048, more of them for a
+            smaller one. RL with backend ``"trl"`` ignores it: there, a group is one pass, padded to its
+            longest episode.
         kv_cache_mb: memory for the keys and values of sampling, in MB. More of it decodes more rows together.
             0 for half of what training leaves free when the run begins, 256 to 4096; with engine ``"vllm"``,
             at least what a conversation as long as the model's context takes.
@@ -165,7 +166,7 @@ class TrainConfig:
     importance_sampling_clip_max: float = 3.0
     max_grad_norm: float = 1.0
     save_steps: int = 5
-    max_tokens_per_forward: int = 768
+    max_tokens_per_forward: int = 0
     kv_cache_mb: int = 0
 
     def __post_init__(self) -> None:
@@ -343,7 +344,7 @@ _MINIMUM = {
     "max_completion_length": 1,
     "max_context_length": 0,
     "save_steps": 1,
-    "max_tokens_per_forward": 1,
+    "max_tokens_per_forward": 0,
     "kv_cache_mb": 0,
     "worst_task_weight": 1.0,
 }

@@ -26,6 +26,7 @@ from envkit.training.groups import TrainingGroup, training_groups
 from envkit.training.heap import HeapLimit
 from envkit.training.logprobs import PrefilledPrompt
 from envkit.training.loss import StepSize, policy_loss
+from envkit.training.memory import tokens_per_forward
 from envkit.training.metrics import StepMetrics, UpdateMetrics, alarm_of, joined, step_metrics
 from envkit.training.packing import PackedBatch, chunks, pack
 from envkit.training.rollouts import RolloutCollector, StepRollouts
@@ -46,6 +47,7 @@ class Trainer(ABC):
     def __init__(self, collector: RolloutCollector, metrics: Journal, store: CheckpointStore) -> None:
         self.collector, self._metrics, self.store = collector, metrics, store
         self._policy, self._config = collector.policy, collector.config
+        self._max_tokens = tokens_per_forward(self._policy.ref, self._config)
         self._optimizer = torch.optim.AdamW(
             self._policy.trainable(), lr=self._config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
         )
@@ -208,7 +210,7 @@ class GRPOTrainer(Trainer):
             with torch.set_grad_enabled(learns):
                 prompt = self._policy.prefill(group.prompt)
             reference = self._prefill_reference(group.prompt)
-            for chunk in chunks(group.prompt, group.rows, config.max_tokens_per_forward):
+            for chunk in chunks(group.prompt, group.rows, self._max_tokens):
                 raise_if_stopped(should_stop)
                 batch = pack(group.prompt, chunk, self._policy.device)
                 reference_N = self._reference_logprobs(batch, reference)

@@ -25,6 +25,7 @@ from envkit.training.config import TrainConfig
 from envkit.training.demonstration import Demonstration
 from envkit.training.grpo import require_finite
 from envkit.training.heap import HeapLimit
+from envkit.training.memory import tokens_per_forward
 from envkit.training.packing import TrainingRow, chunks, pack
 from envkit.training.policy import Policy
 
@@ -88,7 +89,7 @@ def train(
         StoreError: a checkpoint cannot be read or written.
         TrainingError: a gradient is not finite.
     """
-    size = config.sft_batch_size
+    size, max_tokens = config.sft_batch_size, tokens_per_forward(policy.ref, config)
     steps = len(demonstrations) // size
     examples = [encode(policy.renderer, shown, config.max_context_length) for shown in demonstrations]
     _require_fit(policy, examples)
@@ -103,7 +104,7 @@ def train(
         for settings in optimizer.param_groups:
             settings["lr"] = config.sft_learning_rate * _schedule(step, steps)
         try:
-            loss = backward(policy, batch, config.max_tokens_per_forward, should_stop)
+            loss = backward(policy, batch, max_tokens, should_stop)
             norm = torch.nn.utils.clip_grad_norm_(policy.trainable(), config.max_grad_norm)
             require_finite(float(norm), step, "sft_learning_rate")
         except Exception:  # also `Stopped`, and too little memory

@@ -304,7 +304,7 @@ def test_a_run_that_is_out_of_memory_says_what_to_lower(
     run = begin(tmp_path, model)
     stopping = study(run, backend)
     stopping._evaluates = False  # pyright: ignore[reportPrivateUsage]
-    with pytest.raises(ModelError, match=r"out of memory .* lower max_tokens_per_forward, which is 768, or"):
+    with pytest.raises(ModelError, match=r"out of memory .* lower max_tokens_per_forward, which is 2048, or"):
         stopping.run()
 
 

@@ -16,7 +16,7 @@ from envkit.training import heap, memory
 from envkit.training.config import TrainConfig
 from envkit.training.policy import Policy
 
-CONFIG = TrainConfig(dtype="float32")
+CONFIG = TrainConfig(dtype="float32", max_tokens_per_forward=768)
 
 
 def test_the_estimate_counts_weights_and_adapter(ref: ModelRef) -> None:
@@ -77,6 +77,21 @@ def test_a_too_large_configuration_is_refused_with_the_fields_to_lower(
     config = dataclasses.replace(CONFIG, **changes)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match=rf"needs at least .* GiB .*{advice}"):
         Policy.of(ref, config)
+
+
+@pytest.mark.parametrize(
+    ("layers", "hidden", "wide", "tokens"),
+    [(24, 896, 4864, 768), (30, 576, 1536, 1280), (28, 1536, 8960, 768), (2, 64, 128, 2048)],
+    ids=["Qwen2.5-Coder-0.5B", "SmolLM2-135M", "Qwen2.5-Coder-1.5B", "tiny"],
+)
+def test_a_smaller_model_reads_more_tokens_at_once(
+    ref: ModelRef, monkeypatch: pytest.MonkeyPatch, layers: int, hidden: int, wide: int, tokens: int
+) -> None:
+    shapes = {"head": (50_000, hidden), "up": (wide, hidden), "down": (hidden, wide)}
+    monkeypatch.setattr(memory, "tensor_shapes", lambda _: shapes)
+    monkeypatch.setattr(memory, "layer_count", lambda _: layers)
+    assert memory.tokens_per_forward(ref, TrainConfig()) == tokens
+    assert memory.tokens_per_forward(ref, CONFIG) == 768, "what the settings say"
 
 
 def test_the_message_proposes_sizes_that_fit(ref: ModelRef, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable
-from envkit.display import Silent
 from envkit.errors import SETUP_ERRORS, EnvkitError, UsageError
 from envkit.grading import canonical
 from envkit.types import Task
@@ -93,9 +92,7 @@ def _made_twice(audited: AuditedEnv, split: str) -> Sequence[Task]:
         UsageError: there are none.
     """
     try:
-        first, again = (
-            audited.kind.make_tasks(split, sandbox=audited.backend, display=Silent()) for _ in range(2)
-        )
+        first, again = (audited.kind.tasks_of(split, audited.backend) for _ in range(2))
     except EnvkitError:
         raise
     except Exception as error:

@@ -16,6 +16,9 @@ from envkit.studies.founding.measurements import FRONTIER, MANY, SOLVE, environm
 from envkit.studies.prompt_sizes import PromptSizes
 from envkit.training.config import TrainConfig, from_mapping
 
+#: ``max_tokens_per_forward`` of all arms that name none.
+_TOKENS_PER_FORWARD = 768
+
 
 @dataclass(frozen=True, slots=True)
 class SeveralSizes:
@@ -142,7 +145,9 @@ class StudyBudget:
         if arm.imitated:
             answers = from_mapping(training, "training").sft_examples
             known = {"sft_examples": arm.imitated * answers, "max_steps": 0}
-        return {"model": self.model, **training, **known, **arm.settings, **self.arms.get(arm.name, {})}
+        # Fixed, because the parts that a group is split into decide the bits.
+        shared = {"model": self.model, "max_tokens_per_forward": _TOKENS_PER_FORWARD}
+        return {**shared, **training, **known, **arm.settings, **self.arms.get(arm.name, {})}
 
     @property
     def prompt_sizes(self) -> PromptSizes:
