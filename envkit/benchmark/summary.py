@@ -76,8 +76,8 @@ class DifferenceSummary:
         interval: in [-1, 1]; ``None`` if no task was measured in both rows.
         tasks: number of tasks measured in both rows.
         unpaired: number of tasks measured in one row only; they are left out.
-        detectable: true difference detected with 80 % power, given the observed spread; infinite if there is
-            no spread.
+        detectable: true difference detected with 80 % power, given the observed spread; infinite if too few
+            sources differ to know it.
     """
 
     pair: Difference
@@ -185,8 +185,9 @@ def summarise_difference(
     a, b = [first[task] for task in common], [second[task] for task in common]
     interval = paired_interval(a, b, clusters, level=level)
     spread = cluster_sd([x - y for x, y in zip(a, b, strict=True)], clusters)
-    # Without observed differences their spread is unknown, not 0.
-    detectable = minimum_detectable(interval.clusters, spread) if spread > 0 else math.inf
+    # Where few sources differ, or none, the spread is unknown: the one observed would be too small.
+    is_known = spread > 0 and not (interval.exact or interval.widened)
+    detectable = minimum_detectable(interval.clusters, spread) if is_known else math.inf
     return DifferenceSummary(pair, interval, len(common), unpaired, detectable)
 
 

@@ -95,6 +95,20 @@ def test_detectable_difference_is_infinite_if_no_task_differs(run: ReportData) -
     assert said.endswith("so this run does not show a difference.")
 
 
+def test_detectable_difference_is_infinite_if_few_sources_differ(run: ReportData) -> None:
+    base = run.rows[0]
+    other = next(place for place, item in enumerate(base.results) if not item.solved)
+    results = tuple(
+        replace(item, solved=1) if place == other else item for place, item in enumerate(base.results)
+    )
+    pairs = (Difference("twin", "base", ""),)
+    data = replace(run, rows=(base, replace(base, name="twin", results=results)), differences=pairs)
+    (entry,) = summarise(data).differences
+    assert entry.interval is not None
+    assert entry.interval.widened
+    assert entry.detectable == math.inf
+
+
 def test_an_arm_that_solves_all_or_nothing_is_not_certain(run: ReportData) -> None:
     nothing = replace(run.rows[0], results=tuple(replace(item, solved=0) for item in run.rows[0].results))
     data = replace(run, rows=(nothing, run.rows[3]), differences=(Difference("oracle", "base", ""),))
