@@ -30,13 +30,14 @@ _CACHE_SHARE, _MIN_CACHE_MB, _MAX_CACHE_MB = 0.5, 256, 4096
 _VLLM_BLOCKS = 2 * 128
 #: Smallest number of packed tokens that a message proposes.
 _MIN_TOKENS = 128
-#: Numbers that one forward pass should save for the backward pass, and the limits and the steps of its packed
-#: tokens. So Qwen2.5-Coder-0.5B gets 768 tokens and SmolLM2-135M 1280: more would not make it faster.
+#: If settings leave the packed tokens of a forward pass open: numbers that it may save for the backward
+#: pass; fewest and most tokens, and what they are a multiple of. So Qwen2.5-Coder-0.5B gets 768 tokens and
+#: SmolLM2-135M 1280.
 _SAVED, _LEAST_TOKENS, _MOST_TOKENS, _TOKEN_STEP = 2**29, 768, 2048, 256
 
 
 def tokens_per_forward(ref: ModelRef, config: TrainConfig) -> int:
-    """Packed tokens of one forward and backward pass: those of the settings, or what fits the model."""
+    """Packed tokens of one forward and backward pass: what the settings say, or else what fits the model."""
     if config.max_tokens_per_forward:
         return config.max_tokens_per_forward
     saved = max(_saved_per_token(ref), 1)
