@@ -2,19 +2,22 @@
 
 python benchmarks/headline.py    # prints the tables, writes docs/results/test/solved.svg
 
-The first two tables are the README's, the others are in docs/results/README.md.
+The first two tables are the README's, the others are in the pages of docs/results/test, whose archive
+`raw.tar.xz` holds the reports.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+
+from pack_results import NAME, unpacked
 
 from envkit.benchmark.number_text import MINUS, NONE, bounds, percent, points
 from envkit.benchmark.recipes import Recipe, difference_of, recipe_of
-from envkit.benchmark.report import load_report
-from envkit.benchmark.report_data import Row
+from envkit.benchmark.report_data import ReportData, Row
 from envkit.benchmark.svg_charts import Bar, bars, svg_file
 from envkit.store import write_atomic
 
@@ -139,7 +142,7 @@ def differences() -> str:
 
 
 def seeds() -> str:
-    """The table of the three seeds together in docs/results, in Markdown."""
+    """The table of the three seeds together in docs/results/test, in Markdown."""
     sampled, greedy = (
         f"{percent(recipe.mean.estimate)} {bounds(recipe.mean)}"
         for recipe in (_TRAINED.recipe(SAMPLED), _TRAINED.recipe(GREEDY))
@@ -165,7 +168,7 @@ def seeds() -> str:
 
 
 def larger() -> str:
-    """The table of the 1.5B's two seeds together in docs/results, in Markdown."""
+    """The table of the 1.5B's two seeds together in its page there, in Markdown."""
     return _differences(
         "two seeds, for other seeds too",
         {
@@ -226,9 +229,19 @@ def main() -> None:
 
 def _row(folder: str, name: str) -> Row | None:
     """A row of a committed report; ``None`` if there is none."""
-    if not (RESULTS / folder / "report.json").exists():
-        return None
-    return next((row for row in load_report(RESULTS / folder).rows if row.name == name), None)
+    return next((row for row in _rows(folder.strip("/")) if row.name == name), None)
+
+
+@cache
+def _rows(folder: str) -> tuple[Row, ...]:
+    """The rows of a folder's report; none if it has no report."""
+    report = _files().get(f"{folder}/report.json")
+    return () if report is None else ReportData.from_json(report.decode()).rows
+
+
+@cache
+def _files() -> dict[str, bytes]:
+    return unpacked(RESULTS / NAME)
 
 
 def _rate(recipe: Recipe | None) -> str:
