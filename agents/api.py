@@ -33,9 +33,9 @@ from envkit.agents.endpoint import Backoff, Endpoint, ProviderError
 from envkit.engine.protocol import uniforms
 from envkit.errors import AgentError, ContractError, UsageError
 from envkit.openai_api.messages import request_message
-from envkit.prices import Price
-from envkit.stop import ShouldStop, never, raise_if_stopped
-from envkit.store import Journal
+from envkit.runtime.prices import Price
+from envkit.runtime.stop import ShouldStop, never, raise_if_stopped
+from envkit.runtime.store import Journal
 from envkit.types import EpisodeKey, Turn
 
 _BACKOFF = Backoff()
@@ -126,7 +126,7 @@ class ApiAgent:
         price: price of the model's tokens.
         budget: limit in dollars; may be shared with other agents.
         journal: journal of this agent's calls alone.
-        tools: schemas of the environment's tools (`envkit.tools.Tool.schema`); offered if the card has
+        tools: schemas of the environment's tools (`envkit.env.tools.Tool.schema`); offered if the card has
             ``mode = "tools"``. A harness's own tools are always offered.
         recorded: records of the journal from earlier runs.
         backoff: retry policy.

@@ -26,7 +26,6 @@ from envkit.agents.chat_completions import (
     request_digest,
 )
 from envkit.agents.endpoint import Backoff, Endpoint
-from envkit.cache import cache_folder
 from envkit.errors import (
     ConfigError,
     MissingExtraError,
@@ -36,9 +35,10 @@ from envkit.errors import (
     UnpricedError,
     UsageError,
 )
-from envkit.files import read_json_object
-from envkit.prices import Price, load_prices
-from envkit.store import waiting_lock, write_atomic
+from envkit.runtime.cache import cache_folder
+from envkit.runtime.files import read_json_object
+from envkit.runtime.prices import Price, load_prices
+from envkit.runtime.store import waiting_lock, write_atomic
 
 #: Environment variable with the dollars that all questions of a process may cost together.
 BUDGET: Final = "ENVKIT_ASK_BUDGET_USD"
@@ -54,7 +54,7 @@ _PROBE: Final = "Answer with one word: yes"
 
 @final
 class CachedModel:
-    """A model behind an API; see `envkit.judging.LanguageModel`.
+    """A model behind an API; see `envkit.env.judging.LanguageModel`.
 
     Processes and threads that ask the same question at once get one answer, which is paid for once. A model
     that was found down gets one request per question until it answers again.
@@ -148,7 +148,7 @@ class CachedModel:
 
 @functools.cache
 def open_model(card: str) -> CachedModel:
-    """Open the model of a card; see `envkit.judging.open_model`. One per process and card."""
+    """Open the model of a card; see `envkit.env.judging.open_model`. One per process and card."""
     loaded, prices = load_card(card), os.environ.get(PRICES)
     try:
         price = loaded.price_in(load_prices(Path(prices) if prices else None))

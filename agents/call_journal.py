@@ -10,7 +10,7 @@ from typing import Any, final
 
 from envkit.agents.chat_completions import ChatAnswer
 from envkit.errors import StoreError
-from envkit.store import Journal
+from envkit.runtime.store import Journal
 from envkit.types import EpisodeKey, Usage
 
 

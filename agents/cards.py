@@ -15,9 +15,9 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from envkit.errors import ConfigError
-from envkit.files import read_toml
-from envkit.plain import decode
-from envkit.prices import Price, PriceTable
+from envkit.runtime.files import read_toml
+from envkit.runtime.plain import decode
+from envkit.runtime.prices import Price, PriceTable
 
 _CHOICES = {"mode": ("text", "tools"), "token_limit": ("max_completion_tokens", "max_tokens")}
 #: Request fields that the agent sets itself, or that change the reply to a form it cannot read.

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeGuard, cast
 
 from envkit.agents.cards import Card
+from envkit.env.tools import format_call
 from envkit.openai_api.text import FunctionCall, format_tool_call
-from envkit.tools import format_call
 from envkit.types import Usage
 
 #: Tokens that a provider may add to a prompt, such as role markers and instructions for tools.

@@ -12,7 +12,7 @@ from envkit.agent import Session
 from envkit.engine.chat import ChatRenderer, Chats, Conversation, UnreadableError
 from envkit.engine.protocol import Engine, Request, Sampling
 from envkit.errors import AgentError, ConfigError, ContractError, ModelError
-from envkit.stop import ShouldStop, never
+from envkit.runtime.stop import ShouldStop, never
 from envkit.types import EpisodeKey, Tokens, Turn, Usage
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import cast, final
 
 from envkit.agent import Session
+from envkit.env.taskfile import MAX_BYTES, write_once
 from envkit.errors import ContractError, TaskFileError, UsageError
-from envkit.files import read_regular_file
-from envkit.taskfile import MAX_BYTES, write_once
+from envkit.runtime.files import read_regular_file
 from envkit.types import EpisodeKey, Turn, Usage
 
 _FIELDS = ("task", "actions", "usage")

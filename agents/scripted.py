@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import final
 
 from envkit.agent import Session
-from envkit.authored import Baseline, require_actions
 from envkit.engine.protocol import uniforms
+from envkit.env.authored import Baseline, require_actions
 from envkit.errors import ContractError
 from envkit.sandbox import SandboxBackend
 from envkit.types import EpisodeKey, Task, Trajectory, Turn

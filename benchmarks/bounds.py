@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 import side_by_side
 from side_by_side import machine
 
-from envkit.store import write_atomic
-from envkit.training.heap import release_freed_memory
+from envkit.runtime.store import write_atomic
+from envkit.training.learner.heap import release_freed_memory
 
 #: Numbers that a part of a benchmark has found: by name, with the unit in it; one of each round.
 Found: TypeAlias = Mapping[str, Sequence[float]]

@@ -24,7 +24,6 @@ from typing import Final
 
 from judge import Share, share
 
-from envkit.display import Silent
 from envkit.environments.code_editor.env import FRESH_CALLS
 from envkit.environments.code_editor.graders.calls import CallGrader
 from envkit.environments.code_editor.tasksets import standard_tasks
@@ -35,8 +34,9 @@ from envkit.environments.code_editor.variants import (
     subject_of,
     wrong_at_edges,
 )
-from envkit.registry import sandbox_backend
+from envkit.runtime.display import Silent
 from envkit.sandbox import SandboxBackend
+from envkit.sandbox.choice import sandbox_backend
 from envkit.types import Verdict
 
 ROOT: Final = Path(__file__).parents[1]

@@ -5,7 +5,7 @@
     analyst, first-letter                      the examples
 
 The actions are valid ones (an oracle's, exploits, tool calls), bent and stuffed by a seed; see
-`envkit.audit.hostile`. Usage: fuzz.py [ACTIONS [SEED]], by default 50,000 actions with seed 0. Writes
+`envkit.audit.actions.hostile`. Usage: fuzz.py [ACTIONS [SEED]], by default 50,000 actions with seed 0. Writes
 ``runs/bench/fuzz.json``. Exits 1 if an action raised or was too slow.
 """
 
@@ -24,7 +24,7 @@ from envkit.environments.code_editor import CodeEditorEnv
 from envkit.environments.service_desk import ServiceDeskEnv
 from envkit.environments.sql_desk import SqlDeskEnv, SqlDeskPostgresEnv
 from envkit.environments.sql_desk.postgres.dsn import DSN_VARIABLE
-from envkit.registry import sandbox_backend
+from envkit.sandbox.choice import sandbox_backend
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 

@@ -19,9 +19,9 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from envkit.env.taskfile import read_tasks
 from envkit.environments.code_editor.env import FRESH_CALLS, grader_for
-from envkit.registry import sandbox_backend
-from envkit.taskfile import read_tasks
+from envkit.sandbox.choice import sandbox_backend
 
 ROOT: Final = Path(__file__).parents[1]
 TASKS, GROUPS, CANDIDATES, RIGHT, ROUNDS = 20, 2, 8, 2, 5
@@ -56,9 +56,9 @@ def measured(checkout: Path, tasks: Path) -> float:
 
 def main() -> None:
     # Not needed by the process that measures, in which another version of the project may lack them.
-    from envkit.display import Silent
+    from envkit.env.taskfile import write_tasks
     from envkit.environments.code_editor.tasksets import standard_tasks
-    from envkit.taskfile import write_tasks
+    from envkit.runtime.display import Silent
 
     other = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else None
     tasks = random.Random(3).sample([*standard_tasks("heldout", sandbox_backend(), Silent())], TASKS)

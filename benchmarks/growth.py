@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))  # for tiny.py
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))  # for tiny.py
 
 from side_by_side import Operation, Ratio, compare_each
 from train_adapters import adapter_ways
@@ -30,8 +30,8 @@ from train_shared import ROUNDS, dtype, selected_operations
 from train_steps import multi_turn_ways
 
 from envkit.models import SMALL_MODEL
-from envkit.studies.machine import use_threads
-from envkit.studies.provenance import commit
+from envkit.runs.folder.machine import use_threads
+from envkit.runs.folder.provenance import commit
 
 PROMPTS, GROUPS, TURNS, ADAPTERS = (64, 256, 1024), (4, 8, 32), (1, 2, 4), (1, 8, 32)
 OPERATIONS: Final[Mapping[str, Operation]] = {

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from pack_results import NAME, unpacked
 
-from envkit.benchmark.number_text import MINUS, NONE, bounds, percent, points
-from envkit.benchmark.recipes import Recipe, difference_of, recipe_of
-from envkit.benchmark.report_data import ReportData, Row
-from envkit.benchmark.svg_charts import Bar, bars, svg_file
-from envkit.store import write_atomic
+from envkit.measure.leaderboard.recipes import Recipe, difference_of, recipe_of
+from envkit.measure.number_text import MINUS, NONE, bounds, percent, points
+from envkit.measure.report.data import ReportData, Row
+from envkit.measure.report.svg_charts import Bar, bars, svg_file
+from envkit.runtime.store import write_atomic
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "test"
 #: Temperature of the table's interval and of the plot; the other is greedy.
@@ -113,23 +113,41 @@ LINES = (
 )
 
 
+#: The lines of the README's table.
+SHORT = (_SEARCH, _BASE, _SFT_ALONE, _TRAINED, _LARGER, _LARGER_TRAINED)
+
+
 def table() -> str:
-    """The README's table of solve rates, in Markdown."""
+    """The table of solve rates on the page of results, in Markdown."""
     lines = [
         "| row | pass@1 at temperature 0.7 | 95 % interval | at 0 |",
         "| --- | ---: | --- | ---: |",
     ]
     for line in LINES:
-        sampled = line.recipe(SAMPLED)
         greedy = None if line in (_MUTANT, _SEARCH) else line.recipe(GREEDY)
-        interval = "" if sampled is None else bounds(sampled.mean).strip("[]").replace(", ", " to ")
-        cells = (line.label, _rate(sampled), interval, _rate(greedy))
-        lines.append("".join(f"| {cell} " if cell else "| " for cell in cells) + "|")
+        lines.append(_line(line.label, *_sampled(line), _rate(greedy)))
     return "\n".join(lines) + "\n"
 
 
+def short_table() -> str:
+    """The README's table of solve rates, in Markdown."""
+    lines = ["| row | solved, temperature 0.7 | 95 % interval |", "| --- | ---: | --- |"]
+    return "\n".join(lines + [_line(line.label, *_sampled(line)) for line in SHORT]) + "\n"
+
+
+def _sampled(line: Line) -> tuple[str, str]:
+    """Solve rate and its interval at temperature 0.7."""
+    found = line.recipe(SAMPLED)
+    interval = "" if found is None else bounds(found.mean).strip("[]").replace(", ", " to ")
+    return _rate(found), interval
+
+
+def _line(*cells: str) -> str:
+    return "".join(f"| {cell} " if cell else "| " for cell in cells) + "|"
+
+
 def differences() -> str:
-    """The README's table of differences, in Markdown."""
+    """The table of differences on the page of results, in Markdown."""
     return _differences(
         "difference in points",
         {

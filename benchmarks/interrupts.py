@@ -20,7 +20,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from envkit.cache import cache_dir
+from envkit.runtime.cache import cache_dir
 
 ROOT = Path(__file__).parents[1]
 BAR_S = 2.0

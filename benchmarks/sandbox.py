@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from side_by_side import Measures, Ratio, compare
 
-from envkit.grading import PYTEST, PYTEST_MODULES
+from envkit.environments.code_editor.graders.suite import PYTEST, PYTEST_MODULES
 from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Sandbox
 from envkit.sandboxes._docker import engine as docker_engine
 from envkit.sandboxes._docker import images
@@ -65,7 +65,7 @@ sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "test_one.py"]))
 """,
 ]
 TEST: Final = b"def test_one():\n    assert 1 + 1 == 2\n"
-WORKER: Final = resources.files("envkit.grading").joinpath("worker.py").read_text()
+WORKER: Final = resources.files("envkit.sandbox.programs").joinpath("worker.py").read_text()
 #: A new module name each time, because some file systems wait for the disk when a file is overwritten.
 NAMES: Final = (f"solution{number}.py" for number in itertools.count())
 #: 8 MB of files at the start of an episode.

@@ -24,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))  # for tiny.py
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))  # for tiny.py
 
 from bounds import Bound, Part, measure
 from serve_batch import ADAPTERS, ROWS, TICKS, logits, mixed
@@ -33,8 +33,8 @@ from serve_memory import ASKED, SPECIALISTS, registered, specialists
 from serve_shared import ROUNDS, served_model
 from train_shared import dtype, selected_operations
 
-from envkit.studies.machine import use_threads
-from envkit.studies.provenance import commit
+from envkit.runs.folder.machine import use_threads
+from envkit.runs.folder.provenance import commit
 
 PARTS: Final[Mapping[str, Part]] = {
     "mixed": mixed,

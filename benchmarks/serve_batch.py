@@ -12,7 +12,7 @@ from serve_shared import ROUNDS, served_model
 from train_shared import dtype
 
 from envkit.engine.running import Drawn, RowRequest, RunningBatch
-from envkit.studies.multiplexing import ManyAdapters
+from envkit.studies.multiplexing.measure import ManyAdapters
 
 ROWS, ADAPTERS, RANK = int(os.environ.get("ROWS", "64")), 32, 8
 TICKS = int(os.environ.get("TICKS", "16"))

@@ -20,7 +20,7 @@ from serve_shared import (
     shapes_of,
 )
 
-from envkit.studies.multiplexing import random_adapter
+from envkit.studies.multiplexing.measure import random_adapter
 
 REGISTERED, FILES, BUDGET_MB = 1000, 8, 256
 #: How many of the registered adapters are asked.

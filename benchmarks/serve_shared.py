@@ -17,9 +17,9 @@ from typing import Final, final
 import httpx2
 import torch
 
-from envkit.engine.updates import Update
+from envkit.engine.adapters.updates import Update
 from envkit.models import DEFAULT_MODEL, ModelRef, resolve
-from envkit.training.base_model import linear_shapes
+from envkit.training.learner.base_model import linear_shapes
 
 ROUNDS: Final = max(int(os.environ.get("ROUNDS", "3")), 1)
 _START_S = 900  # vLLM compiles when it starts

@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, TypeAlias
 
-from envkit.store import write_atomic
-from envkit.training.heap import release_freed_memory
+from envkit.runtime.store import write_atomic
+from envkit.training.learner.heap import release_freed_memory
 
 ROOT = Path(__file__).parents[1]
 

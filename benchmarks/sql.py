@@ -20,7 +20,7 @@ from typing import Final
 from envkit.environments.sql_desk import SqlDeskEnv
 from envkit.environments.sql_desk.tasks import BY_NAME, generate
 from envkit.environments.sql_desk.variants import Judge, NearMiss, right_answers, wrong_answers
-from envkit.registry import sandbox_backend
+from envkit.sandbox.choice import sandbox_backend
 from envkit.types import Task
 
 #: Largest share of wrong answers that may be accepted.

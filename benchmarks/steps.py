@@ -22,7 +22,7 @@ from typing import Final
 from envkit.env import Env
 from envkit.environments.code_editor import CodeEditorEnv
 from envkit.environments.sql_desk import SqlDeskEnv
-from envkit.registry import sandbox_backend
+from envkit.sandbox.choice import sandbox_backend
 from envkit.types import Task
 
 ROUNDS: Final = 5

@@ -35,7 +35,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))  # for tiny.py
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))  # for tiny.py
 
 from side_by_side import Operation, Ratio, compare_each
 from train_adapters import adapter_ways
@@ -47,8 +47,8 @@ from train_shared import GROUP, NEW, ROUNDS, dtype, on_model, selected_operation
 from train_steps import multi_turn_ways, step_ways
 
 from envkit.models import DEFAULT_MODEL
-from envkit.studies.machine import use_threads
-from envkit.studies.provenance import commit
+from envkit.runs.folder.machine import use_threads
+from envkit.runs.folder.provenance import commit
 
 _ON_BOTH: Final[Mapping[str, Operation]] = {
     "generate short": functools.partial(generate_ways, 20),

@@ -12,9 +12,9 @@ import torch
 from side_by_side import Ways
 from train_shared import dtype, expect, timed_model
 
+from envkit.engine.adapters.updates import Update, updates_of
 from envkit.engine.protocol import Request, Sampling
 from envkit.engine.torch_engine import TorchEngine
-from envkit.engine.updates import Update, updates_of
 
 ADAPTERS, PROMPTS, ROWS_EACH, PROMPT, NEW = 32, 32, 2, 20, 16
 

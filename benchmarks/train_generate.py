@@ -18,9 +18,9 @@ import torch
 from side_by_side import Paused, Ways
 from train_shared import GROUP, NEW, dtype, expect, perturbed_policy, timed_model
 
+from envkit.engine.adapters.updates import updates_of
 from envkit.engine.protocol import Request, Sampling
 from envkit.engine.torch_engine import TorchEngine
-from envkit.engine.updates import updates_of
 
 ROWS: Final = 32
 WAVES: Final = (64, 128, 256)

@@ -16,8 +16,8 @@ from side_by_side import Ways
 from train_shared import GROUP, NEW, perturbed_policy, trl_rows, trl_trainer
 
 from envkit.training.config import TrainConfig
-from envkit.training.loss import StepSize, policy_loss
-from envkit.training.packing import TrainingRow, pack
+from envkit.training.learner.loss import StepSize, policy_loss
+from envkit.training.learner.packing import TrainingRow, pack
 
 PROMPT = 512
 

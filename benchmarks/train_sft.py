@@ -14,7 +14,7 @@ from train_shared import dtype, perturbed_policy
 
 from envkit.training import sft
 from envkit.training.config import TrainConfig
-from envkit.training.memory import tokens_per_forward
+from envkit.training.learner.memory import tokens_per_forward
 from envkit.training.trl_backend import remove_printer
 
 #: Examples of a step, and their tokens: what all prompts begin with, the rest of a prompt, and the answer.

@@ -19,7 +19,7 @@ from side_by_side import Operation, Ways
 
 from envkit.engine.torch_engine import TorchEngine
 from envkit.models import SMALL_MODEL, ModelRef, resolve
-from envkit.studies.machine import cpu_dtype
+from envkit.runs.folder.machine import cpu_dtype
 from envkit.training.policy import Policy
 from envkit.training.trl_backend import remove_printer
 

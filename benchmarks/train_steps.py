@@ -12,11 +12,11 @@ import torch
 from side_by_side import Ways
 from train_shared import GROUP, NEW, ROUNDS, expect, perturbed_policy, reward, trl_trainer
 
-from envkit.authored import ActionResult
-from envkit.checks import check
 from envkit.env import Env
+from envkit.env.authored import ActionResult
+from envkit.env.checks import check
 from envkit.rollout import Rollouts
-from envkit.store import Journal
+from envkit.runtime.store import Journal
 from envkit.training.checkpoint import CheckpointStore
 from envkit.training.config import TrainConfig
 from envkit.training.grpo import GRPOTrainer

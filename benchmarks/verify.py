@@ -25,13 +25,13 @@ from typing import Any, Final
 import safetensors.torch
 import side_by_side
 
-from envkit import registry
-from envkit.api.adapter import adapter_folder
+from envkit.env import registry
 from envkit.models import weights_digest
 from envkit.models.adapter_folder import MANIFEST
-from envkit.store import write_atomic
-from envkit.studies.claim import CLAIM
-from envkit.studies.provenance import commit
+from envkit.runs.adapter import adapter_folder
+from envkit.runs.folder.claim import CLAIM
+from envkit.runs.folder.provenance import commit
+from envkit.runtime.store import write_atomic
 
 _SAFETENSORS: Final[Any] = safetensors.torch  # without whole types
 #: Packages of envkit that lie in folders of their own in a checkout.

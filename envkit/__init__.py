@@ -1,7 +1,7 @@
 """RL environments around real applications, and the loop that trains small models on them.
 
-`train`, `evaluate`, `bench`, `load_adapter` and their like are loaded from `envkit.api` when they are first
-used, so that ``import envkit`` stays fast and needs no PyTorch.
+`train`, `evaluate`, `bench`, `load_adapter` and their like are loaded from `envkit.runs` and `envkit.studies`
+when they are first used, so that ``import envkit`` stays fast and needs no PyTorch.
 """
 
 from __future__ import annotations
@@ -11,10 +11,17 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 from envkit.agent import Agent, Session
-from envkit.authored import ActionResult, Baseline, Exploit, ImportedTasks, Variant
-from envkit.checks import Check, Score, check
-from envkit.command import CommandEnv
 from envkit.env import Env
+from envkit.env.authored import ActionResult, Baseline, Exploit, ImportedTasks, Variant
+from envkit.env.checks import Check, Score, check
+from envkit.env.grade import Grade
+from envkit.env.judging import LabelledText, Rubric
+from envkit.env.registry import make
+from envkit.env.registry import register_gymnasium as _register_gymnasium
+from envkit.env.spaces import Utf8
+from envkit.env.tools import Tool, tool
+from envkit.env.wrappers.command import CommandEnv
+from envkit.env.wrappers.gymnasium import GymnasiumEnv, wrap
 from envkit.errors import (
     AgentError,
     BrokenTask,
@@ -35,10 +42,6 @@ from envkit.errors import (
     UnpricedError,
     UsageError,
 )
-from envkit.grading import Grade
-from envkit.judging import LabelledText, Rubric
-from envkit.registry import make
-from envkit.registry import register_gymnasium as _register_gymnasium
 from envkit.rollout import Rollouts
 from envkit.sandbox import (
     Contents,
@@ -51,8 +54,6 @@ from envkit.sandbox import (
     SandboxBackend,
     StopReason,
 )
-from envkit.spaces import Utf8
-from envkit.tools import Tool, tool
 from envkit.types import (
     EpisodeKey,
     Outcome,
@@ -64,103 +65,103 @@ from envkit.types import (
     Usage,
     Verdict,
 )
-from envkit.wrapped import GymnasiumEnv, wrap
 
 if TYPE_CHECKING:
-    from envkit.api import (
+    from envkit.measure.spec import AgentSpec, BenchSpec, EnvironmentSpec
+    from envkit.runs import (
         Adapter,
         BenchResult,
-        ControlResult,
         EvalResult,
-        InterferenceResult,
         PromptResult,
         PushResult,
         Report,
         RescoreResult,
-        RouterResult,
         SFTResult,
-        SteerResult,
-        StudyResult,
-        StudyState,
         SupportResult,
         TrainResult,
         VerifyResult,
         bench,
         bench_spec,
-        compare_controls,
         evaluate,
-        forgetting,
-        interference,
         leaderboard,
-        list_studies,
         load_adapter,
         pass_at_k,
         push_adapter,
         rescore,
         resume_bench,
-        resume_controls,
-        resume_interference,
         resume_prompt_search,
         resume_train,
         search_prompt,
         sft,
-        steer,
-        study,
         support,
         train,
-        train_router,
         verify,
     )
-    from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
+    from envkit.studies.controls.call import ControlResult, compare_controls, resume_controls
+    from envkit.studies.forgetting.call import forgetting
+    from envkit.studies.grid.run import StudyResult, StudyState, list_studies, study
+    from envkit.studies.interference.call import InterferenceResult, interference, resume_interference
+    from envkit.studies.specialists.call import RouterResult, train_router
+    from envkit.studies.steering.call import SteerResult, steer
     from envkit.training.config import TrainConfig
 
 #: Names that are loaded when they are first used, by the module that defines them.
 _LAZY = {
-    "envkit.api": (
+    "envkit.runs": (
         "Adapter",
         "BenchResult",
-        "ControlResult",
         "EvalResult",
-        "InterferenceResult",
         "PromptResult",
         "PushResult",
         "Report",
         "RescoreResult",
-        "RouterResult",
         "SFTResult",
-        "SteerResult",
-        "StudyResult",
-        "StudyState",
         "SupportResult",
         "TrainResult",
         "VerifyResult",
         "bench",
-        "compare_controls",
+        "bench_spec",
         "evaluate",
-        "forgetting",
-        "interference",
         "leaderboard",
-        "list_studies",
         "load_adapter",
         "pass_at_k",
         "push_adapter",
         "rescore",
         "resume_bench",
-        "resume_controls",
-        "resume_interference",
         "resume_prompt_search",
         "resume_train",
         "search_prompt",
         "sft",
-        "bench_spec",
-        "steer",
-        "study",
         "support",
         "train",
-        "train_router",
         "verify",
     ),
-    "envkit.benchmark.spec": ("AgentSpec", "BenchSpec", "EnvironmentSpec"),
+    "envkit.studies.controls.call": (
+        "ControlResult",
+        "compare_controls",
+        "resume_controls",
+    ),
+    "envkit.studies.forgetting.call": ("forgetting",),
+    "envkit.studies.grid.run": (
+        "StudyResult",
+        "StudyState",
+        "list_studies",
+        "study",
+    ),
+    "envkit.studies.interference.call": (
+        "InterferenceResult",
+        "interference",
+        "resume_interference",
+    ),
+    "envkit.studies.specialists.call": (
+        "RouterResult",
+        "train_router",
+    ),
+    "envkit.studies.steering.call": (
+        "SteerResult",
+        "steer",
+    ),
+    "envkit.measure.spec": ("AgentSpec", "BenchSpec", "EnvironmentSpec"),
     "envkit.training.config": ("TrainConfig",),
 }
 

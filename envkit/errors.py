@@ -28,7 +28,7 @@ Errors of one module:
 - `envkit.engine.chat.UnreadableError`, a `ModelError`: the model cannot read a conversation.
 - `envkit.agents.endpoint.ProviderError`, a `UsageError`: a provider refuses all requests of a kind.
 - `envkit.agents.budget.BudgetError`, a `UsageError`: a call might have cost more than is left.
-- `envkit.serving.decoder.DecoderStopped`, an `EnvkitError`: decoding has ended.
+- `envkit.serving.decoding.decoder.DecoderStopped`, an `EnvkitError`: decoding has ended.
 - `envkit.environments.sql_desk.postgres.connection.ServerSilent`, a `SandboxError`: no answer in time.
 """
 

@@ -25,7 +25,7 @@ from envkit.errors import (
     StoreError,
     UsageError,
 )
-from envkit.stop import ShouldStop, never, raise_if_stopped
+from envkit.runtime.stop import ShouldStop, never, raise_if_stopped
 from envkit.types import JSON, EpisodeKey, Outcome, StepRecord, Trajectory, Turn, Verdict, total_reward
 
 EnvFactory = Callable[[], Env]

@@ -9,11 +9,11 @@ from envkit import ActionResult, Env, EpisodeKey, Rollouts, Task, check
 from envkit.agents.local import LocalAgent
 from envkit.engine.protocol import Sampling
 from envkit.models import SMALL_MODEL, resolve
-from envkit.registry import sandbox_backend
-from envkit.training.advantages import turn_advantages
+from envkit.sandbox.choice import sandbox_backend
 from envkit.training.config import TrainConfig
-from envkit.training.loss import StepSize, policy_loss
-from envkit.training.packing import pack, training_row
+from envkit.training.learner.advantages import turn_advantages
+from envkit.training.learner.loss import StepSize, policy_loss
+from envkit.training.learner.packing import pack, training_row
 from envkit.training.policy import Policy
 
 GROUPS, ROWS = 4, 8  # task visits per step, and episodes per visit

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, cast
 
 from envkit.errors import ContractError, SandboxError, SandboxUnavailable, UsageError
-from envkit.lease import reap
+from envkit.runtime.lease import reap
 from envkit.sandbox import ExecResult, Limits, Peer, Sandbox
 from envkit.sandboxes._linux import cgroup
 from envkit.sandboxes._supervisor import Supervisor, Tree

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, final
 
 from envkit.errors import MissingExtraError, SandboxError, SandboxUnavailable
-from envkit.lease import Lease
+from envkit.runtime.lease import Lease
 from envkit.sandbox import PYTHON_OPTIONS, Contents, Limits, Lock, Quota, SandboxBackend
 from envkit.sandboxes._docker import engine as docker_engine
 from envkit.sandboxes._docker import images

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, final
 
 from envkit.errors import SandboxError, SandboxUnavailable
-from envkit.lease import Lease
+from envkit.runtime.lease import Lease
 from envkit.sandbox import Limits, Sandbox, SandboxBackend
 from envkit.sandboxes._linux import procfs
 from envkit.sandboxes._linux.child import Child, launch

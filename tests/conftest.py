@@ -13,15 +13,16 @@ import pytest
 from hypothesis import settings
 
 from envkit.environments.code_editor.starter import starter_tasks
-from envkit.registry import sandbox_backend
 from envkit.sandbox import SandboxBackend
+from envkit.sandbox.choice import sandbox_backend
 from envkit.sandboxes.docker import DockerBackend
 from envkit.types import Task
 
 if TYPE_CHECKING:
     from api_server import Api, Say
 
-sys.path.append(str(Path(__file__).parent))  # for helper modules: tiny.py, polling.py ...
+_HELPERS = Path(__file__).parent / "helpers"  # tiny.py, polling.py ...
+sys.path += [str(_HELPERS), str(_HELPERS / "environments"), str(_HELPERS / "servers")]
 
 settings.register_profile("untimed", deadline=None)  # examples are slow on a busy machine
 settings.load_profile("untimed")
@@ -96,7 +97,7 @@ def docker() -> SandboxBackend:
 @pytest.fixture(scope="module")
 def one_probe() -> Generator[None]:
     """Plans of runs measure the machine once. Parallel tests keep it busy, so it would be measured thrice."""
-    from envkit.studies import probe
+    from envkit.runs.before_after import probe
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probe, "_MAX_PROBES", 1)

@@ -22,20 +22,19 @@ from hub_server import Hub
 from recorder import Recorder
 
 import envkit
-from envkit import api
-from envkit.api.adapter import training_of
-from envkit.api.bench_runs import environment_for, trained_limits
-from envkit.api.common import absolute_if_path, short_tasks
-from envkit.api.training import _adapters
-from envkit.benchmark.report import load_report
+from envkit.env.taskfile import write_tasks
 from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
 from envkit.errors import MissingExtraError, ModelError, StoreError, TaskFileError, UsageError
+from envkit.measure.report.page import load_report
 from envkit.models import SMALL_MODEL
-from envkit.store import RunFolder
-from envkit.studies.interference import arms_of
-from envkit.studies.routing import first_prompts
-from envkit.studies.run_records import base_of
-from envkit.taskfile import write_tasks
+from envkit.runs.adapter import training_of
+from envkit.runs.bench_runs import environment_for, trained_limits
+from envkit.runs.common import absolute_if_path, short_tasks
+from envkit.runs.folder.run_records import base_of
+from envkit.runs.training import _adapters
+from envkit.runtime.store import RunFolder
+from envkit.studies.interference.setup import arms_of
+from envkit.studies.specialists.router import first_prompts
 from envkit.types import Task
 
 
@@ -54,11 +53,14 @@ def describe(item: Any) -> Any:
 
 
 def test_public_interface_golden() -> None:
-    golden.expect("public_api", {name: describe(getattr(api, name)) for name in [*api.__all__]})
+    golden.expect(
+        "public_api",
+        {name: describe(getattr(envkit, name)) for names in envkit._LAZY.values() for name in names},
+    )
 
 
 def test_names_stay_functions_when_packages_are_imported() -> None:
-    import envkit.benchmark.spec
+    import envkit.measure.spec
     import envkit.training.config
 
     assert callable(envkit.train)
@@ -292,7 +294,7 @@ def test_without_a_token_or_an_owner_nothing_is_pushed(
     def write(*_: object, **__: object) -> None:
         raise AssertionError("work began")
 
-    monkeypatch.setattr("envkit.studies.publishing.write_publication", write)
+    monkeypatch.setattr("envkit.runs.folder.publishing.write_publication", write)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with pytest.raises(UsageError, match="no token of the Hugging Face Hub; log in with `hf auth login`"):
         envkit.push_adapter(trained.run, "me/tiny")
@@ -312,7 +314,7 @@ def test_a_missing_adapter_is_refused(trained: envkit.TrainResult, tmp_path: Pat
 
 
 def test_an_evaluation_returns_rates_with_intervals(tmp_path: Path, heldout: Sequence[Task]) -> None:
-    from envkit.taskfile import write_tasks
+    from envkit.env.taskfile import write_tasks
 
     write_tasks(tmp_path / "tasks.jsonl", heldout, seed=0)
     result = envkit.evaluate(agent="oracle", tasks=tmp_path / "tasks.jsonl", root=tmp_path, display="quiet")
@@ -331,8 +333,8 @@ def test_an_evaluation_returns_rates_with_intervals(tmp_path: Path, heldout: Seq
 def test_a_signal_stops_a_run_that_can_be_resumed(
     tmp_path: Path, heldout: Sequence[Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from envkit.studies.bench import Bench
-    from envkit.taskfile import write_tasks
+    from envkit.env.taskfile import write_tasks
+    from envkit.runs.benchmark.bench import Bench
 
     write_tasks(tmp_path / "tasks.jsonl", heldout, seed=0)
     run = Bench.run
@@ -366,7 +368,7 @@ def test_bad_input_is_refused_before_any_work(
     def work(*_: object) -> None:
         raise AssertionError("work began")
 
-    monkeypatch.setattr("envkit.registry.sandbox_backend", work)
+    monkeypatch.setattr("envkit.sandbox.choice.sandbox_backend", work)
     mix = {"mix": [{"env": "code-editor"}, {"env": "sql-desk"}]}
     with pytest.raises(UsageError, match="mix names code-editor, sql-desk, and service-desk is asked for"):
         envkit.train("service-desk", config=mix)
@@ -399,7 +401,7 @@ def test_a_call_for_one_environment_takes_the_one_of_the_mix(
     def environment(name: str) -> None:
         raise Named(name)
 
-    monkeypatch.setattr("envkit.registry.environment", environment)
+    monkeypatch.setattr("envkit.env.registry.environment", environment)
     for call in (envkit.support, envkit.search_prompt, partial(envkit.sft, tmp_path / "adapter")):
         for mix, named in (([], "code-editor"), (["sql-desk"], "sql-desk")):
             with pytest.raises(Named, match=named):
@@ -417,8 +419,8 @@ def test_a_model_that_cannot_be_trained_is_refused_before_tasks_are_made(
     def load(*_: object) -> None:
         raise AssertionError("work began")
 
-    monkeypatch.setattr("envkit.api.training.load_tasks", load)
-    monkeypatch.setattr("envkit.api.common.load_tasks", load)  # of the calls that only play
+    monkeypatch.setattr("envkit.runs.training.load_tasks", load)
+    monkeypatch.setattr("envkit.runs.common.load_tasks", load)  # of the calls that only play
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     train = partial(envkit.train, allow_unaudited=True, root=tmp_path / "runs", display="quiet")
     with pytest.raises(ModelError, match="model 'mistyped': found nothing"):
@@ -558,7 +560,7 @@ def test_unknown_recorded_outputs_are_refused_before_the_controls_are_played(
     def read(format: str, path: Path) -> ImportedTasks:
         return ImportedTasks(tuple(heldout), {"gpt": {}})
 
-    monkeypatch.setattr("envkit.studies.bench_setup.validate_tasks", play)
+    monkeypatch.setattr("envkit.runs.benchmark.setup.validate_tasks", play)
     monkeypatch.setattr(CodeEditorEnv, "import_tasks", read)
     spec = envkit.bench_spec(recorded=["wrong"], tasks="published:items")
     with pytest.raises(UsageError, match=r"no recorded outputs 'wrong' came with the tasks \(there is: gpt"):

@@ -16,10 +16,10 @@ import gymnasium
 import pytest
 import typer
 
-from envkit.benchmark.spec import from_toml as bench_spec
 from envkit.cli.main import app
-from envkit.harness import Harness
-from envkit.plain import decode
+from envkit.env.harness import Harness
+from envkit.measure.spec import from_toml as bench_spec
+from envkit.runtime.plain import decode
 from envkit.training.config import from_mapping as train_settings
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +41,7 @@ PROGRAMS = [
 ]
 #: Commands of the pages that take seconds and need nothing from earlier commands. Not here: `doctor`, which
 #: `tests/cli/test_cli.py` runs, and `sandbox check`, which `.ci/run` runs as an ordinary user.
-QUICK_COMMANDS = ("list", "prices gpt-5", "new ticket-desk")
+QUICK_COMMANDS = ("list", "models prices gpt-5", "new ticket-desk")
 
 
 class Block(NamedTuple):
@@ -72,7 +72,7 @@ def unknown_words(words: Sequence[str]) -> list[str]:
     """Return the words that the command does not accept, without running it or checking values."""
     command: Any = typer.main.get_command(app)
     context = command.make_context("envkit", [], resilient_parsing=True)
-    while hasattr(command, "commands") and (words or not command.invoke_without_command):
+    while hasattr(command, "commands") and words:  # without one, a group prints its help
         first, *words = words
         command = command.commands[first]
         context = command.make_context(first, [], parent=context, resilient_parsing=True)
@@ -98,7 +98,7 @@ def test_every_command_exists(page: Path) -> None:
 
 
 def test_a_wrong_command_is_found() -> None:
-    page = "```sh\nenvkit play a b  # two\n.venv/bin/envkit eval --no-such 1\n```\nSee `envkit\nno-such x`."
+    page = "```sh\nenvkit play a b  # two\n.venv/bin/envkit bench --no-such 1\n```\nSee `envkit\nno-such x`."
     two, option, command = (shlex.split(line, comments=True) for line in commands(page))
     assert unknown_words(two) == ["b"]
     with pytest.raises(Exception, match="No such option"):

@@ -15,7 +15,7 @@ from envkit.audit.audited_env import AuditedEnv
 from envkit.audit.certificate import certify
 from envkit.audit.runner import AUDIT_CHECKS
 from envkit.audit.suite import EnvSuite
-from envkit.display import Silent
+from envkit.runtime.display import Silent
 from envkit.sandbox import SandboxBackend
 
 FOLDER = Path(__file__).parents[1] / "examples"

@@ -149,7 +149,7 @@ def test_the_version_equals_that_of_pyproject() -> None:
     assert envkit.__version__ == PYPROJECT["project"]["version"]
 
 
-@pytest.mark.parametrize("module", ["envkit", "envkit.api", "envkit.cli.main"])
+@pytest.mark.parametrize("module", ["envkit", "envkit.runs", "envkit.cli.main"])
 def test_importing_envkit_loads_no_heavy_modules(module: str) -> None:
     code = f"import sys, {module}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -160,7 +160,7 @@ def test_importing_envkit_loads_neither_the_cli_nor_the_python_interface() -> No
     """`envkit.train` and similar functions are loaded on first use."""
     code = "import sys, envkit; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert {"rich", "typer", "envkit.api", "envkit.studies"}.isdisjoint(loaded.split())
+    assert {"rich", "typer", "envkit.runs", "envkit.studies"}.isdisjoint(loaded.split())
 
 
 @pytest.mark.parametrize("point", ENTRY_POINTS, ids=[f"{point.group}:{point.name}" for point in ENTRY_POINTS])
@@ -192,4 +192,4 @@ def test_the_wheel_holds_one_package_and_its_data(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert found == expected
-    assert {"envkit/py.typed", "envkit/benchmark/report.html.j2", "envkit/agents/local.py"} <= found
+    assert {"envkit/py.typed", "envkit/measure/report/report.html.j2", "envkit/agents/local.py"} <= found

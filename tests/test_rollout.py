@@ -24,10 +24,10 @@ from envkit import (
     UsageError,
 )
 from envkit.agents.scripted import ScriptedAgent, noop
-from envkit.checks import check
+from envkit.env.checks import check
 from envkit.errors import AgentError, BrokenTask, ConfigError, ModelUnavailable, SandboxError, Stopped
 from envkit.rollout import raised, reset_seed
-from envkit.store import Journal, read_lines, trajectory_from_json, trajectory_to_json
+from envkit.runtime.store import Journal, read_lines, trajectory_from_json, trajectory_to_json
 
 HALVING = ScriptedAgent("halving", lambda key, turn, observation: halve(observation))
 

@@ -9,10 +9,15 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from envkit.authored import Baseline
+from envkit.env.authored import Baseline
 from envkit.environments.code_editor.actions import replace_text_message
 from envkit.environments.code_editor.hidden import as_run, solution_of
-from envkit.mining.search import examples_of, fitting_mutants, function_called, mutants_of
+from envkit.environments.code_editor.mining.mutations.search import (
+    examples_of,
+    fitting_mutants,
+    function_called,
+    mutants_of,
+)
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task
 

@@ -15,15 +15,15 @@ from envkit.environments.code_editor.actions import (
     Rewrite,
     parse,
 )
-from envkit.environments.code_editor.edits import (
+from envkit.environments.code_editor.examples import RunExamples
+from envkit.environments.code_editor.source.edits import (
     AmbiguousEdit,
     EditError,
     apply_replace,
     apply_rewrite,
     show_change,
 )
-from envkit.environments.code_editor.examples import RunExamples
-from envkit.environments.code_editor.syntax import (
+from envkit.environments.code_editor.source.syntax import (
     Definition,
     SyntaxProblem,
     definitions,

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, final
 
-from envkit.audit.attacks import ATTACKS
-from envkit.authored import ActionResult, Baseline, Exploit, ImportedTasks, Variant
-from envkit.checks import check
-from envkit.display import Display
 from envkit.env import Env
+from envkit.env.authored import ActionResult, Baseline, Exploit, ImportedTasks, Variant
+from envkit.env.checks import check
+from envkit.env.grade import Grade
+from envkit.env.hidden import text_file
+from envkit.env.submission import Submission
+from envkit.environments.code_editor.attacks import ATTACKS
 from envkit.environments.code_editor.baselines import BASELINES
-from envkit.environments.code_editor.edit_size import changed_tokens
 from envkit.environments.code_editor.editor import CodeEditor
 from envkit.environments.code_editor.examples import EXAMPLE_RESULTS
 from envkit.environments.code_editor.exploits import attack_actions, attack_target
@@ -23,15 +24,15 @@ from envkit.environments.code_editor.graders.calls import CONTRACTS, REACHED_EDG
 from envkit.environments.code_editor.graders.program import ProgramGrader
 from envkit.environments.code_editor.graders.pytest_suite import SuiteGrader
 from envkit.environments.code_editor.hidden import ProgramHidden, hidden_of
+from envkit.environments.code_editor.mining.hidden import RepairHidden, SuiteHidden
 from envkit.environments.code_editor.prompt import SYSTEM, first_observation
 from envkit.environments.code_editor.result_cache import ResultCache
+from envkit.environments.code_editor.source.edit_size import changed_tokens
 from envkit.environments.code_editor.starter import starter_tasks
 from envkit.environments.code_editor.tasksets import SPLITS, standard_tasks
 from envkit.environments.code_editor.variants import variants_of
 from envkit.errors import SandboxError
-from envkit.grading import Grade, Submission
-from envkit.hidden import text_file
-from envkit.mining.hidden import RepairHidden, SuiteHidden
+from envkit.runtime.display import Display
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task, Verdict
 
@@ -112,7 +113,7 @@ class CodeEditorEnv(Env):
 
     @classmethod
     def exploits(cls, task: Task) -> Sequence[Exploit]:
-        """Return the whole corpus of `envkit.audit.attacks`."""
+        """Return the whole corpus of `envkit.environments.code_editor.attacks`."""
         if reason := grader_for(task).no_attack_reason:
             return [Exploit(f"{attack.number} {attack.name}", (), reason) for attack in ATTACKS]
         target, found = attack_target(task), list[Exploit]()

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias, final
 
+from envkit.environments.code_editor.graders.oracle import Answer, Program, answers_and_end
 from envkit.environments.code_editor.hidden import as_run
+from envkit.environments.code_editor.mining.build import SOLUTION, shown_answer
+from envkit.environments.code_editor.mining.mutations.search import Example, examples_of
 from envkit.environments.code_editor.result_cache import ResultCache
-from envkit.grading import Answer, Program, answers_and_end
-from envkit.mining.build import SOLUTION, shown_answer
-from envkit.mining.search import Example, examples_of
 from envkit.sandbox import Limits, SandboxBackend
 from envkit.types import Task
 

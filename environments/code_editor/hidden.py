@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, final
 
-from envkit.grading import Leniency, NumericPolicy
-from envkit.hidden import read_hidden, text_file
-from envkit.inputs.call import Call
-from envkit.mining.build import SOLUTION
-from envkit.mining.hidden import RepairHidden, SuiteHidden
+from envkit.env.compare import Leniency, NumericPolicy
+from envkit.env.hidden import read_hidden, text_file
+from envkit.environments.code_editor.inputs.call import Call
+from envkit.environments.code_editor.mining.build import SOLUTION
+from envkit.environments.code_editor.mining.hidden import RepairHidden, SuiteHidden
 from envkit.types import Task
 
 
@@ -48,7 +48,7 @@ class ExpectedValue:
     """The expected value of one probe of a test program.
 
     Args:
-        value: encoded as by `envkit.grading.worker.encode`.
+        value: encoded as by `envkit.sandbox.programs.worker.encode`.
         numbers: decides if two numbers are equal.
     """
 

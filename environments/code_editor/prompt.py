@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from envkit.environments.code_editor import docstrings
 from envkit.environments.code_editor.actions import HELP, HELP_EXAMPLES, HELP_WHOLE
+from envkit.environments.code_editor.source import docstrings
 from envkit.types import Task
 
 #: System message for models. The action grammar is part of the observation.

@@ -8,11 +8,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from envkit.grading import NumericPolicy
-from envkit.hidden import to_json
-from envkit.inputs.doctests import docstring_calls, modules_of
-from envkit.mining.build import SOLUTION, edit_between
-from envkit.mining.hidden import RepairHidden
+from envkit.env.compare import NumericPolicy
+from envkit.env.hidden import to_json
+from envkit.environments.code_editor.inputs.doctests import docstring_calls, modules_of
+from envkit.environments.code_editor.mining.build import SOLUTION, edit_between
+from envkit.environments.code_editor.mining.hidden import RepairHidden
 from envkit.types import Task
 
 

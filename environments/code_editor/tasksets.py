@@ -8,18 +8,28 @@ from collections.abc import Callable, Collection, Sequence
 from importlib import resources
 from typing import Any, Final
 
-from envkit.cache import cache_dir, cache_folder
-from envkit.display import Display
+from envkit.env.taskfile import read_tasks, write_tasks
+from envkit.environments.code_editor.inputs.doctests import is_always_reordered
+from envkit.environments.code_editor.mining.duplicates import (
+    Fingerprint,
+    fingerprint,
+    fingerprints_of,
+    is_near,
+)
+from envkit.environments.code_editor.mining.fetch import fetch
+from envkit.environments.code_editor.mining.library import version_of
+from envkit.environments.code_editor.mining.miner import Wanted, mine
+from envkit.environments.code_editor.mining.package_functions import PackageFunction
+from envkit.environments.code_editor.mining.recipe import (
+    build_from_recipe,
+    python_version,
+    read_recipe,
+    spread_order,
+)
 from envkit.errors import TaskFileError
-from envkit.inputs.doctests import is_always_reordered
-from envkit.mining.duplicates import Fingerprint, fingerprint, fingerprints_of, is_near
-from envkit.mining.fetch import fetch
-from envkit.mining.library import version_of
-from envkit.mining.miner import Wanted, mine
-from envkit.mining.package_functions import PackageFunction
-from envkit.mining.recipe import build_from_recipe, python_version, read_recipe, spread_order
+from envkit.runtime.cache import cache_dir, cache_folder
+from envkit.runtime.display import Display
 from envkit.sandbox import SandboxBackend
-from envkit.taskfile import read_tasks, write_tasks
 from envkit.types import Task
 
 #: Splits with a recipe. `README.md` has the commands that made the recipes, before any training run.
@@ -151,14 +161,30 @@ def half_of(source: str) -> int:
     return hashlib.sha256(source.encode()).digest()[0] % 2
 
 
+#: Packages whose code decides which tasks are made, and which calls show a bug.
+_TASK_CODE: Final = (
+    *(
+        f"{__package__}.{name}"
+        for name in ("mining", "mining.mutations", "inputs", "inputs.rules", "graders")
+    ),
+    "envkit.sandbox.programs",
+)
+
+
 def _cached(name: str, recipe: str, make: Callable[[], list[Task]]) -> list[Task]:
     """Return cached tasks, or make them. The key covers the recipe, the mining code, and Python."""
     grammars = (f"{package}=={version_of(package)}" for package in ("tree-sitter", "tree-sitter-python"))
     key = hashlib.sha256("\n".join([python_version(), *grammars, recipe]).encode())
-    for package in ("envkit.mining", "envkit.inputs", "envkit.inputs.rules", "envkit.grading"):
+    for package in (
+        "envkit.environments.code_editor.mining",
+        "envkit.environments.code_editor.inputs",
+        "envkit.environments.code_editor.inputs.rules",
+        "envkit.environments.code_editor.graders",
+    ):
         folder = resources.files(package)
         for file in sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".py")):
             key.update(folder.joinpath(file).read_bytes())
+    key.update((resources.files("envkit.env") / "compare.py").read_bytes())
     path = cache_dir() / "tasks" / f"{name}-{key.hexdigest()[:16]}.jsonl"
     if path.exists():
         try:

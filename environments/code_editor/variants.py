@@ -20,17 +20,24 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast, final
 
-from envkit.authored import Variant
+from envkit.env.authored import Variant
+from envkit.env.hidden import read_hidden
 from envkit.environments.code_editor.actions import replace_text_message
+from envkit.environments.code_editor.graders.oracle import (
+    GRADING_LIMITS,
+    Answer,
+    Program,
+    answerable,
+    answers,
+    same,
+)
 from envkit.environments.code_editor.hidden import solution_of
-from envkit.grading import GRADING_LIMITS, Answer, Program, answerable, answers, same
-from envkit.hidden import read_hidden
-from envkit.inputs.call import Call, exact_type, literal
-from envkit.inputs.edges import Signature, places_of, signature_of
-from envkit.inputs.perturb import literals_in, perturbed_calls
-from envkit.mining.build import SOLUTION
-from envkit.mining.hidden import RepairHidden
-from envkit.mining.mutations import mutations, spread
+from envkit.environments.code_editor.inputs.call import Call, exact_type, literal
+from envkit.environments.code_editor.inputs.edges import Signature, places_of, signature_of
+from envkit.environments.code_editor.inputs.perturb import literals_in, perturbed_calls
+from envkit.environments.code_editor.mining.build import SOLUTION
+from envkit.environments.code_editor.mining.hidden import RepairHidden
+from envkit.environments.code_editor.mining.mutations.mutate import mutations, spread
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task
 

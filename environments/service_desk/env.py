@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, final
 from urllib.parse import quote
 
-from envkit.authored import Exploit, Variant
-from envkit.checks import check
-from envkit.display import Display
 from envkit.env import Env
+from envkit.env.authored import Exploit, Variant
+from envkit.env.checks import check
+from envkit.env.grade import Grade
+from envkit.env.tools import format_call, tool
+from envkit.env.wrappers.service import PRELOAD, Service
 from envkit.environments.service_desk.tasks import PEOPLE, STORE, TicketHidden, changed, generate, tickets_of
 from envkit.errors import UsageError
-from envkit.grading import Grade
+from envkit.runtime.display import Display
 from envkit.sandbox import PYTHON_OPTIONS, SandboxBackend, guest_source
-from envkit.service import PRELOAD, Service
-from envkit.tools import format_call, tool
 from envkit.types import Task, Verdict
 
 #: Where the service listens.

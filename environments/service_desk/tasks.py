@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-from envkit.hidden import read_hidden, text_file, to_json
+from envkit.env.hidden import read_hidden, text_file, to_json
 from envkit.types import Task
 
 #: Workspace path of the tickets.

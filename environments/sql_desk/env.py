@@ -9,10 +9,12 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, cast, final
 
-from envkit.authored import ActionResult, Exploit, Variant
-from envkit.checks import check
-from envkit.display import Display
 from envkit.env import Env
+from envkit.env.authored import ActionResult, Exploit, Variant
+from envkit.env.checks import check
+from envkit.env.compare import NumericPolicy, canonical, equal, order
+from envkit.env.grade import Grade
+from envkit.env.tools import fenced_blocks, has_call, tool
 from envkit.environments.sql_desk.database import COMPARED_ROWS, ENDED, Database, Result
 from envkit.environments.sql_desk.postgres.database import PostgresDatabase
 from envkit.environments.sql_desk.postgres.dsn import DSN_VARIABLE
@@ -32,9 +34,8 @@ from envkit.environments.sql_desk.tasks import (
 )
 from envkit.environments.sql_desk.variants import variants_of
 from envkit.errors import BrokenTask, ContractError, SandboxError, UsageError
-from envkit.grading import Grade, NumericPolicy, canonical, equal, order
+from envkit.runtime.display import Display
 from envkit.sandbox import SandboxBackend
-from envkit.tools import fenced_blocks, has_call, tool
 from envkit.types import JSON, Task, Verdict
 
 #: Databases with fresh rows on which a submission is graded, in addition to the shown one: a small one, two

@@ -15,8 +15,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
+from envkit.env.hidden import read_hidden, text_file, to_json
 from envkit.errors import TaskFileError
-from envkit.hidden import read_hidden, text_file, to_json
 from envkit.types import Task
 
 #: Workspace path of the script that creates the shown database.

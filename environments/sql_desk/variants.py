@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-from envkit.authored import Variant
+from envkit.env.authored import Variant
 from envkit.environments.sql_desk.tasks import BY_NAME, Domain, SqlHidden
 from envkit.types import Task
 

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar, cast, final
 
-from envkit.audit.answers import ActionValue, answers_of, junk, near_misses, replaced
+from envkit.audit.actions.answers import ActionValue, answers_of, junk, near_misses, replaced
+from envkit.audit.actions.words import minimal_call
 from envkit.audit.instrumented import InstrumentedBackend
-from envkit.audit.words import minimal_call
 from envkit.env import Env, oracle_actions
+from envkit.env.tools import Tool
 from envkit.errors import BrokenTask, EnvkitError, UsageError
 from envkit.sandbox import SandboxBackend
-from envkit.tools import Tool
 from envkit.types import Task, total_reward
 
 #: Number of tasks that an audit plays, and the largest number if the environment has more levels than that.

@@ -16,11 +16,11 @@ from typing import Annotated, Any, Final
 from pydantic import Field, TypeAdapter
 
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable
-from envkit.cache import cache_dir
 from envkit.env import Env
+from envkit.env.taskfile import digest, read_tasks, write_tasks
 from envkit.errors import TaskFileError
-from envkit.store import waiting_lock
-from envkit.taskfile import digest, read_tasks, write_tasks
+from envkit.runtime.cache import cache_dir
+from envkit.runtime.store import waiting_lock
 from envkit.types import Task
 
 #: Name of the file in an environment's own package.
@@ -50,7 +50,7 @@ def write_cases(path: Path, cases: Sequence[Case], environment: str) -> None:
     """Write cases to a new file.
 
     Raises:
-        TaskFileError: see `envkit.taskfile.write_tasks`.
+        TaskFileError: see `envkit.env.taskfile.write_tasks`.
     """
     tasks = [_as_task(case) for case in cases]
     numbered = [replace(task, id=f"{task.id}#{number}") for number, task in enumerate(tasks)]

@@ -22,14 +22,14 @@ from typing import Any, Final
 from envkit.audit.audited_env import Coverage
 from envkit.audit.code_digest import SCHEME, content_digest
 from envkit.audit.runner import Finding, prepare_audit, run_audit
-from envkit.cache import cache_dir
-from envkit.display import Display
 from envkit.env import Env
+from envkit.env.taskfile import digest
 from envkit.errors import StoreError, UsageError
-from envkit.files import read_json_object
+from envkit.runtime.cache import cache_dir
+from envkit.runtime.display import Display
+from envkit.runtime.files import read_json_object
+from envkit.runtime.store import write_atomic
 from envkit.sandbox import Lock, SandboxBackend
-from envkit.store import write_atomic
-from envkit.taskfile import digest
 from envkit.types import Task
 
 _SCHEMA: Final = 3

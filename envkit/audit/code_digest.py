@@ -6,7 +6,7 @@ A certificate is valid for code with the digest that it names. The digest covers
   files that these declare: all files but documents for people, and also those if the package's source names
   them. If an environment is a file in no package, the files beside it that it names count with it. Of a git
   repository, the commit counts;
-- the modules of envkit in `VERDICT_PARTS` and `VERDICT_MODULES` that these import, directly or through
+- the modules of envkit in `VERDICT_MODULES` and `VERDICT_PACKAGES` that these import, directly or through
   others. They are found by reading import statements. A file in such a module's folder counts if the module
   names it, such as a program for the sandbox.
 
@@ -29,29 +29,30 @@ from pathlib import Path
 from typing import Final, final
 
 from envkit.audit.canonical_source import canonical, parse
-from envkit.contents import data_paths, image_layout, repositories
 from envkit.env import Env
 from envkit.errors import UsageError
+from envkit.sandbox.contents import data_paths, image_layout, repositories
 
 #: Name of this way to compute a digest. Digests of different schemes cannot be compared.
 SCHEME: Final = "syntax-tree-1"
 
-#: Parts of envkit that decide verdicts. The other parts play and report episodes, make tasks or load models.
+#: Modules of envkit that decide verdicts. The others play and report episodes, make tasks or load models.
 #: Sandbox backends and tasks are no part of the code: an audit checks the backend, and records a digest of
 #: the tasks. Nor are the models of judges and their cards, which lie outside of the environment's package.
-VERDICT_PARTS: Final = frozenset(
+VERDICT_MODULES: Final = frozenset(
     {
-        *("authored", "checks", "command", "contents", "env", "errors", "external", "grading", "hidden"),
-        *("inputs", "judging", "mcp", "plain", "repositories", "sandbox", "secret_values", "service"),
-        *("spaces", "syntax", "taskfile", "tool_runner", "tools", "types", "wrapped"),
+        *("env", "env.authored", "env.base", "env.checks", "env.compare", "env.grade", "env.hidden"),
+        *("env.judging", "env.spaces", "env.submission", "env.taskfile", "env.tool_runner", "env.tools"),
+        *("env.wrappers", "errors", "runtime.plain", "runtime.secret_values", "runtime.syntax", "sandbox"),
+        *("sandbox.contents", "sandbox.programs", "sandbox.repositories", "types"),
     }
 )
 
-#: Modules of other parts that decide verdicts too: which examples are shown decides when an episode may end.
-VERDICT_MODULES: Final = frozenset({"mining.build", "mining.hidden", "mining.search"})
+#: Packages of which every module decides verdicts, such as another environment's graders.
+VERDICT_PACKAGES: Final = ("env.wrappers.", "environments.", "sandbox.programs.")
 
 #: envkit's own ``__init__.py``.
-_ROOT: Final = Path(inspect.getfile(Env)).resolve().with_name("__init__.py")
+_ROOT: Final = Path(inspect.getfile(Env)).resolve().parents[1] / "__init__.py"
 
 #: Files of a package that decide no verdict: certificates, caches, and documents that no source names.
 _CERTIFICATES: Final = ("certificate.json", "certificate.md")
@@ -94,7 +95,8 @@ def package_files(kind: type[Env]) -> Iterator[tuple[str, Path]]:
     Raises:
         UsageError: the package is too large.
     """
-    if (shared := _source(kind.__module__)) is not None:
+    is_environment = kind.__module__.startswith("envkit.environments.")
+    if not is_environment and (shared := _source(kind.__module__)) is not None:
         yield _name(shared), shared
         return
     file = Path(inspect.getfile(kind)).resolve()
@@ -287,16 +289,22 @@ def _definer(base: str, name: str) -> str:
 
 
 def _named_by(path: Path) -> Iterator[Path]:
-    """The files in a module's folder whose names it contains as strings."""
-    beside = {file.name: file for file in path.parent.iterdir() if file.is_file() and file != path}
-    yield from (beside[name] for name in sorted(_read(path).strings & {*beside}))
+    """The files that a file names in its strings: beside it, or in a package that it names, too."""
+    strings = _read(path).strings
+    folders = [path.parent]
+    for name in sorted(strings):
+        if f"{name}.".removeprefix("envkit.") in VERDICT_PACKAGES and (init := _source(name)) is not None:
+            folders.append(init.parent)
+    for folder in folders:
+        beside = {file.name: file for file in folder.iterdir() if file.is_file() and file != path}
+        yield from (beside[name] for name in sorted(strings & {*beside}))
 
 
 @functools.cache
 def _source(module: str) -> Path | None:
     """The file of a module that decides verdicts; ``None`` for any other name."""
     name = module.removeprefix("envkit.")
-    if name == module or not (_part(module) in VERDICT_PARTS or name in VERDICT_MODULES):
+    if name == module or not (name in VERDICT_MODULES or name.startswith(VERDICT_PACKAGES)):
         return None
     try:
         spec = importlib.util.find_spec(module)
@@ -306,13 +314,9 @@ def _source(module: str) -> Path | None:
 
 
 def _name(path: Path) -> str:
-    """``envkit/checks.py``, wherever envkit is installed."""
-    return path.relative_to(_ROOT.parents[1]).as_posix()
-
-
-def _part(module: str) -> str:
-    """``envkit.grading.oracle`` -> ``grading``."""
-    return module.removeprefix("envkit.").partition(".")[0]
+    """``envkit/env/checks.py``, wherever envkit is installed. A checkout has its environments elsewhere."""
+    inner = path.relative_to(_ROOT.parents[1]).as_posix()
+    return inner if inner.startswith("envkit/") else f"envkit/{inner}"
 
 
 def _is_envkit(module: str) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from envkit.audit.hostile import hostile_actions
+from envkit.audit.actions.hostile import hostile_actions
 from envkit.env import Env
 from envkit.errors import ContractError
 from envkit.types import Task

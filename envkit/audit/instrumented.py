@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, final
 
-from envkit.audit.scanner import SandboxScanner
+from envkit.audit.leaks.scanner import SandboxScanner
 from envkit.errors import SandboxError, TooLargeError
 from envkit.sandbox import Contents, ExecResult, Lock, Peer, PeerGone, Sandbox, SandboxBackend, StopReason
 

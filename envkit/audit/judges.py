@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable
-from envkit.checks import Check
+from envkit.env.checks import Check
+from envkit.env.judging import LabelledText, LanguageModel, Rubric, card_name, judge, open_model
 from envkit.errors import ModelUnavailable, SandboxError
-from envkit.judging import LabelledText, LanguageModel, Rubric, card_name, judge, open_model
 
 #: Lowest share of texts on which a judge is right, or two agree. The lower bound of the share must reach it.
 _MIN_AGREEMENT: Final = 0.8

@@ -12,12 +12,12 @@ from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable, Pl
 from envkit.audit.cases import replay_cases
 from envkit.audit.checks import faults, interface, sameness, shown, tasksets, unearned, verdicts
 from envkit.audit.judges import judges_agree
-from envkit.audit.leaks import find_leaks
-from envkit.display import Display
+from envkit.audit.leaks.search import find_leaks
 from envkit.env import Env
 from envkit.errors import EnvkitError, UsageError
+from envkit.runtime.display import Display
 from envkit.sandbox import SandboxBackend
-from envkit.sandbox_check import ESSENTIAL, self_check
+from envkit.sandbox.check import ESSENTIAL, self_check
 from envkit.types import Task
 
 #: Returns what it found. Raises `AuditFailure` or `NotApplicable`; `run_audit` records any exception.

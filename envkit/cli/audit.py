@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from envkit.api.common import DEFAULT_ENVIRONMENT, isolated_backend, load_tasks, require_train_split
-from envkit.api.rich_display import open_display
 from envkit.cli.options import EnvArgument, Json, SandboxName, require_at_least
 from envkit.cli.output import emit, out
 from envkit.errors import UsageError
+from envkit.runs.common import DEFAULT_ENVIRONMENT, isolated_backend, load_tasks, require_train_split
+from envkit.runs.rich_display import open_display
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,9 +62,9 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Audit an environment: check that it rewards the work and no exploit, and write its certificate."""
-    from envkit import registry
     from envkit.audit.certificate import certify, require_place, write, write_cached
     from envkit.audit.runner import prepare_audit, run_audit
+    from envkit.env import registry
 
     if only and (output or attack_by_training):
         raise UsageError("--only runs some checks of an audit; leave out --output and --attack-by-training")
@@ -92,7 +92,7 @@ def audit(
         more: list[Finding] = []
         if attack_by_training:
             from envkit.audit.cases import keep_cases
-            from envkit.studies.attack import attack
+            from envkit.runs.before_after.attack import attack
 
             trained = load_tasks(kind, tasks, "train", backend, display)
             require_train_split(trained, tasks)

@@ -1,19 +1,22 @@
-"""Commands that inform: list installed parts, check this machine, rebuild a report."""
+"""Commands to start with: list installed parts, check this machine, create an environment's package."""
 
 from __future__ import annotations
 
 import os
 import platform
+import shlex
+import sys
 from importlib.util import find_spec
-from typing import Final
+from pathlib import Path
+from typing import Annotated, Final
 
 import typer
 from rich.markup import escape
 
-from envkit import plugins
-from envkit.cli.options import Json, RunArgument
+from envkit.cli.options import Json
 from envkit.cli.output import emit, out
 from envkit.errors import EnvkitError
+from envkit.runtime import plugins
 
 #: Packages that only local models need, to train or to sample.
 _MODELS: Final = ("torch", "transformers", "peft", "trl")
@@ -22,8 +25,8 @@ _MODELS: Final = ("torch", "transformers", "peft", "trl")
 def list_(as_json: Json = False) -> None:
     """List installed environments and sandboxes, scripted agents, cards of API models, and harnesses."""
     from envkit.agents.cards import shipped_cards
-    from envkit.benchmark.spec import SCRIPTS
-    from envkit.harness import shipped_harnesses
+    from envkit.env.harness import shipped_harnesses
+    from envkit.measure.spec import SCRIPTS
 
     found = {kind: plugins.names(kind) for kind in plugins.GROUPS}
     found |= {"script": sorted(SCRIPTS), "card": shipped_cards()}
@@ -40,14 +43,15 @@ def doctor(as_json: Json = False) -> None:
     from rich.table import Table
 
     from envkit.models import DEFAULT_MODEL, KNOWN, is_fetched
-    from envkit.sandbox_check import self_check
+    from envkit.sandbox.check import self_check
+    from envkit.sandbox.choice import sandbox_backend
 
     rows: list[tuple[str, bool, str]] = [
         ("python", True, f"{platform.python_version()} on {platform.machine()}"),
         ("cores", True, str(len(os.sched_getaffinity(0)))),
     ]
     try:
-        backend = plugins.sandbox_backend()
+        backend = sandbox_backend()
         findings = self_check(backend)
         failed = [f"{finding.name}: {finding.detail}" for finding in findings if not finding.ok]
         text = failed[0] if failed else f"{backend.name}, {len(findings)} checks pass"
@@ -73,13 +77,23 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def report(run: RunArgument, as_json: Json = False) -> None:
-    """Render a run's report again, from the numbers in its report.json."""
-    from envkit.benchmark.report import load_report, report_folders, write_report
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The environment's name, such as ticket-desk.")],
+    into: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where its folder is made.", show_default="this folder")
+    ] = Path(),
+    service: Annotated[bool, typer.Option("--service", help="Around a web service.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Create a package with a small working environment, ready to be made your own."""
+    from envkit.env.scaffold import commands, create
 
-    paths = [write_report(load_report(folder), folder, overwrite=True) for folder in report_folders(run)]
+    folder = create(name, into, "service" if service else "program")
+    # `python` in the user's shell may be another interpreter, without envkit.
+    next_commands = [f"cd {shlex.quote(str(folder))}", *commands(name, shlex.quote(sys.executable))]
     if as_json:
-        emit({"reports": [str(path) for path in paths]})
+        emit({"folder": str(folder), "next": next_commands})
         return
-    for path in paths:
-        out.print(str(path), soft_wrap=True, markup=False)
+    out.print(f"{folder}: a small environment that works. Next:", soft_wrap=True, markup=False)
+    for command in next_commands:
+        out.print(f"    {command}", soft_wrap=True, markup=False)

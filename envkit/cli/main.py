@@ -10,40 +10,21 @@ import signal
 import sys
 import traceback
 import warnings
+from importlib import metadata
 from typing import Any
 
 import typer
 import typer.main
 from rich.markup import escape
 
-from envkit.api.interrupts import Interrupted, handling_signals, raise_interrupted
-from envkit.cli import (
-    audit,
-    control,
-    forgetting,
-    info,
-    interference,
-    measure,
-    models,
-    new,
-    play,
-    prompt,
-    push,
-    router,
-    sandbox,
-    serve,
-    steer,
-    study,
-    support,
-    tasks,
-    train,
-    verify,
-    view,
-)
+from envkit.cli import audit, bench, info, models, results, sandbox, serve, tasks, train
 from envkit.cli.help import Command, Group
 from envkit.cli.output import err, out
+from envkit.cli.play.command import play
+from envkit.cli.study.app import app as study
 from envkit.errors import EnvkitError, StoreError, UsageError
-from envkit.plugins import place_in_plugin
+from envkit.runs.interrupts import Interrupted, handling_signals, raise_interrupted
+from envkit.runtime.plugins import place_in_plugin
 
 app = typer.Typer(
     cls=Group,
@@ -60,9 +41,7 @@ _COMPLETION = "_ENVKIT_COMPLETE"
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from envkit import __version__
-
-        out.print(f"envkit {__version__}", markup=False)
+        out.print(f"envkit {metadata.version('envkit-rl')}", markup=False)
         raise typer.Exit
 
 
@@ -78,40 +57,24 @@ def options(
     _verbose = verbose
 
 
-_START, _BUILD, _TRAIN, _MEASURE = "Start here", "Environments and tasks", "Train", "Measure"
-_SERVE = "Serve"
+_START, _BUILD, _TRAIN, _MEASURE = "Start here", "Environments and tasks", "Train and serve", "Measure"
 
 app.command("list", cls=Command, rich_help_panel=_START)(info.list_)
 app.command(cls=Command, rich_help_panel=_START)(info.doctor)
 app.command(cls=Command, rich_help_panel=_START)(train.demo)
-app.command(cls=Command, rich_help_panel=_START)(play.play)
-app.command(cls=Command, rich_help_panel=_BUILD)(new.new)
+app.command(cls=Command, rich_help_panel=_START)(play)
+app.command(cls=Command, rich_help_panel=_BUILD)(info.new)
 app.command(cls=Command, rich_help_panel=_BUILD)(audit.audit)
 app.add_typer(tasks.app, cls=Group, name="tasks", rich_help_panel=_BUILD)
 app.add_typer(sandbox.app, cls=Group, name="sandbox", rich_help_panel=_BUILD)
-app.add_typer(models.app, cls=Group, name="models", rich_help_panel=_TRAIN)
-app.command(cls=Command, rich_help_panel=_TRAIN)(support.support)
 app.command(cls=Command, rich_help_panel=_TRAIN)(train.train)
-app.command(cls=Command, rich_help_panel=_TRAIN)(train.sft)
-app.command(cls=Command, rich_help_panel=_TRAIN)(steer.steer)
-app.command(cls=Command, rich_help_panel=_TRAIN)(prompt.prompt)
-app.command(cls=Command, rich_help_panel=_TRAIN)(push.push)
-app.command("eval", cls=Command, rich_help_panel=_MEASURE)(measure.evaluate)
-app.command(cls=Command, rich_help_panel=_MEASURE)(verify.verify)
-app.command(cls=Command, rich_help_panel=_MEASURE)(measure.bench)
-app.command(cls=Command, rich_help_panel=_MEASURE)(measure.rescore)
-app.command(cls=Command, rich_help_panel=_MEASURE)(measure.leaderboard)
-app.command(cls=Command, rich_help_panel=_MEASURE)(measure.passk)
-app.command(cls=Command, rich_help_panel=_MEASURE)(control.control)
-app.command(cls=Command, rich_help_panel=_MEASURE)(forgetting.forgetting)
-app.command(cls=Command, rich_help_panel=_MEASURE)(interference.interference)
-app.command(cls=Command, rich_help_panel=_MEASURE)(study.study)
-app.command(cls=Command, rich_help_panel=_MEASURE)(measure.prices)
-app.command(cls=Command, rich_help_panel=_MEASURE)(info.report)
-app.command(cls=Command, rich_help_panel=_MEASURE)(view.view)
-app.command(cls=Command, rich_help_panel=_SERVE)(router.router)
-app.command(cls=Command, rich_help_panel=_SERVE)(serve.serve)
-app.command(cls=Command, rich_help_panel=_SERVE)(serve.bill)
+app.add_typer(models.app, cls=Group, name="models", rich_help_panel=_TRAIN)
+app.command(cls=Command, rich_help_panel=_TRAIN)(serve.serve)
+app.command(cls=Command, rich_help_panel=_MEASURE)(bench.bench)
+app.command(cls=Command, rich_help_panel=_MEASURE)(results.verify)
+app.command(cls=Command, rich_help_panel=_MEASURE)(results.leaderboard)
+app.command(cls=Command, rich_help_panel=_MEASURE)(results.view)
+app.add_typer(study, cls=Group, name="study", rich_help_panel=_MEASURE)
 
 
 def main() -> None:
@@ -152,7 +115,7 @@ def run(arguments: list[str]) -> int:
         err.print(f"interrupted by {number.name}")
         return 128 + number
     except Exception as error:
-        from envkit.training.memory import is_out_of_memory
+        from envkit.training.learner.memory import is_out_of_memory
 
         if is_out_of_memory(error):
             return _fail(_OUT_OF_MEMORY, 1)

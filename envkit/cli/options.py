@@ -12,23 +12,23 @@ from typing import Annotated, Any
 
 import typer
 
-from envkit.api.common import RUNS
-from envkit.api.results import Report
 from envkit.cli.output import out
 from envkit.errors import UsageError
-from envkit.plain import encode
+from envkit.runs.common import RUNS
+from envkit.runs.results import Report
+from envkit.runtime.plain import encode
 
 
 def complete_environments(incomplete: str) -> list[str]:
     """Complete the name of an installed environment."""
-    from envkit import registry
+    from envkit.env import registry
 
     return _beginning(incomplete, registry.names("environment"))
 
 
 def complete_sandboxes(incomplete: str) -> list[str]:
     """Complete the name of an installed sandbox."""
-    from envkit import registry
+    from envkit.env import registry
 
     return _beginning(incomplete, ["auto", *registry.names("sandbox")])
 
@@ -56,14 +56,14 @@ def complete_controls(incomplete: str) -> list[str]:
 
 def complete_trackers(incomplete: str) -> list[str]:
     """Complete the name of an experiment tracker."""
-    from envkit.trackers import NAMES
+    from envkit.training.trackers import NAMES
 
     return _beginning(incomplete, NAMES)
 
 
 def complete_studies(incomplete: str) -> list[str]:
     """Complete the name of a study."""
-    from envkit.studies.founding.catalogue import STUDIES
+    from envkit.studies.grid.catalogue import STUDIES
 
     return _beginning(incomplete, STUDIES)
 
@@ -142,6 +142,21 @@ SandboxName = Annotated[
         metavar="NAME",
         help="auto, or a name from `envkit list`.",
         autocompletion=complete_sandboxes,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Device of local models: cpu, or cuda for one GPU. Default: cpu."),
+]
+Prices = Annotated[
+    Path | None, typer.Option("--prices", metavar="FILE", help="TOML of prices, on top of envkit's own.")
+]
+Machine = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Machine of `envkit models prices` whose hourly price local models pay. Default: cpu-2-cores, "
+        "if they ran on two cores without a GPU, or half of it for one core.",
     ),
 ]
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
-    from envkit.benchmark.tables import Table
+    from envkit.measure.report.tables import Table
 
 
 @final

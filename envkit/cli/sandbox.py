@@ -53,8 +53,9 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Check that a sandbox isolates code, enforces its limits and keeps its protocol, case by case."""
-    from envkit.registry import environment, sandbox_backend
-    from envkit.sandbox_check import self_check
+    from envkit.env.registry import environment
+    from envkit.sandbox.check import self_check
+    from envkit.sandbox.choice import sandbox_backend
 
     kind = None if env is None else environment(env)
     image = "" if kind is None else kind.image
@@ -154,9 +155,9 @@ def reap(as_json: Json = False) -> None:
 
 def _reap_layers() -> list[RemovedLayer]:
     """Remove unused packages and data; none if an environment does not load, because it may declare them."""
-    from envkit import registry
-    from envkit.contents import declared_contents
-    from envkit.plugins import names
+    from envkit.env import registry
+    from envkit.runtime.plugins import names
+    from envkit.sandbox.contents import declared_contents
     from envkit.sandboxes._rootfs import layers
     from envkit.sandboxes._rootfs.rootfs import NOBODY
 

@@ -1,16 +1,13 @@
-"""`envkit serve`, an OpenAI-compatible server, and `envkit bill`, what its use costs."""
+"""`envkit serve`: an OpenAI-compatible server."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from datetime import date
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from envkit.cli.options import Json, complete_models, read_named, require_at_least, require_port
-from envkit.cli.output import emit, out
+from envkit.cli.options import complete_models, read_named, require_at_least, require_port
 from envkit.errors import UsageError
 
 
@@ -44,7 +41,8 @@ def serve(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Serve the model id auto: this router, of `envkit router`, picks each request's specialist.",
+            help="Serve the model id auto: this router, of `envkit study specialists`, picks each request's "
+            "specialist.",
         ),
     ] = None,
     host: Annotated[
@@ -57,7 +55,9 @@ def serve(
     ] = None,
     ledger: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="SQLite file that gets each request's tokens, for `envkit bill`."),
+        typer.Option(
+            metavar="FILE", help="SQLite file that gets each request's tokens, for `envkit models bill`."
+        ),
     ] = None,
     dtype: Annotated[str, typer.Option(metavar="TYPE", help="float32, bfloat16 or auto.")] = "auto",
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu or cuda.")] = "cpu",
@@ -85,9 +85,9 @@ def serve(
     All of them are decoded in one batch, which a request joins and leaves at any time. Needs the extras
     train and serve.
     """
-    from envkit.api.rich_display import open_display
-    from envkit.api.serving import ServeConfig
-    from envkit.api.serving import serve as run
+    from envkit.runs.rich_display import open_display
+    from envkit.runs.serving import ServeConfig
+    from envkit.runs.serving import serve as run
 
     sizes = {"kv_cache_mb": kv_cache_mb, "adapters_mb": adapters_mb, "max_rows": max_rows}
     sizes |= {
@@ -125,54 +125,4 @@ def serve(
                 **sizes,
             ),
             display,
-        )
-
-
-def bill(
-    ledger: Annotated[Path, typer.Argument(metavar="LEDGER", help="File of `envkit serve --ledger`.")],
-    prices: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help=r'TOML of prices: \[models."ID"] with input and output.'),
-    ] = None,
-    since: Annotated[
-        str, typer.Option(metavar="DATE", help="First day to bill, in UTC: YYYY-MM-DD. Default: all days.")
-    ] = "",
-    as_json: Json = False,
-) -> None:
-    """Print what each key used of each served model, and what that costs.
-
-    Requests that failed are free.
-    """
-    from rich.markup import escape
-    from rich.table import Table
-
-    from envkit.prices import load_prices
-    from envkit.serving.ledger import Ledger
-
-    if not ledger.is_file():
-        raise UsageError(f"{ledger}: no such file; expected the ledger of `envkit serve --ledger`")
-    try:
-        first = date.fromisoformat(since) if since else None
-    except ValueError as error:
-        raise UsageError(f"--since {since}: expected a date, such as 2026-11-29") from error
-    book = Ledger(ledger, read_only=True)
-    lines = book.bill(load_prices(prices), first)
-    book.close()
-    if as_json:
-        emit([asdict(line) for line in lines])
-        return
-    table = Table(box=None, pad_edge=False)
-    for title in ("key", "model", "requests", "prompt tokens", "completion tokens", "dollars"):
-        table.add_column(title, no_wrap=True)
-    for line in lines:
-        usd = "no price" if line.usd is None else f"{line.usd:.6f}"
-        numbers = (line.requests, line.prompt_tokens, line.completion_tokens)
-        table.add_row(escape(line.client), escape(line.model), *(f"{number:,}" for number in numbers), usd)
-    out.print(table)
-    if unpriced := sorted({line.model for line in lines if line.usd is None}):
-        out.print(
-            f'no price for {", ".join(unpriced)}: give --prices a file that has [models."{unpriced[0]}"] '
-            "with input and output in dollars per million tokens",
-            markup=False,
-            soft_wrap=True,
         )

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
-from envkit.api.common import DEFAULT_ENVIRONMENT, isolated_backend, load_tasks
-from envkit.api.rich_display import open_display
-from envkit.cache import cache_dir
 from envkit.cli.help import Command
 from envkit.cli.options import EnvName, Json, SandboxName, require_absent, require_at_least
 from envkit.cli.output import emit, out
 from envkit.errors import UsageError
+from envkit.runs.common import DEFAULT_ENVIRONMENT, isolated_backend, load_tasks
+from envkit.runs.rich_display import open_display
+from envkit.runtime.cache import cache_dir
 
 if TYPE_CHECKING:
-    from envkit.display import Display
-    from envkit.mining.duplicates import Fingerprint
+    from envkit.environments.code_editor.mining.duplicates import Fingerprint
+    from envkit.runtime.display import Display
     from envkit.sandbox import SandboxBackend
     from envkit.types import Task
 
@@ -87,17 +87,17 @@ def mine(
     A folder, written with a slash as in `./project`, is mined with its own pytest suite, in sandboxes. One
     module in five is held out. Its tasks are graded by that suite, which proves less than generated calls do.
     """
+    from envkit.env.taskfile import digest, write_once, write_tasks
+    from envkit.environments.code_editor.mining.difficulty import difficulty_of
+    from envkit.environments.code_editor.mining.library import version_of
+    from envkit.environments.code_editor.mining.miner import Wanted
+    from envkit.environments.code_editor.mining.recipe import make_recipe, recipe_text
     from envkit.environments.code_editor.tasksets import (
         SPLITS,
         fetch_packages,
         mine_packages,
         pinned_packages,
     )
-    from envkit.mining.difficulty import difficulty_of
-    from envkit.mining.library import version_of
-    from envkit.mining.miner import Wanted
-    from envkit.mining.recipe import make_recipe, recipe_text
-    from envkit.taskfile import digest, write_once, write_tasks
 
     require_absent(output)
     require_at_least(0, per_function=per_function, several=several, slips=slips)
@@ -208,10 +208,10 @@ def _mine_project(
     packages: Sequence[str],
 ) -> tuple[list[Task], dict[str, int]]:
     """Mine a project folder; returns its tasks, spread over functions, and counts of what was left out."""
+    from envkit.environments.code_editor.mining.duplicates import fingerprints_of
+    from envkit.environments.code_editor.mining.recipe import spread_order
+    from envkit.environments.code_editor.mining.suite.miner import mine_checkout
     from envkit.environments.code_editor.tasksets import heldout_packages
-    from envkit.mining.duplicates import fingerprints_of
-    from envkit.mining.recipe import spread_order
-    from envkit.mining.suite.miner import mine_checkout
 
     phase_total = 0
 
@@ -251,7 +251,7 @@ def _fingerprints(benchmarks: Sequence[str]) -> set[Fingerprint]:
         UsageError: not ``FORMAT:PATH``, or see `read_format`.
     """
     from envkit.environments.code_editor.formats import read_format
-    from envkit.mining.functions import functions
+    from envkit.environments.code_editor.mining.functions import functions
 
     found: set[Fingerprint] = set()
     for benchmark in benchmarks:
@@ -289,9 +289,9 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Build the tasks of a recipe again; fail if they differ from the original ones."""
+    from envkit.env.taskfile import digest, write_tasks
+    from envkit.environments.code_editor.mining.recipe import build_from_recipe, read_recipe
     from envkit.environments.code_editor.tasksets import fetch_packages, pinned_packages
-    from envkit.mining.recipe import build_from_recipe, read_recipe
-    from envkit.taskfile import digest, write_tasks
 
     require_absent(output)
     contents = read_recipe(recipe)
@@ -317,8 +317,8 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write an environment's own tasks to a task file, with their hidden values."""
-    from envkit import registry
-    from envkit.taskfile import write_tasks
+    from envkit.env import registry
+    from envkit.env.taskfile import write_tasks
 
     require_absent(output)
     kind = registry.environment(env)
@@ -343,8 +343,8 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Check tasks: the oracle must solve every task, and the no-op must earn nothing."""
-    from envkit import registry
-    from envkit.studies.validate_tasks import faults_alike, validate_tasks, with_transcripts
+    from envkit.env import registry
+    from envkit.runs.benchmark.validate_tasks import faults_alike, validate_tasks, with_transcripts
 
     require_at_least(0, seed=seed)
     kind = registry.environment(env)

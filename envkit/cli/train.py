@@ -1,4 +1,4 @@
-"""Commands that train: demo, train, sft."""
+"""Commands that train: demo, train."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from envkit import api
-from envkit.api.common import RUNS
+from envkit import runs
 from envkit.cli.options import (
     Json,
-    MaxTaskChars,
-    NoHarnessEnv,
     Resume,
     Root,
     SandboxName,
@@ -26,11 +23,14 @@ from envkit.cli.options import (
     print_reports,
     reports_as_data,
     require_no_settings,
+    require_none,
     unless,
 )
 from envkit.cli.output import emit, out
+from envkit.errors import UsageError
 from envkit.models import SHORT_MINUTES
-from envkit.trackers import DEFAULT as DEFAULT_TRACKERS
+from envkit.runs.common import RUNS
+from envkit.training.trackers import DEFAULT as DEFAULT_TRACKERS
 
 Config = Annotated[
     Path | None, typer.Option(metavar="FILE", help="TOML file of training settings (see TrainConfig).")
@@ -56,7 +56,7 @@ _SQL_TOKENS: Final = 64
 
 
 def demo_arguments(minutes: float) -> dict[str, Any]:
-    """Arguments of `envkit.api.train` for a demo: what it trains on, and how.
+    """Arguments of `envkit.runs.train` for a demo: what it trains on, and how.
 
     A small model gains on short answers within minutes. Repairs of whole functions are long: on two cores,
     they take the larger model, and ten minutes or more to show anything.
@@ -78,7 +78,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Train a small model and report, in one go: sql-desk below 10 minutes, code-editor from there on."""
-    result = api.train(
+    result = runs.train(
         **demo_arguments(minutes), minutes=minutes, seeds=seed, model=model, root=root, command=command_line()
     )
     _print(result, as_json)
@@ -162,10 +162,49 @@ def train(
             autocompletion=complete_trackers,
         ),
     ] = None,
+    sft_only: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Only imitate the oracle on train tasks, as the warm start does, and write the adapter to "
+            "this folder, which must not exist. No RL follows, and nothing is measured.",
+        ),
+    ] = None,
+    sft_examples: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="With --sft-only: oracle answers to imitate; at least one batch (12 by default).",
+        ),
+    ] = None,
     root: Root = RUNS,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a small model with LoRA RL, and report it before and after on held-out tasks."""
+    if sft_only is not None:
+        require_none(
+            "--sft-only only imitates, without RL and without a run",
+            {
+                "resume": resume,
+                "minutes": minutes,
+                "seed": seed,
+                "heldout": heldout,
+                "split": unless(split, "heldout"),
+                "warm_start": warm_start,
+                "control": control,
+                "backend": backend,
+                "engine": engine,
+                "unsafe": unsafe or None,
+                "unaudited": unaudited or None,
+                "no_evaluation": no_evaluation or None,
+                "tracker": tracker,
+                "root": unless(root, RUNS),
+            },
+        )
+        _sft(sft_only, config, sft_examples, env or [], tasks, max_task_chars, model, sandbox, as_json)
+        return
+    if sft_examples is not None:
+        raise UsageError("--sft-examples is for --sft-only; else, set sft_examples in the file of --config")
     if resume is not None:
         require_no_settings(
             root,
@@ -185,10 +224,10 @@ def train(
             no_evaluation=no_evaluation or None,
             unaudited=unaudited or None,
         )
-        result = api.resume_train(resume, sandbox=sandbox, allow_unsafe=unsafe, trackers=tracker or None)
+        result = runs.resume_train(resume, sandbox=sandbox, allow_unsafe=unsafe, trackers=tracker or None)
         _print(result, as_json)
         return
-    result = api.train(
+    result = runs.train(
         env or None,
         config=config,
         minutes=minutes,
@@ -213,7 +252,7 @@ def train(
     _print(result, as_json)
 
 
-def _print(result: api.TrainResult, as_json: bool) -> None:
+def _print(result: runs.TrainResult, as_json: bool) -> None:
     stopped = result.stopped_by is not None
     if as_json:
         reports = reports_as_data(result.reports)
@@ -225,27 +264,22 @@ def _print(result: api.TrainResult, as_json: bool) -> None:
     exit_if_stopped(result.stopped_by)
 
 
-def sft(
-    output: Annotated[
-        Path,
-        typer.Option("-o", "--output", metavar="FOLDER", help="Adapter folder to write; it must not exist."),
-    ],
-    config: Config = None,
-    examples: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Oracle answers to imitate; at least one batch (12 by default)."),
-    ] = None,
-    env: NoHarnessEnv = None,
-    tasks: Tasks = None,
-    max_task_chars: MaxTaskChars = None,
-    model: Model = None,
-    sandbox: SandboxName = "auto",
-    as_json: Json = False,
+def _sft(
+    output: Path,
+    config: Path | None,
+    examples: int | None,
+    env: list[str],
+    tasks: Path | None,
+    max_task_chars: int | None,
+    model: str | None,
+    sandbox: str,
+    as_json: bool,
 ) -> None:
-    """Run only the supervised warm start: imitate the oracle on train tasks, save the adapter."""
-    result = api.sft(
+    if len(env) > 1:
+        raise UsageError("--sft-only imitates on one environment; leave out all --env but one")
+    result = runs.sft(
         output,
-        environment=env,
+        environment=env[0] if env else None,
         config=config,
         examples=examples,
         tasks=tasks,

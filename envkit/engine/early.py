@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from envkit.engine.adapter_pool import BASE
-from envkit.engine.attention import PrefillLayout
+from envkit.engine.adapters.pool import BASE
+from envkit.engine.attention.layouts import PrefillLayout
 from envkit.engine.torch_engine import TorchEngine, pieces
 from envkit.errors import ModelError
 

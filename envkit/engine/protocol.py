@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from envkit.stop import ShouldStop, never
+from envkit.runtime.stop import ShouldStop, never
 
 if TYPE_CHECKING:  # it imports torch, which API agents do not need
-    from envkit.engine.updates import Update
+    from envkit.engine.adapters.updates import Update
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ class AdapterEngine(Engine, Protocol):
         """Replace all adapters. An empty one stands for the base alone.
 
         Args:
-            adapters: see `envkit.engine.updates.updates_of`; numbered in this order, from 0.
+            adapters: see `envkit.engine.adapters.updates.updates_of`; numbered in this order, from 0.
 
         Raises:
             ModelError: one is for another model.

@@ -20,10 +20,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from envkit.engine.adapter_pool import BASE, AdapterPool
+from envkit.engine.adapters.pool import BASE, AdapterPool
+from envkit.engine.attention.ragged import RaggedLayout, Slot, by_shelf
 from envkit.engine.prefix import common_prefix_length
 from envkit.engine.protocol import Sampling, uniforms
-from envkit.engine.ragged import RaggedLayout, Slot, by_shelf
 from envkit.engine.sampling import draw
 from envkit.engine.stop_strings import StopStrings
 from envkit.engine.torch_engine import TorchEngine, to_list

@@ -9,18 +9,18 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor
 
-from envkit.engine.attention import DecodeLayout, PrefillLayout, context_length, register
+from envkit.engine.adapters.lora import Linears
+from envkit.engine.adapters.updates import Update
+from envkit.engine.attention.kv_cache import CachedConversation, KVCache
+from envkit.engine.attention.layouts import DecodeLayout, PrefillLayout, context_length, register
+from envkit.engine.attention.ragged import RaggedLayout
 from envkit.engine.batching import RequestSize, assign_slots, waves
 from envkit.engine.head import Head
-from envkit.engine.kv_cache import CachedConversation, KVCache
-from envkit.engine.lora import Linears
 from envkit.engine.protocol import AdapterEngine, Completion, Request, Sampling, uniforms
-from envkit.engine.ragged import RaggedLayout
 from envkit.engine.sampling import draw
 from envkit.engine.stop_strings import StopStrings
-from envkit.engine.updates import Update
 from envkit.errors import ContractError, ModelError
-from envkit.stop import ShouldStop, never, raise_if_stopped
+from envkit.runtime.stop import ShouldStop, never, raise_if_stopped
 
 #: Shares of the memory for keys and values: for rows that are decoded together, and for conversations that
 #: may continue. The last quarter holds those of the call before, until they are copied.
@@ -120,7 +120,7 @@ class TorchEngine(AdapterEngine):
         self._cache = KVCache(int(_HELD_SHARE * self.cache_tokens))
 
     def load(self, adapters: Sequence[Mapping[str, Update]]) -> None:
-        """Replace all adapters; see `envkit.engine.updates.updates_of`.
+        """Replace all adapters; see `envkit.engine.adapters.updates.updates_of`.
 
         Raises:
             ModelError: one is for another model.

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from envkit.errors import ModelError
-from envkit.files import file_digest, read_json_object
 from envkit.models.known import KNOWN
 from envkit.models.reference import ModelRef
+from envkit.runtime.files import file_digest, read_json_object
 
 #: File with the id and digest of the weights that the adapter was trained on.
 BASE = "base.json"

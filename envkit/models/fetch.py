@@ -12,10 +12,10 @@ from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
 
-from envkit.display import Display
 from envkit.errors import ModelError
-from envkit.files import file_digest
 from envkit.models.known import KnownModel, Wheel, in_number_order
+from envkit.runtime.display import Display
+from envkit.runtime.files import file_digest
 
 _MB = 10**6
 _TIMEOUT_S = 10

@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from envkit.cache import cache_dir, cache_folder
-from envkit.display import Display, Silent
 from envkit.errors import EnvkitError, MissingExtraError, ModelError, StoreError, UsageError
-from envkit.files import file_digest, read_json_object
 from envkit.models.convert import convert
 from envkit.models.fetch import fetch_file
 from envkit.models.known import KNOWN, KnownModel
-from envkit.store import whole_folder
+from envkit.runtime.cache import cache_dir, cache_folder
+from envkit.runtime.display import Display, Silent
+from envkit.runtime.files import file_digest, read_json_object
+from envkit.runtime.store import whole_folder
 
 #: Files to fetch from the hub. Newer models keep the chat template in a ``*.jinja`` file.
 _MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]

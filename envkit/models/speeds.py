@@ -6,11 +6,11 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from envkit.cache import cache_dir, cache_folder
 from envkit.errors import EnvkitError
-from envkit.files import read_json_object
-from envkit.plain import decode
-from envkit.store import write_atomic
+from envkit.runtime.cache import cache_dir, cache_folder
+from envkit.runtime.files import read_json_object
+from envkit.runtime.plain import decode
+from envkit.runtime.store import write_atomic
 
 
 @dataclass(frozen=True, slots=True)

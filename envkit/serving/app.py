@@ -16,12 +16,12 @@ from envkit.errors import EnvkitError, UsageError
 from envkit.openai_api.messages import template_message
 from envkit.openai_api.replies import ChatReply, CompletionReply
 from envkit.openai_api.schemas import ChatBody, CompletionBody
-from envkit.serving.access import Client
-from envkit.serving.admission import reading, require_allowance, require_few, require_length
-from envkit.serving.api_errors import ApiError, handle_errors
-from envkit.serving.body_limit import BodyLimit
 from envkit.serving.generation import Generation, failure, unless_gone
-from envkit.serving.host_check import HostCheck
+from envkit.serving.guards.access import Client
+from envkit.serving.guards.admission import reading, require_allowance, require_few, require_length
+from envkit.serving.guards.api_errors import ApiError, handle_errors
+from envkit.serving.guards.body_limit import BodyLimit
+from envkit.serving.guards.host_check import HostCheck
 from envkit.serving.metrics import ErrorCount
 from envkit.serving.server import Server
 

@@ -21,10 +21,10 @@ from envkit.openai_api.errors import error_object
 from envkit.openai_api.replies import Piece, ReplyForm
 from envkit.openai_api.schemas import ChatBody, CompletionBody
 from envkit.openai_api.text import TextStream, ToolCallStream
-from envkit.serving.access import Client
-from envkit.serving.admission import require_allowance, require_length, require_room
 from envkit.serving.answer_stream import AnswerStream
-from envkit.serving.api_errors import ApiError, ClientGone
+from envkit.serving.guards.access import Client
+from envkit.serving.guards.admission import require_allowance, require_length, require_room
+from envkit.serving.guards.api_errors import ApiError, ClientGone
 from envkit.serving.ledger import Entry
 from envkit.serving.server import Server
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import final
 
 from envkit.errors import StoreError, UnpricedError
-from envkit.prices import PriceTable
+from envkit.runtime.prices import PriceTable
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS requests (

@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from envkit.serving.decoder import Adapters, Decoder
+from envkit.serving.decoding.decoder import Adapters, Decoder
 from envkit.serving.ledger import Entry
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60)

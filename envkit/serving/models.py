@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from envkit.engine.updates import Update, read_adapter
+from envkit.engine.adapters.updates import Update, read_adapter
 from envkit.errors import ModelError, UsageError
 from envkit.models.adapter_folder import require_all_layers
 from envkit.models.reference import model_errors
-from envkit.serving.decoder import Adapters
+from envkit.serving.decoding.decoder import Adapters
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 #: Files whose change is another version of a model.

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from envkit.engine.chat import ChatRenderer
-from envkit.serving.access import Access, Client, RateLimits
-from envkit.serving.api_errors import ApiError
-from envkit.serving.decoder import Adapters, Decoder
+from envkit.serving.decoding.decoder import Adapters, Decoder
+from envkit.serving.decoding.router import AUTO
+from envkit.serving.decoding.routing import RequestRouter
+from envkit.serving.guards.access import Access, Client, RateLimits
+from envkit.serving.guards.api_errors import ApiError
 from envkit.serving.ledger import Ledger
 from envkit.serving.metrics import Metrics
 from envkit.serving.models import ModelEntry, Models
-from envkit.serving.router import AUTO
-from envkit.serving.routing import RequestRouter
 from envkit.serving.sessions import Sessions
 
 

@@ -1,1 +1,4 @@
-"""Complete experiments, from tasks to report: training runs and benchmarks."""
+"""Studies: a room for each question about LoRA and RL on small models, and the grid that they share.
+
+Only commands and `envkit` itself import them.
+"""

@@ -16,7 +16,6 @@ import torch
 from safetensors import SafetensorError
 
 from envkit.errors import StoreError
-from envkit.files import open_regular_file, read_json_object, read_settings
 from envkit.models import model_errors
 from envkit.models.adapter_folder import (
     ADAPTER_FILES,
@@ -26,8 +25,9 @@ from envkit.models.adapter_folder import (
     shape_difference,
     write_manifest,
 )
-from envkit.store import whole_folder, write_atomic
-from envkit.training.base_model import without_false_alarms
+from envkit.runtime.files import open_regular_file, read_json_object, read_settings
+from envkit.runtime.store import whole_folder, write_atomic
+from envkit.training.learner.base_model import without_false_alarms
 from envkit.training.policy import Policy
 
 #: How many checkpoints are kept.

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from envkit.errors import ConfigError, StoreError
-from envkit.files import read_toml
 from envkit.models.adapter_folder import WITHOUT_RANK
-from envkit.plain import decode, encode
-from envkit.store import RunFolder
+from envkit.runtime.files import read_toml
+from envkit.runtime.plain import decode, encode
+from envkit.runtime.store import RunFolder
 
 #: What can be trained of a model; see `TrainConfig`.
 CONTROLS: Final = ("all-linear", "attention", "mlp", *WITHOUT_RANK)
@@ -80,11 +80,12 @@ class TrainConfig:
             first and latest observation, whatever their length. 0 for no limit but the model's own. A turn
             beyond that one is an empty answer.
         loss_type: ``"dapo"``, ``"grpo"``, ``"dr_grpo"`` or ``"cispo"``; see
-            `envkit.training.loss`.
+            `envkit.training.learner.loss`.
         advantage: ``"group"``: what an episode earned from a turn on, minus the group's mean. ``"solved"``: 1
             for a solved episode, 0 for others: rejection sampling (RAFT, arXiv:2304.06767), the baseline that
             learns from successes only. ``"hacked"``: as ``"group"``, with 1 for a solved episode that fails a
-            held-out check and 0 for any other, to find ways around the reward; see `envkit.studies.attack`.
+            held-out check and 0 for any other, to find ways around the reward; see
+            `envkit.runs.before_after.attack`.
         shaping: check name -> positive weight. Its score times this weight is added to an episode's reward in
             training only. Use it for a check of weight 0 that measures progress when the reward is too rare.
             Rewards and mixed groups are reported without it.

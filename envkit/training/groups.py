@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from envkit.errors import ContractError
-from envkit.training.advantages import turn_advantages
 from envkit.training.config import TrainConfig
-from envkit.training.packing import TrainingRow, shared_prompt, training_row
+from envkit.training.learner.advantages import turn_advantages
+from envkit.training.learner.packing import TrainingRow, shared_prompt, training_row
 from envkit.training.rollouts import StepRollouts, is_mixed, passes_held_out, valid_episodes
 from envkit.types import Trajectory, Verdict
 

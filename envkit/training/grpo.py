@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 
 from envkit.errors import TrainingError
-from envkit.stop import raise_if_stopped
-from envkit.store import Journal
+from envkit.runtime.stop import raise_if_stopped
+from envkit.runtime.store import Journal
 from envkit.training.checkpoint import CheckpointStore
 from envkit.training.groups import TrainingGroup, training_groups
-from envkit.training.heap import HeapLimit
-from envkit.training.logprobs import PrefilledPrompt
-from envkit.training.loss import StepSize, policy_loss
-from envkit.training.memory import tokens_per_forward
+from envkit.training.learner.heap import HeapLimit
+from envkit.training.learner.logprobs import PrefilledPrompt
+from envkit.training.learner.loss import StepSize, policy_loss
+from envkit.training.learner.memory import tokens_per_forward
+from envkit.training.learner.packing import PackedBatch, chunks, pack
 from envkit.training.metrics import StepMetrics, UpdateMetrics, alarm_of, joined, step_metrics
-from envkit.training.packing import PackedBatch, chunks, pack
 from envkit.training.rollouts import RolloutCollector, StepRollouts
 
 #: Called after every step; training stops after a step for which it returns False.

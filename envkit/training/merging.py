@@ -11,11 +11,11 @@ from typing import Any, Final
 import torch
 
 from envkit.errors import UsageError
-from envkit.files import read_json_object
 from envkit.models import ModelRef, model_errors
 from envkit.models.adapter_folder import BASE, recorded_control, require_fit, write_manifest
-from envkit.training.base_model import load_base
+from envkit.runtime.files import read_json_object
 from envkit.training.checkpoint import new_adapter_folder
+from envkit.training.learner.base_model import load_base
 
 #: PEFT's ways to merge. ``cat`` is the exact sum of the updates, with the sum of the ranks. ``linear`` adds
 #: each factor of k updates, divided by the root of k. That is their sum, too, if they share the first factor,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from envkit.errors import StoreError, TrainingError
 from envkit.training.grpo import GRPOTrainer, Trainer
-from envkit.training.heap import HeapLimit
+from envkit.training.learner.heap import HeapLimit
 from envkit.training.metrics import StepMetrics, joined
 from envkit.training.rollouts import StepRollouts, collect_all
 

@@ -11,22 +11,22 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from envkit.engine.attention import register
+from envkit.engine.adapters.lora import copy_without_weights
+from envkit.engine.adapters.updates import Update, read_adapter, updates_of
+from envkit.engine.attention.layouts import register
 from envkit.engine.chat import ChatRenderer
 from envkit.engine.head import Head
-from envkit.engine.lora import copy_without_weights
 from envkit.engine.protocol import AdapterEngine
 from envkit.engine.torch_engine import TorchEngine
-from envkit.engine.updates import Update, read_adapter, updates_of
-from envkit.engine.vllm_engine import VLLMEngine
+from envkit.engine.vllm.engine import VLLMEngine
 from envkit.errors import ConfigError, ModelError
 from envkit.models import ModelRef, model_errors
 from envkit.models.adapter_folder import BASE, require_all_layers, require_fit, shape_difference
-from envkit.training.base_model import add_adapter, linears_of, load_base, without_false_alarms
 from envkit.training.config import TrainConfig
-from envkit.training.logprobs import PrefilledPrompt, logprobs
-from envkit.training.memory import choose_cache_mb, memory_errors, require_memory
-from envkit.training.packing import PackedBatch
+from envkit.training.learner.base_model import add_adapter, linears_of, load_base, without_false_alarms
+from envkit.training.learner.logprobs import PrefilledPrompt, logprobs
+from envkit.training.learner.memory import choose_cache_mb, memory_errors, require_memory
+from envkit.training.learner.packing import PackedBatch
 
 
 @final
@@ -43,8 +43,8 @@ class Policy:
         kv_cache_mb: memory of the engine for keys and values, in MB.
 
     Raises:
-        ModelError: see `envkit.training.base_model.load_base`; or torch finds no such device, or the model
-            does not fit into its memory.
+        ModelError: see `envkit.training.learner.base_model`; or torch finds no such device, or the model does
+            not fit into its memory.
     """
 
     def __init__(
@@ -93,10 +93,12 @@ class Policy:
 
         Raises:
             ConfigError: its dtype is ``"auto"``, or the model would not fit into this machine's memory; see
-                `envkit.training.memory`.
+                `envkit.training.learner.memory`.
         """
         if config.dtype == "auto":
-            raise ConfigError("dtype is 'auto'; choose one first, with envkit.studies.machine.resolve_dtype")
+            raise ConfigError(
+                "dtype is 'auto'; choose one first, with envkit.runs.folder.machine.resolve_dtype"
+            )
         require_memory(ref, config, trains=trains)
         rank, alpha = config.lora_shape
         return cls(
@@ -195,7 +197,7 @@ class Policy:
     def logprobs(
         self, batch: PackedBatch, temperature: float, prompt: PrefilledPrompt | None = None
     ) -> Tensor:
-        """Log-probabilities of a batch under the adapter in training; see `envkit.training.logprobs`."""
+        """Log-probabilities of a batch under the adapter in training; see `learner.logprobs`."""
         return logprobs(self.model, self.head, batch, temperature, prompt)
 
     def close(self) -> None:

@@ -12,10 +12,10 @@ from envkit.agents.local import LocalAgent
 from envkit.engine.protocol import Sampling
 from envkit.errors import SandboxError, TrainingError
 from envkit.rollout import Rollouts
-from envkit.store import Journal, trajectory_to_json
+from envkit.runtime.store import Journal, trajectory_to_json
 from envkit.training.config import TrainConfig
 from envkit.training.curriculum import Curriculum
-from envkit.training.heap import release_freed_memory
+from envkit.training.learner.heap import release_freed_memory
 from envkit.training.policy import Policy
 from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 

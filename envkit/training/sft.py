@@ -14,19 +14,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from envkit.engine.attention import context_length
+from envkit.engine.attention.layouts import context_length
 from envkit.engine.chat import ChatRenderer, Conversation
 from envkit.engine.prefix import common_prefix_length
 from envkit.engine.protocol import seeds
 from envkit.errors import ModelError
-from envkit.stop import ShouldStop, never, raise_if_stopped
+from envkit.runtime.stop import ShouldStop, never, raise_if_stopped
 from envkit.training.checkpoint import CheckpointStore
 from envkit.training.config import TrainConfig
 from envkit.training.demonstration import Demonstration
 from envkit.training.grpo import require_finite
-from envkit.training.heap import HeapLimit
-from envkit.training.memory import tokens_per_forward
-from envkit.training.packing import TrainingRow, chunks, pack
+from envkit.training.learner.heap import HeapLimit
+from envkit.training.learner.memory import tokens_per_forward
+from envkit.training.learner.packing import TrainingRow, chunks, pack
 from envkit.training.policy import Policy
 
 #: (step, loss) after every step.

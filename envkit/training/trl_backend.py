@@ -20,14 +20,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from envkit.engine.protocol import seeds
 from envkit.errors import TrainingError
-from envkit.stop import raise_if_stopped
+from envkit.runtime.stop import raise_if_stopped
 from envkit.training.config import TrainConfig
 from envkit.training.groups import TrainingGroup, training_groups
 from envkit.training.grpo import OnStep, Trainer, require_finite
-from envkit.training.heap import HeapLimit
-from envkit.training.loss import divergence
+from envkit.training.learner.heap import HeapLimit
+from envkit.training.learner.loss import divergence
+from envkit.training.learner.packing import TrainingRow
 from envkit.training.metrics import StepMetrics, UpdateMetrics, step_metrics
-from envkit.training.packing import TrainingRow
 
 #: Steps that TRL may take: no limit. `Trainer.finish_step` ends training, as `Trainer.last_step` may change.
 _MAX_STEPS = 10**9

@@ -14,7 +14,7 @@ from envkit.sandboxes._docker import engine as docker_engine
 from envkit.sandboxes._docker.engine import docker_errors
 
 #: Labels of envkit's containers and volumes: the owner's lease folder, and the host that the owner runs on.
-LEASE: Final = "envkit.lease"
+LEASE: Final = "envkit.runtime.lease"
 HOST: Final = "envkit.host"
 
 

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from envkit.errors import ConfigError, SandboxUnavailable
-from envkit.lease import Lease
+from envkit.runtime.lease import Lease
 from envkit.sandboxes._rootfs import rootfs
 
 #: Kinds of images, in the order in which ``auto`` tries them.

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from envkit.errors import SandboxError
-from envkit.lease import Lease
+from envkit.runtime.lease import Lease
 from envkit.sandbox import PYTHON_OPTIONS, Quota
 from envkit.sandboxes._docker.base import Base
 from envkit.sandboxes._linux import bwrap, seccomp

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from envkit.errors import SandboxUnavailable
-from envkit.lease import Lease, reap
+from envkit.runtime.lease import Lease, reap
 from envkit.sandboxes._rootfs.guest_build import PACKAGES, WORKSPACE, build
 from envkit.sandboxes._rootfs.guest_build import PYTHON as PYTHON
 

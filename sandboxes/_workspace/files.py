@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import final
 
 from envkit.errors import SandboxError, TooLargeError, UsageError
-from envkit.lease import empty, open_entry
+from envkit.runtime.lease import empty, open_entry
 from envkit.sandbox import Quota
 from envkit.sandboxes._workspace.file_user import as_user
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final, final
 
 from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
-from envkit.lease import Lease
+from envkit.runtime.lease import Lease
 from envkit.sandbox import Quota
 from envkit.sandboxes._linux import bwrap
 from envkit.sandboxes._linux.child import from_file, launch, memory_file

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, cast, final
 
 from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
-from envkit.lease import Lease
+from envkit.runtime.lease import Lease
 from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Contents, Limits
 from envkit.sandboxes._linux import bwrap, cgroup, procfs, seccomp
 from envkit.sandboxes._linux.cgroup import Cgroup
@@ -296,7 +296,7 @@ class _ZygoteProcess:
         warm: Sequence[str],
     ) -> None:
         source = resources.files("envkit.sandboxes._zygote").joinpath("guest.py").read_text()
-        workers = resources.files("envkit.grading")
+        workers = resources.files("envkit.sandbox.programs")
         trusted = [workers.joinpath(name).read_text() for name in ("worker.py", "suite_worker.py")]
         preparation = {
             "programs": trusted,

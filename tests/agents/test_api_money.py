@@ -19,7 +19,7 @@ from envkit.agents import chat_completions
 from envkit.agents.budget import Budget, BudgetError
 from envkit.agents.cards import Card
 from envkit.errors import AgentError
-from envkit.store import trajectory_from_json, trajectory_to_json
+from envkit.runtime.store import trajectory_from_json, trajectory_to_json
 
 
 def usage(**counts: Any) -> Any:

@@ -72,7 +72,7 @@ def test_interrupted_call_is_repeated_and_marked(serve: Callable[[Say], Api], pl
 #: Three conversations of three turns, in a process of its own, which is killed in the middle.
 CHILD = """
 import sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1] + "/servers", sys.argv[1] + "/environments", sys.argv[1]]
 from pathlib import Path
 from api_playing import Playing, play_three
 with Playing(Path(sys.argv[3]))(sys.argv[2], concurrency=2) as agent:
@@ -93,7 +93,7 @@ def test_killed_run_resumes_without_repeating_answered_calls(
         return completion(f"t{number}")
 
     api = serve(say)
-    folder = str(Path(__file__).parents[1])
+    folder = str(Path(__file__).parents[1] / "helpers")
     child = subprocess.Popen([sys.executable, "-c", CHILD, folder, api.url, str(playing.path)])
     assert child.wait() == -signal.SIGKILL
     before, asked = playing.records, list(api.asked)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from envkit import Usage, UsageError
 from envkit.agents import chat_completions
-from envkit.tools import ToolCall, find_tools, parse_calls
+from envkit.env.tools import ToolCall, find_tools, parse_calls
 
 
 def test_a_conversation_in_tool_calls(serve: Callable[[Say], Api], playing: Playing) -> None:

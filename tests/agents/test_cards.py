@@ -10,7 +10,7 @@ import pytest
 from envkit import ConfigError
 from envkit.agents.cards import Card, load_card, shipped_cards
 from envkit.errors import UnpricedError
-from envkit.prices import Price, load_prices
+from envkit.runtime.prices import Price, load_prices
 
 ENDPOINTS = {
     "claude-haiku-5-5": "https://api.anthropic.com/v1/",

@@ -21,8 +21,8 @@ from envkit.engine.protocol import Completion, Engine, Request, Sampling, unifor
 from envkit.engine.torch_engine import TorchEngine
 from envkit.errors import AgentError, ContractError, ModelError
 from envkit.models import SMALL_MODEL, ModelRef, resolve
-from envkit.stop import ShouldStop, never
-from envkit.training.packing import PackedBatch, pack, shared_prompt, training_row
+from envkit.runtime.stop import ShouldStop, never
+from envkit.training.learner.packing import PackedBatch, pack, shared_prompt, training_row
 from envkit.types import EpisodeKey, Outcome, StepRecord, Tokens, Trajectory, Turn
 
 

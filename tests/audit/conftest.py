@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from envkit.audit.attacks import ATTACKS, CORRECT
+from envkit.environments.code_editor.attacks import ATTACKS, CORRECT
 
 FIRST_OF_KIND = {kind: attack.name for attack in reversed(ATTACKS) for kind in [attack.kind]}
 SMOKE = {*FIRST_OF_KIND.values(), *(variant.name for variant in CORRECT[:3])}

@@ -13,12 +13,21 @@ import pytest
 from attack_runner import RUN_LIMITS, run_attack
 from attack_target import CALLS, FILES, REFERENCE, TARGET
 
-from envkit.audit.attacks import ATTACKS, CORRECT, Attack, AttackTarget, Attempt, CorrectVariant
+from envkit.env.compare import STRICT
+from envkit.env.grade import Grade
+from envkit.environments.code_editor.attacks import (
+    ATTACKS,
+    CORRECT,
+    Attack,
+    AttackTarget,
+    Attempt,
+    CorrectVariant,
+)
+from envkit.environments.code_editor.graders.oracle import Answer, Program, answers
+from envkit.environments.code_editor.inputs.call import Call
 from envkit.errors import SandboxUnavailable
-from envkit.grading import STRICT, Answer, Grade, Program, answers
-from envkit.inputs.call import Call
-from envkit.registry import sandbox_backend
 from envkit.sandbox import Sandbox, SandboxBackend
+from envkit.sandbox.choice import sandbox_backend
 from envkit.sandboxes.process import ProcessBackend
 from envkit.types import Verdict
 

@@ -19,12 +19,12 @@ from envkit.audit.audited_env import AuditedEnv, Coverage
 from envkit.audit.certificate import Certificate, certify
 from envkit.audit.code_digest import SCHEME, content_digest
 from envkit.audit.runner import Finding
-from envkit.display import Silent
+from envkit.env.harness import Harness, harnessed
+from envkit.env.taskfile import digest
 from envkit.environments.code_editor import CodeEditorEnv
 from envkit.errors import UsageError
-from envkit.harness import Harness, harnessed
+from envkit.runtime.display import Silent
 from envkit.sandbox import Lock
-from envkit.taskfile import digest
 
 GOOD, BAD = Finding("a", True, "fine"), Finding("b", False, "x | y")
 
@@ -217,7 +217,7 @@ def test_training_refuses_what_was_not_audited_before_it_begins(
         made(GOOD, kind=Letters, max_turns=3, lock=held.digest, contents=str(held)),
         certificate.cached(Letters),
     )
-    monkeypatch.setattr("envkit.registry.environment", lambda name: Letters)
+    monkeypatch.setattr("envkit.env.registry.environment", lambda name: Letters)
     with pytest.raises(UsageError, match=message):
         envkit.train("letters", config={"max_turns": turns}, root=tmp_path / "runs", display="quiet")
     assert not (tmp_path / "runs").exists()

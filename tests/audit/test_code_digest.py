@@ -16,50 +16,21 @@ from pathlib import Path
 import pytest
 
 import envkit
-from envkit import CommandEnv, Env, GymnasiumEnv, UsageError, registry
+from envkit import CommandEnv, Env, GymnasiumEnv, UsageError
 from envkit.audit import canonical_source, code_digest
-from envkit.audit.code_digest import VERDICT_MODULES, VERDICT_PARTS, content_digest
-from envkit.mcp import McpEnv
+from envkit.audit.code_digest import VERDICT_MODULES, VERDICT_PACKAGES, content_digest
+from envkit.env import registry
+from envkit.env.wrappers.mcp import McpEnv
 
 ROOT = Path(__file__).parents[2]
 OURS = ("code-editor", "service-desk", "sql-desk")
-#: Parts of envkit that decide no verdict. A new part belongs here or in `VERDICT_PARTS`.
+#: Parts of envkit that decide no verdict: no module of theirs is in `VERDICT_MODULES`.
 OTHER_PARTS = {
-    *(
-        "agent",
-        "agents",
-        "api",
-        "audit",
-        "benchmark",
-        "cache",
-        "cli",
-        "display",
-        "engine",
-        "environments",
-        "files",
-        "harness",
-        "lease",
-        "mining",
-    ),
-    *(
-        "models",
-        "openai_api",
-        "plugins",
-        "trackers",
-        "prices",
-        "random_calls",
-        "registry",
-        "rollout",
-        "sandbox_check",
-        "sandboxes",
-        "scaffold",
-        "serving",
-        "stop",
-        "store",
-        "studies",
-        "training",
-    ),
+    *("agent", "agents", "audit", "cli", "engine", "measure", "models", "openai_api", "rollout", "runs"),
+    *("sandboxes", "serving", "studies", "training"),
 }
+#: Parts of which some modules decide verdicts.
+VERDICT_PARTS = {"env", "environments", "errors", "runtime", "sandbox", "types"}
 
 
 # Files of an environment's own package.
@@ -309,9 +280,9 @@ def test_declared_data_of_an_environment_in_one_file_counts_and_no_other(
 @pytest.mark.parametrize(
     ("base", "module"),
     [
-        (CommandEnv, "envkit/command.py"),
-        (GymnasiumEnv, "envkit/wrapped.py"),
-        (McpEnv, "envkit/mcp/__init__.py"),
+        (CommandEnv, "envkit/env/wrappers/command.py"),
+        (GymnasiumEnv, "envkit/env/wrappers/gymnasium.py"),
+        (McpEnv, "envkit/env/wrappers/mcp/__init__.py"),
     ],
 )
 def test_of_a_base_class_of_envkit_its_module_counts(base: type[Env], module: str) -> None:
@@ -375,15 +346,16 @@ def digests() -> dict[str, str]:
 @pytest.mark.parametrize(
     ("path", "old", "new", "changes"),
     [
-        ("envkit/grading/suite.py", " == ", " != ", {"code-editor"}),
-        ("envkit/grading/suite.py", '"""', '"""Edited. ', set()),
-        ("envkit/grading/compare.py", " == ", " != ", {*OURS} - {"service-desk"}),
-        ("envkit/grading/worker.py", "def encode", "x = 1\n\n\ndef encode", {"code-editor"}),
-        ("envkit/inputs/perturb.py", "\n\n\ndef ", "\nx = 1\n\n\ndef ", {"code-editor"}),
-        ("envkit/checks.py", "total <= 0", "total < 0", {*OURS}),
-        ("envkit/env.py", "self.__turns += 1", "self.__turns += 2", {*OURS}),
-        ("envkit/mining/search.py", " == ", " != ", {"code-editor"}),
-        ("envkit/mining/miner.py", "\n\n\ndef ", "\nx = 1\n\n\ndef ", set()),
+        ("environments/code_editor/graders/suite.py", " == ", " != ", {"code-editor"}),
+        ("environments/code_editor/graders/suite.py", '"""', '"""Edited. ', set()),
+        ("envkit/env/compare.py", " == ", " != ", {*OURS} - {"service-desk"}),
+        ("envkit/sandbox/programs/worker.py", "def encode", "x = 1\n\n\ndef encode", {"code-editor"}),
+        ("envkit/sandbox/programs/suite_worker.py", "import ", "import sys\nimport ", {"code-editor"}),
+        ("environments/code_editor/inputs/perturb.py", "\n\n\ndef ", "\nx = 1\n\n\ndef ", {"code-editor"}),
+        ("envkit/env/checks.py", "total <= 0", "total < 0", {*OURS}),
+        ("envkit/env/base.py", "self.__turns += 1", "self.__turns += 2", {*OURS}),
+        ("environments/code_editor/mining/mutations/search.py", " == ", " != ", {"code-editor"}),
+        ("environments/code_editor/mining/miner.py", "\n\n\ndef ", "\nx = 1\n\n\ndef ", {"code-editor"}),
         ("envkit/rollout.py", "\n\n\ndef ", "\nx = 1\n\n\ndef ", set()),
     ],
 )
@@ -401,22 +373,32 @@ def test_each_part_of_envkit_is_known_to_decide_verdicts_or_not() -> None:
     parts = {
         path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }
-    assert set() == VERDICT_PARTS & OTHER_PARTS
-    assert {name.partition(".")[0] for name in VERDICT_MODULES} <= OTHER_PARTS
+    assert {name.partition(".")[0] for name in (*VERDICT_MODULES, *VERDICT_PACKAGES)} == VERDICT_PARTS
+    for name in VERDICT_MODULES:
+        assert importlib.util.find_spec(f"envkit.{name}"), name
     assert parts - {"__init__"} | {"agents", "environments", "sandboxes"} == VERDICT_PARTS | OTHER_PARTS
 
 
 @pytest.mark.parametrize(
     ("statement", "module"),
     [
-        ("from envkit import Env", "envkit.env"),
-        ("from envkit import Grade", "envkit.grading.grade"),
-        ("from envkit.grading import canonical", "envkit.grading.compare"),
-        ("from envkit.grading import suite", "envkit.grading.suite"),
-        ("import envkit.grading.suite", "envkit.grading.suite"),
-        ("import envkit", "envkit.env"),
-        ("from envkit import *", "envkit.env"),
-        ("def late():\n    from envkit.grading.suite import PYTEST", "envkit.grading.suite"),
+        ("from envkit import Env", "envkit.env.base"),
+        ("from envkit import Grade", "envkit.env.grade"),
+        ("from envkit.env.compare import canonical", "envkit.env.compare"),
+        (
+            "from envkit.environments.code_editor.graders import suite",
+            "envkit.environments.code_editor.graders.suite",
+        ),
+        (
+            "import envkit.environments.code_editor.graders.suite",
+            "envkit.environments.code_editor.graders.suite",
+        ),
+        ("import envkit", "envkit.env.base"),
+        ("from envkit import *", "envkit.env.base"),
+        (
+            "def late():\n    from envkit.environments.code_editor.graders.suite import PYTEST",
+            "envkit.environments.code_editor.graders.suite",
+        ),
     ],
 )
 def test_imports_lead_to_the_module_that_defines_a_name(statement: str, module: str, tmp_path: Path) -> None:

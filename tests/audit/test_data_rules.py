@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from envkit import Task
-from envkit.audit.data_rules import rule_in_file
+from envkit.audit.leaks.data_rules import rule_in_file
 
 WARES = ("tea", "salt", "oat", "rice", "oil", "rye")
 SUMS = (606, 1204, 77, 530, 48, 912)

@@ -16,12 +16,12 @@ from echo_env import Choking, Echo
 from guess_env import GuessEnv
 
 from envkit import ActionResult, Env, SandboxBackend, Task, tool
+from envkit.audit.actions.hostile import hostile_actions
 from envkit.audit.fuzz import MAX_STEP_CPU_S, fuzz
-from envkit.audit.hostile import hostile_actions
-from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv
 from envkit.environments.service_desk import ServiceDeskEnv
 from envkit.environments.sql_desk import SqlDeskEnv
+from envkit.runtime.display import Silent
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 from analyst import Analyst

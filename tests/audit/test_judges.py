@@ -23,9 +23,9 @@ from judged_letters import (
 from envkit import LabelledText, Rubric, SandboxBackend, Task, check
 from envkit.audit.audited_env import AuditedEnv
 from envkit.audit.runner import AUDIT_CHECKS, Finding, run_audit
-from envkit.display import Silent
+from envkit.env.tools import format_call
+from envkit.runtime.display import Silent
 from envkit.sandboxes.process import ProcessBackend
-from envkit.tools import format_call
 
 CHECK = "judges agree"
 Audit = Callable[..., Finding]

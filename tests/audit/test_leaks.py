@@ -28,12 +28,12 @@ from envkit import (
     Task,
     tool,
 )
-from envkit.audit import decompress, scanner
-from envkit.audit.decompress import decompressed
+from envkit.audit.leaks import decompress, scanner
+from envkit.audit.leaks.decompress import decompressed
+from envkit.audit.leaks.scanner import SandboxScanner
 from envkit.audit.runner import AUDIT_CHECKS, AuditedEnv, AuditFailure, NotApplicable
-from envkit.audit.scanner import SandboxScanner
-from envkit.registry import sandbox_backend
 from envkit.sandbox import Contents
+from envkit.sandbox.choice import sandbox_backend
 from envkit.sandboxes.process import ProcessBackend
 
 

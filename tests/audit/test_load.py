@@ -15,11 +15,12 @@ from attack_target import CALLS, FILES, REFERENCE, TARGET
 from control_groups import control_groups
 from polling import wait_until_stable
 
-from envkit import lease as leases
-from envkit.audit.attacks import ATTACKS, CORRECT, Attempt
-from envkit.grading import Answer, Grade, Program, answers
-from envkit.registry import sandbox_backend
+from envkit.env.grade import Grade
+from envkit.environments.code_editor.attacks import ATTACKS, CORRECT, Attempt
+from envkit.environments.code_editor.graders.oracle import Answer, Program, answers
+from envkit.runtime import lease as leases
 from envkit.sandbox import Contents, SandboxBackend
+from envkit.sandbox.choice import sandbox_backend
 from envkit.sandboxes._linux import cgroup
 from envkit.sandboxes._rootfs.rootfs import NOBODY
 from envkit.sandboxes._workspace.mounts import shared_mounts

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from envkit.audit.attacks import ATTACKS, AttackTarget
+from envkit.environments.code_editor.attacks import ATTACKS, AttackTarget
 from envkit.sandbox import PYTHON_OPTIONS, SandboxBackend
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
 from envkit.sandboxes.zygote import ZygoteBackend
@@ -29,7 +29,7 @@ TARGET = AttackTarget(
     function="is_even",
 )
 NUMBERS = (3, 8, 5, 2, 2, 7, 10, 9)
-WORKER = resources.files("envkit.grading").joinpath("worker.py").read_text()
+WORKER = resources.files("envkit.sandbox.programs").joinpath("worker.py").read_text()
 ARGUMENTS = [*PYTHON_OPTIONS, "-c", WORKER, "solution.py", "is_even", ""]
 [REMEMBERS] = [attack for attack in ATTACKS if attack.number == 66]
 MODULE = REMEMBERS.build(TARGET).files["solution.py"]

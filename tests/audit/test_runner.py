@@ -11,11 +11,12 @@ from scaler_env import Scaler
 
 from envkit import Env, Grade, Limits, SandboxBackend, Task, Verdict, check
 from envkit.audit.runner import AUDIT_CHECKS, AuditedEnv, Finding, run_audit
-from envkit.display import Silent
-from envkit.grading import Answer, Submission, answers
-from envkit.grading import Program as Graded
-from envkit.inputs.call import Call
-from envkit.registry import sandbox_backend
+from envkit.env.submission import Submission
+from envkit.environments.code_editor.graders.oracle import Answer, answers
+from envkit.environments.code_editor.graders.oracle import Program as Graded
+from envkit.environments.code_editor.inputs.call import Call
+from envkit.runtime.display import Silent
+from envkit.sandbox.choice import sandbox_backend
 from envkit.sandboxes.process import ProcessBackend
 
 

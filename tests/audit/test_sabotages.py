@@ -23,7 +23,7 @@ from quiz import Quiz
 from envkit import Env, SandboxBackend
 from envkit.audit.audited_env import AuditedEnv
 from envkit.audit.runner import AUDIT_CHECKS, Finding, run_audit
-from envkit.display import Silent
+from envkit.runtime.display import Silent
 
 DEPENDS = "what is shown depends on nothing hidden"
 NOT_SHOWN = "answers are not shown"

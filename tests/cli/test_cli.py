@@ -31,8 +31,8 @@ def test_doctor_finds_this_machine_ready(tmp_path: Path) -> None:
 def test_doctor_finds_a_machine_ready_that_runs_no_model(tmp_path: Path) -> None:
     program = (
         "import sys\n"
-        "import envkit.sandbox_check\n"
-        "envkit.sandbox_check.self_check = lambda backend: []\n"  # takes long, and is not what this tests
+        "import envkit.sandbox.check\n"
+        "envkit.sandbox.check.self_check = lambda backend: []\n"  # takes long, and is not what this tests
         "sys.modules.update(dict.fromkeys(('torch', 'transformers', 'peft', 'trl')))\n"  # as if absent
         "from envkit.cli.main import main; main()"
     )
@@ -52,9 +52,9 @@ def test_doctor_finds_a_machine_ready_that_runs_no_model(tmp_path: Path) -> None
         (("tasks", "mine", "no-such-package", "-o", "out.jsonl"), ("no-such-package", "not installed")),
         (("tasks", "build", "good.jsonl", "-o", "out.jsonl"), ("good.jsonl", "recipe")),
         (("tasks", "check", "corrupt.jsonl"), ("corrupt.jsonl", "line 2", "JSON")),
-        (("eval", "--heldout", "empty.jsonl"), ("empty.jsonl", "empty")),
-        (("eval", "--heldout", "corrupt.jsonl"), ("corrupt.jsonl", "line 2", "JSON")),
-        (("eval", "--heldout", "missing.jsonl"), ("missing.jsonl", "does not exist")),
+        (("bench", "--agent", "model", "--heldout", "empty.jsonl"), ("empty.jsonl", "empty")),
+        (("bench", "--agent", "model", "--heldout", "corrupt.jsonl"), ("corrupt.jsonl", "line 2", "JSON")),
+        (("bench", "--agent", "model", "--heldout", "missing.jsonl"), ("missing.jsonl", "does not exist")),
         (("train", "--config", "unknown.toml"), ("unknown.toml", "learning_rte")),
         (("train", "--config", "wrong.toml"), ("wrong.toml", "max_steps")),
         (("train", "--env", "sql-desk", "--env", "sql-desk"), ("environment 'sql-desk'", "twice")),
@@ -63,22 +63,25 @@ def test_doctor_finds_a_machine_ready_that_runs_no_model(tmp_path: Path) -> None
         (("train", "--seed", "1", "--seed", "2", "--backend", "trl"), ("'trl'", "one adapter at a time")),
         (("train", "--seed", "1", "--seed", "5000000000"), ("seed is 5000000000",)),
         (("train", "--tracker", "comet"), ("no tracker is named 'comet'", "wandb")),
-        (("push", "nothing", "me/tiny"), ("nothing", "no adapter there")),
+        (("models", "push", "nothing", "me/tiny"), ("nothing", "no adapter there")),
         (
             ("train", "--env", "sql-desk", "--env", "code-editor", "--tasks", "good.jsonl"),
             ("task files", "one"),
         ),
-        (("eval", "--model", "/etc/hostname", "--heldout", "good.jsonl"), ("/etc/hostname", "a file")),
-        (("eval", "--agent", "nobody", "--heldout", "good.jsonl"), ("nobody", "oracle")),
-        (("eval", "--sandbox", "nowhere", "--heldout", "good.jsonl"), ("nowhere", "bubblewrap")),
+        (("bench", "--model", "/etc/hostname", "--heldout", "good.jsonl"), ("/etc/hostname", "a file")),
+        (("bench", "--agent", "nobody", "--heldout", "good.jsonl"), ("nobody", "oracle")),
+        (
+            ("bench", "--model", "x", "--sandbox", "nowhere", "--heldout", "good.jsonl"),
+            ("nowhere", "bubblewrap"),
+        ),
         (("play", "sql-desk", "--sandbox", "nowhere"), ("nowhere", "bubblewrap")),
     ],
 )
 def test_bad_input_is_one_clear_line_and_exit_2(
     tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]
 ) -> None:
+    from envkit.env.taskfile import write_tasks
     from envkit.environments.code_editor import starter_tasks
-    from envkit.taskfile import write_tasks
 
     write_tasks(tmp_path / "good.jsonl", [replace(starter_tasks()[0], split="heldout")], seed=0)
     (tmp_path / "empty.jsonl").touch()
@@ -97,7 +100,7 @@ def test_bad_input_is_one_clear_line_and_exit_2(
 
 
 def test_verbose_shows_the_trace(tmp_path: Path) -> None:
-    done = envkit_process("-v", "eval", "--heldout", "missing.jsonl", cwd=tmp_path)
+    done = envkit_process("-v", "bench", "--agent", "model", "--heldout", "missing.jsonl", cwd=tmp_path)
     assert "Traceback" in done.stderr
     assert done.returncode != 0
 
@@ -114,8 +117,8 @@ def test_a_recipe_is_mined_and_built_again(tmp_path: Path) -> None:
 
 
 def test_checking_tasks_finds_the_broken_one(tmp_path: Path) -> None:
+    from envkit.env.taskfile import write_tasks
     from envkit.environments.code_editor import starter_tasks
-    from envkit.taskfile import write_tasks
 
     good, other = starter_tasks()[:2]
     write_tasks(tmp_path / "good.jsonl", [good, other], seed=0)
@@ -133,8 +136,8 @@ def test_checking_tasks_finds_the_broken_one(tmp_path: Path) -> None:
 
 
 def test_exported_tasks_are_the_environments_own(tmp_path: Path) -> None:
+    from envkit.env.taskfile import digest, read_tasks
     from envkit.environments.service_desk.tasks import generate
-    from envkit.taskfile import digest, read_tasks
 
     command = ("tasks", "export", "--env", "service-desk", "--split", "heldout", "-o", "desk.jsonl")
     done = envkit(*command, "--json", cwd=tmp_path)
@@ -149,32 +152,32 @@ def test_exported_tasks_are_the_environments_own(tmp_path: Path) -> None:
 
 
 def test_an_unsafe_sandbox_is_refused(tmp_path: Path) -> None:
-    done = envkit("eval", "--sandbox", "process", "--agent", "no-op", cwd=tmp_path)
+    done = envkit("bench", "--sandbox", "process", "--agent", "no-op", cwd=tmp_path)
     assert done.returncode == 2
     assert "does not isolate" in done.stderr
 
 
 def test_eval_of_a_script_writes_a_report(tmp_path: Path) -> None:
+    from envkit.env.taskfile import write_tasks
     from envkit.environments.code_editor import starter_tasks
-    from envkit.taskfile import write_tasks
 
     write_tasks(tmp_path / "tasks.jsonl", [replace(t, split="heldout") for t in starter_tasks()[:3]], seed=0)
-    done = envkit("eval", "--agent", "oracle", "--heldout", "tasks.jsonl", "--json", cwd=tmp_path)
+    done = envkit("bench", "--agent", "oracle", "--heldout", "tasks.jsonl", "--json", cwd=tmp_path)
     found = json.loads(done.stdout)
     [report] = found["reports"]
     assert report["summary"]["arms"][0]["solve_rate"]["interval"]["estimate"] == 1.0
     assert report["summary"]["arms"][0]["seconds"] > 0
     assert (tmp_path / report["report"]).exists()
-    again = envkit("report", found["run"], "--json", cwd=tmp_path)
+    again = envkit("view", found["run"], "--rebuild", "--json", cwd=tmp_path)
     assert json.loads(again.stdout)["reports"] == [report["report"]]
 
 
 def test_train_tasks_are_not_called_held_out(tmp_path: Path) -> None:
+    from envkit.env.taskfile import write_tasks
     from envkit.environments.code_editor import starter_tasks
-    from envkit.taskfile import write_tasks
 
     write_tasks(tmp_path / "tasks.jsonl", starter_tasks()[:3], seed=0)
-    done = envkit("eval", "--agent", "oracle", "--heldout", "tasks.jsonl", cwd=tmp_path)
+    done = envkit("bench", "--agent", "oracle", "--heldout", "tasks.jsonl", cwd=tmp_path)
     assert done.returncode == 2
     assert "is of split 'train'; expected 'heldout'" in done.stderr
     assert not (tmp_path / "runs").exists()
@@ -186,7 +189,7 @@ def test_push_says_what_it_would_upload(tmp_path: Path) -> None:
     for name in ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt"):
         (adapter / name).write_text("{}")
     (adapter / "base.json").write_text('{"model": "owner/base", "digest": "d1"}')
-    done = envkit("push", "adapter", "me/tiny", "--dry-run", "out", cwd=tmp_path)
+    done = envkit("models", "push", "adapter", "me/tiny", "--dry-run", "out", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     names = ["README.md", "adapter_config.json", "adapter_model.safetensors", "base.json", "manifest.json"]
     assert [line.split()[-1] for line in done.stdout.splitlines()[:-1]] == names
@@ -195,7 +198,7 @@ def test_push_says_what_it_would_upload(tmp_path: Path) -> None:
         "base_model_name_or_path": "owner/base"
     }
     assert "base_model: owner/base\n" in (tmp_path / "out" / "README.md").read_text()
-    done = envkit("push", "adapter", "me/tiny", "--dry-run", "again", "--json", cwd=tmp_path)
+    done = envkit("models", "push", "adapter", "me/tiny", "--dry-run", "again", "--json", cwd=tmp_path)
     found = json.loads(done.stdout)
     assert (found["adapter"], found["url"], [*found["files"]]) == ("adapter", "", names)
 
@@ -242,7 +245,7 @@ def test_packages_that_nobody_uses_are_reaped_and_named(
 
 
 def test_leftovers_of_a_killed_run_are_reaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from envkit.lease import Lease
+    from envkit.runtime.lease import Lease
 
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     lease = Lease(tmp_path)

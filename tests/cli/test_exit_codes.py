@@ -18,7 +18,6 @@ from typing import NoReturn
 
 import pytest
 
-from envkit.api.interrupts import Interrupted, stopping_on_signal
 from envkit.audit import certificate
 from envkit.cli import main
 from envkit.errors import (
@@ -30,6 +29,7 @@ from envkit.errors import (
     TrainingError,
     UsageError,
 )
+from envkit.runs.interrupts import Interrupted, stopping_on_signal
 
 
 def failing(error: BaseException) -> object:
@@ -65,7 +65,7 @@ def test_an_error_is_one_line_and_its_exit_code(
     code: int,
     words: str,
 ) -> None:
-    monkeypatch.setattr("envkit.plugins.names", failing(error))
+    monkeypatch.setattr("envkit.runtime.plugins.names", failing(error))
     assert main.run(["list"]) == code
     said = capsys.readouterr().err
     assert words in said
@@ -76,7 +76,7 @@ def test_an_error_is_one_line_and_its_exit_code(
 def test_verbose_prints_the_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("envkit.plugins.names", failing(EnvkitError("broken")))
+    monkeypatch.setattr("envkit.runtime.plugins.names", failing(EnvkitError("broken")))
     assert main.run(["-v", "list"]) == 1
     said = capsys.readouterr().err
     assert "Traceback" in said
@@ -104,7 +104,7 @@ def test_the_first_signal_asks_to_stop_and_the_second_ends_at_once(number: signa
 #: Works in one call that no signal handler can interrupt, as a matrix product does, until it is told to end.
 UNINTERRUPTED = """
 import ctypes, sys, threading, time
-from envkit.api.interrupts import Interrupted, stopping_on_signal
+from envkit.runs.interrupts import Interrupted, stopping_on_signal
 
 libc, mutex, locked = ctypes.CDLL(None), ctypes.create_string_buffer(64), threading.Event()
 
@@ -189,13 +189,13 @@ def test_a_signal_ends_a_command_that_keeps_nothing(tmp_path: Path, number: sign
 def test_an_existing_output_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("envkit.registry.sandbox_backend", failing(AssertionError("work began")))
+    monkeypatch.setattr("envkit.sandbox.choice.sandbox_backend", failing(AssertionError("work began")))
     there = tmp_path / "there"
     there.touch()
     for arguments in (
         ["tasks", "mine", "toolz", "-o", str(there)],
         ["tasks", "build", "recipe.json", "-o", str(there)],
-        ["sft", "-o", str(there)],
+        ["train", "--sft-only", str(there)],
     ):
         assert main.run(arguments) == 2
         assert "exists; choose another" in capsys.readouterr().err
@@ -204,8 +204,8 @@ def test_an_existing_output_is_refused_before_any_work(
 def test_tasks_that_an_environment_cannot_pose_leave_its_certificate_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from envkit.env.taskfile import write_tasks
     from envkit.environments.code_editor import starter_tasks
-    from envkit.taskfile import write_tasks
 
     monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path / "cache"))
     write_tasks(tmp_path / "bad.jsonl", [replace(starter_tasks()[0], hidden={})], seed=0)
@@ -266,7 +266,7 @@ def test_no_audit_has_no_turns(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_minutes_of_an_attack_are_a_time(
     words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("envkit.registry.sandbox_backend", failing(AssertionError("work began")))
+    monkeypatch.setattr("envkit.sandbox.choice.sandbox_backend", failing(AssertionError("work began")))
     assert main.run(["audit", "sql-desk", *words]) == 2
     assert said in capsys.readouterr().err
 
@@ -274,7 +274,7 @@ def test_the_minutes_of_an_attack_are_a_time(
 def test_an_audit_of_other_turns_does_not_replace_the_certificate_of_a_standard_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("envkit.registry.sandbox_backend", failing(AssertionError("work began")))
+    monkeypatch.setattr("envkit.sandbox.choice.sandbox_backend", failing(AssertionError("work began")))
     place = tmp_path / "certificate.json"
     shutil.copy(
         Path(certificate.__file__).parents[2] / "environments" / "sql_desk" / "certificate.json", place
@@ -312,10 +312,10 @@ def test_some_checks_of_an_audit_write_no_certificate(
 
 
 def test_held_out_tasks_are_no_training_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from envkit.env.taskfile import write_tasks
     from envkit.environments.code_editor import starter_tasks
-    from envkit.taskfile import write_tasks
 
     file = tmp_path / "heldout.jsonl"
     write_tasks(file, [replace(starter_tasks()[0], split="heldout")], seed=0)
-    assert main.run(["sft", "--tasks", str(file), "-o", str(tmp_path / "adapter")]) == 2
+    assert main.run(["train", "--tasks", str(file), "--sft-only", str(tmp_path / "adapter")]) == 2
     assert "is of split 'heldout'; expected 'train'" in capsys.readouterr().err

@@ -15,9 +15,9 @@ import pytest
 import typer.main
 
 from envkit.cli import main
+from envkit.env.taskfile import write_tasks
 from envkit.environments.code_editor import starter_tasks
 from envkit.errors import UsageError
-from envkit.taskfile import write_tasks
 
 pytestmark = pytest.mark.slow  # hundreds of command lines
 
@@ -97,11 +97,10 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         raise UsageError("work began")
 
     for place in (
-        "envkit.registry.sandbox_backend",
-        "envkit.plugins.sandbox_backend",  # of `doctor`
-        "envkit.env.sandbox_backend",
+        "envkit.sandbox.choice.sandbox_backend",
+        "envkit.env.registry.sandbox_backend",
         "envkit.environments.code_editor.tasksets.fetch_packages",  # downloads
-        "envkit.benchmark.viewer.serve",
+        "envkit.measure.viewer.server.serve",
         "envkit.models.reference._from_hub",
         "envkit.models.reference._make",  # downloads a known model
         "envkit.sandboxes.docker.build",

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import tiny
 
+from envkit.env.taskfile import write_tasks
 from envkit.environments.code_editor import starter_tasks
-from envkit.store import RunFolder, read_lines
-from envkit.taskfile import write_tasks
+from envkit.runtime.store import RunFolder, read_lines
 
 pytestmark = pytest.mark.slow  # whole runs, interrupted and resumed
 

@@ -1,4 +1,4 @@
-"""The commands that measure, as people type them: bench, leaderboard, rescore, prices."""
+"""The commands that measure, as people type them: bench, leaderboard, models prices."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import pytest
 from api_server import Api, Body, completion
 from command_line import Ended, envkit
 
-from envkit.api import evaluate
-from envkit.benchmark.spec import BenchSpec
-from envkit.display import Silent
 from envkit.environments.sql_desk import SqlDeskEnv
+from envkit.errors import UsageError
+from envkit.measure.spec import BenchSpec
 from envkit.models import DEFAULT_MODEL, SMALL_MODEL
+from envkit.runs import evaluate
+from envkit.runs.results import SFTResult
+from envkit.runtime.display import Silent
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task
 
@@ -70,7 +72,7 @@ def test_a_bench_is_graded_again_and_put_on_a_leaderboard(tmp_path: Path) -> Non
     ran = found(envkit("bench", "spec.toml", "--json", cwd=tmp_path))
     assert [report["environment"] for report in ran["reports"]] == ["sql-desk"]
     assert (tmp_path / ran["leaderboard"]).exists()
-    again = found(envkit("rescore", ran["run"], "--json", cwd=tmp_path))
+    again = found(envkit("bench", "--rescore", ran["run"], "--json", cwd=tmp_path))
     assert again["changed"] == []
     refused = envkit("bench", "--resume", again["run"], cwd=tmp_path)
     assert refused.returncode == 2
@@ -99,7 +101,7 @@ def test_rows_have_their_cards_names_and_their_own_prices(tmp_path: Path, api: A
     assert len(api.asked) == 8
     assert {body["max_completion_tokens"] for body in api.asked} == {64}
     (tmp_path / "prices.toml").unlink()  # the run has its own copy
-    again = found(envkit("rescore", ran["run"], "--json", cwd=tmp_path))
+    again = found(envkit("bench", "--rescore", ran["run"], "--json", cwd=tmp_path))
     assert (tmp_path / again["leaderboard"]).with_suffix(".csv").read_text().count(",20.0,") >= 2
     assert len(api.asked) == 8
 
@@ -137,7 +139,7 @@ def test_an_evaluated_model_is_named_after_its_folder_and_its_path_is_absolute(
         asked.append(spec)
         raise Recorded
 
-    monkeypatch.setattr("envkit.api.measuring.start_bench", record)
+    monkeypatch.setattr("envkit.runs.measuring.start_bench", record)
     monkeypatch.setattr("envkit.models.choice.available_bytes", lambda: None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny").mkdir()
@@ -165,6 +167,54 @@ def test_an_evaluated_model_is_named_after_its_folder_and_its_path_is_absolute(
 
 
 @pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        ("--agent oracle --limit 3", {"agent": "oracle", "limit": 3}),
+        ("--model tiny --shots 2", {"model": "tiny", "shots": 2}),
+        ("--system said.txt --env sql-desk", {"system": "Be brief.", "environment": "sql-desk"}),
+        (
+            "--agent model --adapter a --samples 9 --stop-strings x --heldout t.jsonl",
+            {"adapter": Path("a"), "samples": 9, "stop_strings": ("x",), "tasks": "t.jsonl"},
+        ),
+    ],
+)
+def test_one_agent_is_measured_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, asked: dict[str, Any]
+) -> None:
+    given: dict[str, Any] = {}
+
+    def record(**options: Any) -> None:
+        given.update(options)
+        raise UsageError("as far as this")
+
+    monkeypatch.setattr("envkit.runs.measuring.evaluate", record)
+    (tmp_path / "said.txt").write_text("Be brief.\n")
+    assert "as far as this" in envkit("bench", *words.split(), "--device", "cuda", cwd=tmp_path).stderr
+    common = {"agent": "model", "adapter": None, "system": "", "sandbox": "auto", "root": Path("runs")}
+    del given["command"]
+    assert given == common | asked | {"device": "cuda"}
+
+
+def test_a_warm_start_alone_takes_its_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    def record(output: Path, **options: Any) -> SFTResult:
+        given.append((output, options))
+        return SFTResult(output, (2.0, 1.0), None)
+
+    monkeypatch.setattr("envkit.runs.sft", record)
+    words = "--sft-only made --sft-examples 24 --env sql-desk --model tiny --max-task-chars 500 --json"
+    made = found(envkit("train", *words.split(), cwd=tmp_path))
+    assert made == {"adapter": "made", "steps": 2, "stopped": False, "first_loss": 2.0, "last_loss": 1.0}
+    [(output, options)] = given
+    assert output == Path("made")
+    assert options == {
+        "environment": "sql-desk", "config": None, "examples": 24, "tasks": None, "max_task_chars": 500,
+        "model": "tiny", "sandbox": "auto",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (("bench",), "give one of: a spec"),
@@ -174,23 +224,46 @@ def test_an_evaluated_model_is_named_after_its_folder_and_its_path_is_absolute(
         (("bench", "--resume", "x", "--root", "y"), "leave out --root"),
         (("bench", "spec.toml", "--machine", "abacus"), "no price for machine 'abacus'"),
         (("bench", "--card", "gpt-5", "--stop-strings", "x"), "stop_strings is for adapters"),
-        (("eval", "--agent", "oracle", "--model", "x", "--adapter", "y"), "leave out adapter, model"),
+        (("bench", "--agent", "oracle", "--model", "x", "--adapter", "y"), "leave out adapter, model"),
+        (("bench", "spec.toml", "--agent", "oracle"), "give one of: a spec"),
+        (("bench", "--rescore", "x", "--resume", "y"), "give one of: a spec"),
+        (("bench", "--env", "sql-desk"), "give one of: a spec"),
+        (("bench", "--rescore", "x", "--limit", "3", "--prices", "y"), "leave out --limit, --prices"),
+        (("bench", "--agent", "oracle", "--card", "gpt-5"), "measured alone; leave out --card"),
+        (("bench", "--model", "x", "--budget-usd", "2"), "measured alone; leave out --budget-usd"),
+        (("bench", "--system", "x", "--adapter", "y", "--adapter", "z"), "one agent has one adapter"),
+        (("bench", "--system", "none.txt"), "none.txt cannot be read"),
+        (("train", "--sft-only", "x", "--seed", "3", "--unsafe"), "leave out --seed, --unsafe"),
+        (("train", "--sft-only", "x", "--resume", "y"), "leave out --resume"),
+        (("train", "--sft-only", "x", "--env", "y", "--env", "z"), "imitates on one environment"),
+        (("train", "--sft-examples", "9"), "--sft-examples is for --sft-only"),
+        (("view", "x", "--rebuild", "--open"), "leave out --open"),
+        (("view", "x", "--rebuild"), "no report.json there"),
         (("bench", "--card", "gpt-5", "--device", "cuda"), "device is for adapters"),
-        (("eval", "--agent", "oracle", "--temperature", "0"), "leave out temperature"),
-        (("eval", "--agent", "oracle", "--max-completion-length", "9"), "leave out max_completion_length"),
-        (("eval", "--agent", "oracle", "--device", "cuda"), "leave out device"),
-        (("control", "--resume", "x", "--limit", "3", "--kl-tasks", "9"), "leave out --limit, --kl-tasks"),
-        (("control", "--resume", "x", "--split", "test", "--root", "y"), "leave out --split, --root"),
-        (("interference", "--resume", "x", "--merge", "none"), "leave out --merge"),
-        (("interference", "--resume", "x", "--samples", "9", "--max-turns", "2"), "--samples, --max-turns"),
-        (("prompt", "--resume", "x", "--config", "y", "--env", "z"), "leave out --config, --env"),
+        (("bench", "--agent", "oracle", "--temperature", "0"), "leave out temperature"),
+        (("bench", "--agent", "oracle", "--max-completion-length", "9"), "leave out max_completion_length"),
+        (("bench", "--agent", "oracle", "--device", "cuda"), "leave out device"),
+        (
+            ("study", "controls", "--resume", "x", "--limit", "3", "--kl-tasks", "9"),
+            "leave out --limit, --kl-tasks",
+        ),
+        (
+            ("study", "controls", "--resume", "x", "--split", "test", "--root", "y"),
+            "leave out --split, --root",
+        ),
+        (("study", "interference", "--resume", "x", "--merge", "none"), "leave out --merge"),
+        (
+            ("study", "interference", "--resume", "x", "--samples", "9", "--max-turns", "2"),
+            "--samples, --max-turns",
+        ),
+        (("study", "prompt", "--resume", "x", "--config", "y", "--env", "z"), "leave out --config, --env"),
         (("bench", "none.toml"), "none.toml: cannot be read"),
         (("bench", "--card", "gpt-0"), "no card is named 'gpt-0'"),
         (("bench", "--resume", "nowhere"), "not a run's manifest"),
         (("leaderboard", "nowhere"), "no report.json there"),
-        (("rescore", "nowhere"), "not a run's manifest"),
-        (("prices", "abacus"), "no model or machine"),
-        (("prices", "--prices", "none.toml"), "none.toml: cannot be read"),
+        (("bench", "--rescore", "nowhere"), "not a run's manifest"),
+        (("models", "prices", "abacus"), "no model or machine"),
+        (("models", "prices", "--prices", "none.toml"), "none.toml: cannot be read"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
@@ -204,9 +277,9 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path: Path, words: tuple[str, ...]
 
 
 def test_prices_are_listed_with_date_and_source(tmp_path: Path) -> None:
-    table = found(envkit("prices", "gpt-4-0613", "--json", cwd=tmp_path))
+    table = found(envkit("models", "prices", "gpt-4-0613", "--json", cwd=tmp_path))
     assert list(table["models"]) == ["gpt-4-0613"]
     assert table["models"]["gpt-4-0613"]["output"] == 60.0
     assert "2023" in table["models"]["gpt-4-0613"]["source"]
-    shown = envkit("prices", "cpu", cwd=tmp_path)
+    shown = envkit("models", "prices", "cpu", cwd=tmp_path)
     assert "cpu-2-cores $0.05" in shown.stdout

@@ -22,10 +22,10 @@ from installed import install, run
 
 from envkit import Env
 from envkit.audit.certificate import certify
-from envkit.display import Silent
+from envkit.env.scaffold import commands, create, render
 from envkit.errors import StoreError, UsageError
-from envkit.registry import sandbox_backend
-from envkit.scaffold import commands, create, render
+from envkit.runtime.display import Silent
+from envkit.sandbox.choice import sandbox_backend
 
 NAME = "ticket-desk"
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "service.md"

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from envkit.api.rich_display import RichDisplay
-from envkit.benchmark.tables import Table
 from envkit.cli import output
+from envkit.measure.report.tables import Table
+from envkit.runs.rich_display import RichDisplay
 
 
 def test_a_table_in_a_narrow_terminal_loses_no_letter(monkeypatch: pytest.MonkeyPatch) -> None:

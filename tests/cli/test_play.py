@@ -14,17 +14,17 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from envkit.cli.play_capture import CapturingBackend
-from envkit.cli.play_input import read_action
-from envkit.cli.play_render import (
+from envkit.cli.play.capture import CapturingBackend
+from envkit.cli.play.input import read_action
+from envkit.cli.play.render import (
     render_changes,
     render_first_observation,
     render_observation,
     render_result,
 )
 from envkit.environments.code_editor.actions import HELP, parse
-from envkit.registry import sandbox_backend
 from envkit.sandbox import PYTHON_OPTIONS
+from envkit.sandbox.choice import sandbox_backend
 
 
 def typed(*lines: str, tools: Sequence[str] = ()) -> list[str]:

@@ -53,7 +53,7 @@ def test_it_is_listed_and_played(site: Path) -> None:
 @pytest.mark.parametrize(
     ("right", "wrong", "command", "words"),
     [
-        ("from envkit import", "from csvv import", ["eval", "--agent", "oracle", "--env"], "No module"),
+        ("from envkit import", "from csvv import", ["bench", "--agent", "oracle", "--env"], "No module"),
         ("class Analyst(Env)", "class Analyst(Env", ["play"], "SyntaxError: "),
         ("self.answered = None", "self.answered = Nome", ["play"], "NameError: name 'Nome'"),
         ("task.hidden['total']})", "task.hidden['sum']})", ["tasks", "check", "--env"], "KeyError: 'sum'"),

@@ -9,7 +9,7 @@ import pytest
 from command_line import envkit
 from shop_checkout import lay_out
 
-from envkit.taskfile import read_tasks
+from envkit.env.taskfile import read_tasks
 
 
 def test_a_checkout_is_mined_by_its_own_suite(tmp_path: Path) -> None:

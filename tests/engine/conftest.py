@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parents[1]))  # for tiny.py
+sys.path.append(str(Path(__file__).parents[1] / "helpers"))  # for tiny.py
 
 import tiny
 

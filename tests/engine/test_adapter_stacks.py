@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from envkit.engine.adapter_stacks import AdapterStacks
-from envkit.engine.rectangle import Rectangle
-from envkit.engine.updates import Update
+from envkit.engine.adapters.stacks import AdapterStacks
+from envkit.engine.adapters.updates import Update
+from envkit.engine.attention.rectangle import Rectangle
 
 INPUTS, OUTPUTS = 24, (16, 8)
 

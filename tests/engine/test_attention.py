@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from envkit.engine import attention
-from envkit.engine.attention import DecodeLayout, PrefillLayout, RowCache
-from envkit.engine.packed_tree import PromptLayout, TreeLayout
+from envkit.engine.attention import layouts as attention
+from envkit.engine.attention.layouts import DecodeLayout, PrefillLayout, RowCache
+from envkit.engine.attention.packed_tree import PromptLayout, TreeLayout
 
 
 def zeros(batch: int, heads: int, tokens: int, size: int) -> Tensor:

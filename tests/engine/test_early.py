@@ -8,10 +8,10 @@ import pytest
 import tiny
 import torch
 
+from envkit.engine.adapters.updates import Update
 from envkit.engine.early import EarlyLayers
 from envkit.engine.protocol import Request, Sampling
 from envkit.engine.torch_engine import TorchEngine
-from envkit.engine.updates import Update
 from envkit.errors import ModelError
 from envkit.models import ModelRef
 

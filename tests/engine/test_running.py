@@ -16,12 +16,12 @@ import torch
 from sampling import STOPS, peft_model
 
 from envkit.engine import running
-from envkit.engine.adapter_pool import AdapterPool
+from envkit.engine.adapters.pool import AdapterPool
+from envkit.engine.adapters.updates import Update, read_adapter, updates_of
+from envkit.engine.attention.ragged import RaggedLayout
 from envkit.engine.protocol import Request, Sampling
-from envkit.engine.ragged import RaggedLayout
 from envkit.engine.running import Drawn, Failed, RowRequest, RunningBatch
 from envkit.engine.torch_engine import TorchEngine
-from envkit.engine.updates import Update, read_adapter, updates_of
 from envkit.errors import ContractError, ModelError
 from envkit.models import ModelRef
 

@@ -27,12 +27,12 @@ from sampling import (
 from stops import stop_after
 
 from envkit.engine import torch_engine
-from envkit.engine.attention import DecodeLayout
+from envkit.engine.adapters.updates import Update, updates_of
+from envkit.engine.attention.layouts import DecodeLayout
 from envkit.engine.batching import RequestSize, waves
 from envkit.engine.protocol import Request, Sampling, uniforms
 from envkit.engine.sampling import draw
 from envkit.engine.torch_engine import TorchEngine
-from envkit.engine.updates import Update, updates_of
 from envkit.errors import ContractError, ModelError, Stopped
 from envkit.models import SMALL_MODEL, ModelRef, resolve
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from envkit.engine.tree_attention import in_one, tree_attention
+from envkit.engine.attention.tree import in_one, tree_attention
 
 K, R, G, C, P, D = 2, 3, 4, 5, 7, 8
 SHAPES = ((K, R, G, C, D), (K, P, D), (K, P, D), (K, R, C, D), (K, R, C, D))

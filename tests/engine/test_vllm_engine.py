@@ -17,9 +17,9 @@ import tiny
 import torch
 from scipy.stats import chisquare
 
+from envkit.engine.adapters.updates import Update
 from envkit.engine.protocol import Completion, Request, Sampling
-from envkit.engine.updates import Update
-from envkit.engine.vllm_engine import VLLMEngine, variables
+from envkit.engine.vllm.engine import VLLMEngine, variables
 from envkit.errors import ContractError, MissingExtraError, ModelError
 from envkit.models import SMALL_MODEL, ModelRef, resolve
 
@@ -53,7 +53,7 @@ def test_vllm_starts_with_envkits_threads_and_the_users_variables(monkeypatch: p
 def test_vllm_gets_the_memory_for_keys_and_values(monkeypatch: pytest.MonkeyPatch, ref: ModelRef) -> None:
     given = dict[str, Any]()
     fake = SimpleNamespace(LLM=lambda **settings: given.update(settings))
-    monkeypatch.setattr("envkit.engine.vllm_engine.imported", lambda: (fake, None, RuntimeError))
+    monkeypatch.setattr("envkit.engine.vllm.engine.imported", lambda: (fake, None, RuntimeError))
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
     VLLMEngine(ref, [2], dtype="float32", kv_cache_bytes=300 * 2**20)
     assert given["kv_cache_memory_bytes"] == 300 * 2**20

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from envkit import SandboxBackend, Task, TaskFileError, registry
+from envkit import SandboxBackend, Task, TaskFileError
 from envkit.audit import certificate
 from envkit.cli.main import main
+from envkit.env import registry
+from envkit.env.taskfile import write_tasks
 from envkit.environments.code_editor import starter_tasks
 from envkit.environments.service_desk.tasks import generate as service_tasks
 from envkit.environments.sql_desk.tasks import generate as sql_tasks
-from envkit.taskfile import write_tasks
 
 EXAMPLE_TASKS = {
     "code-editor": starter_tasks()[0],
@@ -90,7 +91,7 @@ def test_a_binary_file_where_text_is_needed_is_refused(backend: SandboxBackend, 
 COMMANDS = {
     "play": ("play", "sql-desk", "--tasks"),
     "check": ("tasks", "check", "--env", "sql-desk"),
-    "eval": ("eval", "--env", "sql-desk", "--agent", "oracle", "--tasks"),
+    "bench": ("bench", "--env", "sql-desk", "--agent", "oracle", "--tasks"),
     "audit": ("audit", "sql-desk", "--tasks"),
     "train": ("train", "--env", "sql-desk", "--minutes", "1", "--unaudited", "--tasks"),
 }

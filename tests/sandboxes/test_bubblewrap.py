@@ -14,7 +14,7 @@ import pytest
 from control_groups import control_groups
 
 from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
-from envkit.lease import reap
+from envkit.runtime.lease import reap
 from envkit.sandbox import Limits, Sandbox, StopReason
 from envkit.sandboxes._linux import bwrap, cgroup, procfs
 from envkit.sandboxes.bubblewrap import BubblewrapBackend

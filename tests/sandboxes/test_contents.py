@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 from wheelhouse import add_wheel
 
-from envkit.grading import STRICT, Answer, Program, Questions, grade
-from envkit.inputs.call import Call
+from envkit.env.compare import STRICT
+from envkit.environments.code_editor.graders.oracle import Answer, Program, Questions, grade
+from envkit.environments.code_editor.inputs.call import Call
 from envkit.sandbox import PYTHON_OPTIONS, Contents, Limits, Sandbox, SandboxBackend
-from envkit.sandbox_check import self_check
-from envkit.sandbox_check.isolation import ISOLATION
+from envkit.sandbox.check import self_check
+from envkit.sandbox.check.isolation import ISOLATION
 from envkit.sandboxes._workspace.mounts import MountHelper
 from envkit.types import Verdict
 

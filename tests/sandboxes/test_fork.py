@@ -14,9 +14,9 @@ from polling import wait_until_stable
 
 from envkit.errors import SandboxError
 from envkit.sandbox import PYTHON_OPTIONS, Quota, Sandbox, SandboxBackend
-from envkit.sandbox_check import CASES
-from envkit.sandbox_check.context import CheckContext, attempt
-from envkit.sandbox_check.suite import SandboxSuite
+from envkit.sandbox.check import CASES
+from envkit.sandbox.check.context import CheckContext, attempt
+from envkit.sandbox.check.suite import SandboxSuite
 from envkit.sandboxes._linux import bwrap
 from envkit.sandboxes._rootfs.rootfs import NOBODY
 from envkit.sandboxes._workspace import mounted_sandbox

@@ -417,7 +417,7 @@ def test_sandboxes_that_cannot_hold_something_say_so(index: Path) -> None:
 MANY_FILES = """
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400))  # the standard library alone has more files
-from envkit.plugins import sandbox_backend
+from envkit.sandbox.choice import sandbox_backend
 with sandbox_backend("bubblewrap").create() as sandbox:
     print(sandbox.run([sandbox.python, "-c", "print('ran')"]).stdout)
 """

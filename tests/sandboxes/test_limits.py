@@ -1,4 +1,4 @@
-"""Limits of commands on every backend, beyond the cases of `envkit.sandbox_check`."""
+"""Limits of commands on every backend, beyond the cases of `envkit.sandbox.check`."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_a_clock_jump_does_not_trigger_the_wall_limit(backend: SandboxBackend, t
     stamp.write_text("+0")
     code = f"""
 import os, threading, time
-from envkit.registry import load
+from envkit.env.registry import load
 from envkit.sandbox import Limits
 before = time.time()
 with load("sandbox", {backend.name!r})().create() as sandbox:

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 import pytest
 
 from envkit.errors import SandboxError, SandboxUnavailable
-from envkit.plugins import sandbox_backend
 from envkit.sandbox import SandboxBackend
+from envkit.sandbox.choice import sandbox_backend
 from envkit.sandboxes import bubblewrap, process, zygote
 from envkit.sandboxes._linux import bwrap, cgroup
 from envkit.sandboxes._workspace import mounted_sandbox

@@ -27,10 +27,10 @@ from envkit.sandboxes._rootfs import rootfs
 UID, GID = (4242, 4243) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
 SOURCES = Path(envkit.__file__).parent
 #: The files of envkit that sandboxes and their checks import, beside the backends.
-PARTS = ("errors.py", "lease.py", "sandbox.py", "sandbox_check")
+PARTS = ("errors.py", "types.py", "runtime", "sandbox")
 CHECK = """
 import json, sys
-from envkit.sandbox_check import ESSENTIAL, self_check
+from envkit.sandbox.check import ESSENTIAL, self_check
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
 from envkit.sandboxes.zygote import ZygoteBackend
 backend = {"bubblewrap": BubblewrapBackend, "zygote": ZygoteBackend}[sys.argv[1]]()
@@ -87,8 +87,8 @@ CONTENTS = """
 import json, sys
 from pathlib import Path
 from envkit.sandbox import Contents
-from envkit.sandbox_check import self_check
-from envkit.sandbox_check.isolation import ISOLATION
+from envkit.sandbox.check import self_check
+from envkit.sandbox.check.isolation import ISOLATION
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
 from envkit.sandboxes.zygote import ZygoteBackend
 backend = {"bubblewrap": BubblewrapBackend, "zygote": ZygoteBackend}[sys.argv[1]]()
@@ -146,10 +146,6 @@ def user() -> Iterator[OrdinaryUser]:
             copy = shutil.copytree if (SOURCES / part).is_dir() else shutil.copy
             copy(SOURCES / part, package / part)
         shutil.copytree(Path(sys.modules["envkit.sandboxes"].__path__[0]), package / "sandboxes")
-        (package / "grading").mkdir()
-        (package / "grading/__init__.py").touch()
-        for worker in ("worker.py", "suite_worker.py"):
-            shutil.copy(SOURCES / "grading" / worker, package / "grading")
         shutil.copy(Path(pyseccomp.__file__), folder / "sources")
         shutil.copytree(Path(pip.__file__).parent, folder / "sources/pip")
         for owned in ("home", "tmp"):

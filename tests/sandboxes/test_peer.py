@@ -1,4 +1,4 @@
-"""Peers that keep or break the line protocol, beyond the cases of `envkit.sandbox_check`."""
+"""Peers that keep or break the line protocol, beyond the cases of `envkit.sandbox.check`."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from envkit.errors import UsageError
-from envkit.lease import empty
+from envkit.runtime.lease import empty
 from envkit.sandboxes._workspace import files as workspace_files
 from envkit.sandboxes._workspace.files import Workspace
 

@@ -18,7 +18,7 @@ import pytest
 from control_groups import control_groups
 
 from envkit.errors import SandboxError, UnenforceableLimit
-from envkit.lease import reap
+from envkit.runtime.lease import reap
 from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, StopReason
 from envkit.sandboxes import zygote
 from envkit.sandboxes._linux import bwrap, cgroup, procfs

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parents[1]))  # for tiny.py and served.py
+sys.path.append(str(Path(__file__).parents[1] / "helpers"))  # for tiny.py and served.py
+sys.path.append(str(Path(__file__).parents[1] / "helpers" / "servers"))
 
 import tiny
 from served import Process, save_adapter, serving, teach_call

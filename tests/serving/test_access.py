@@ -9,7 +9,7 @@ import pytest
 from starlette.datastructures import Headers
 
 from envkit.errors import ConfigError
-from envkit.serving.access import Access, Client, RateLimits, digest, read_access
+from envkit.serving.guards.access import Access, Client, RateLimits, digest, read_access
 
 SHA = "0" * 64
 

@@ -20,13 +20,13 @@ import pytest
 from app_server import asking, make
 from safetensors.torch import load_file, save_file
 
-from envkit.api.serving import ServeConfig, _dtype, serve
-from envkit.display import Silent
 from envkit.errors import ModelError, StoreError, UsageError
 from envkit.models.adapter_folder import BASE
-from envkit.serving.access import Access, Client, digest, read_access
+from envkit.runs.serving import ServeConfig, _dtype, serve
+from envkit.runtime.display import Silent
 from envkit.serving.answer_stream import AnswerStream
 from envkit.serving.app import make_app
+from envkit.serving.guards.access import Access, Client, digest, read_access
 from envkit.serving.ledger import Ledger
 from envkit.serving.models import ModelEntry
 from envkit.serving.server import Server
@@ -662,7 +662,7 @@ def test_what_cannot_be_served_is_told_before_the_model_is_sought(
 
 
 def test_vllm_gets_the_dtype_of_the_device_that_it_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("envkit.studies.machine.cpu_dtype", lambda say: "float32")
+    monkeypatch.setattr("envkit.runs.folder.machine.cpu_dtype", lambda say: "float32")
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
     for has_gpu, vllm in ((True, "bfloat16"), (False, "float32")):
         monkeypatch.setattr("torch.cuda.is_available", lambda has_gpu=has_gpu: has_gpu)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from envkit.serving.access import Access, Client, digest
-from envkit.serving.body_limit import AT_ONCE, BodyLimit
+from envkit.serving.guards.access import Access, Client, digest
+from envkit.serving.guards.body_limit import AT_ONCE, BodyLimit
 
 LIMIT = 100
 ACCESS = Access([Client("ann", digest(b"one")), Client("bob", digest(b"two"))])

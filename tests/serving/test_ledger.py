@@ -41,7 +41,7 @@ def book(tmp_path: Path) -> Path:
 def test_a_bill_has_what_did_not_fail_since_a_day(
     book: Path, options: list[str], requests: int, tokens: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(["bill", str(book), "--json", *options]) == 0
+    assert command(["models", "bill", str(book), "--json", *options]) == 0
     [line] = json.loads(capsys.readouterr().out)
     assert (line["requests"], line["prompt_tokens"], line["completion_tokens"]) == (
         requests,
@@ -51,12 +51,12 @@ def test_a_bill_has_what_did_not_fail_since_a_day(
 
 
 def test_a_bill_since_a_day_to_come_is_empty(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(["bill", str(book), "--json", "--since", "2030-01-01"]) == 0
+    assert command(["models", "bill", str(book), "--json", "--since", "2030-01-01"]) == 0
     assert json.loads(capsys.readouterr().out) == []
 
 
 def test_a_day_that_is_none_is_refused(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(["bill", str(book), "--since", "yesterday"]) == 2
+    assert command(["models", "bill", str(book), "--since", "yesterday"]) == 2
     assert "expected a date" in capsys.readouterr().err
 
 
@@ -74,7 +74,7 @@ def test_a_file_of_another_program_is_no_ledger_and_stays_as_it_is(
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute(table)
     before = path.read_bytes()
-    assert command(["bill", str(path)]) == 2
+    assert command(["models", "bill", str(path)]) == 2
     assert f"{found}; expected the ledger of `envkit serve --ledger`" in capsys.readouterr().err
     assert path.read_bytes() == before
     assert [*tmp_path.iterdir()] == [path]
@@ -90,7 +90,7 @@ def test_a_server_takes_no_other_programs_table_for_its_ledger(tmp_path: Path) -
 def test_a_bill_is_read_while_the_server_writes(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ledger = Ledger(book)
     ledger.add(Entry("ann", "red", 5, 5, 0.1, "done"))
-    assert command(["bill", str(book), "--json"]) == 0
+    assert command(["models", "bill", str(book), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["requests"] == 4
     ledger.close()
 
@@ -98,7 +98,7 @@ def test_a_bill_is_read_while_the_server_writes(book: Path, capsys: pytest.Captu
 def test_a_damaged_ledger_is_told(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = book.read_bytes()
     book.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))  # its schema is on the first page
-    assert command(["bill", str(book)]) == 2
+    assert command(["models", "bill", str(book)]) == 2
     assert "ledger.db: cannot be read (database disk image is malformed)" in capsys.readouterr().err
 
 
@@ -107,6 +107,6 @@ def test_names_in_a_bill_are_text_and_no_markup(tmp_path: Path, capsys: pytest.C
     for name in ("ann[dev]", "ann[prod]", "x[/b]"):
         ledger.add(Entry(name, f"{name}-model", 1, 1, 0.1, "done"))
     ledger.close()
-    assert command(["bill", str(tmp_path / "ledger.db")]) == 0
+    assert command(["models", "bill", str(tmp_path / "ledger.db")]) == 0
     printed = capsys.readouterr().out
     assert all(f"{name}-model" in printed for name in ("ann[dev]", "ann[prod]", "x[/b]"))

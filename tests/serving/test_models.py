@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import final
 
-from envkit.api.adapter import adapter_folder
-from envkit.engine.updates import Update
+from envkit.engine.adapters.updates import Update
+from envkit.runs.adapter import adapter_folder
 from envkit.serving.models import Models
 
 

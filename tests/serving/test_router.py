@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from envkit.errors import ModelError, UsageError
-from envkit.serving.router import FEWEST_TO_LIMIT, MISSED, Features, Router, fit, read_router, write_router
+from envkit.serving.decoding.router import (
+    FEWEST_TO_LIMIT,
+    MISSED,
+    Features,
+    Router,
+    fit,
+    read_router,
+    write_router,
+)
 
 WIDTH = 48
 #: Centres of three tasks, and one that no specialist knows.

@@ -16,16 +16,16 @@ import pytest
 import tiny
 from app_server import asking, make
 
-from envkit.api.adapter import adapter_folder
 from envkit.engine.chat import ChatRenderer
 from envkit.engine.early import EarlyLayers
 from envkit.engine.running import RunningBatch
 from envkit.models import ModelRef
-from envkit.prices import load_prices
-from envkit.serving.access import Access, Client, digest
+from envkit.runs.adapter import adapter_folder
+from envkit.runtime.prices import load_prices
+from envkit.serving.decoding.router import AUTO, Router, fit
+from envkit.serving.guards.access import Access, Client, digest
 from envkit.serving.ledger import Ledger
 from envkit.serving.models import Models
-from envkit.serving.router import AUTO, Router, fit
 from envkit.serving.server import Server
 
 #: PEFT uses what transformers warns of.

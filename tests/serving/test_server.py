@@ -487,7 +487,7 @@ def test_keys_have_their_models_rates_and_sizes(
     assert "key-of" not in log
     prices = tmp_path / "prices.toml"
     prices.write_text('date = "2026-11-29"\nsource = "here"\n[models.red]\ninput = 1.0\noutput = 2.0\n')
-    assert command(["bill", str(book), "--prices", str(prices), "--json"]) == 0
+    assert command(["models", "bill", str(book), "--prices", str(prices), "--json"]) == 0
     lines = json.loads(capsys.readouterr().out)
     assert [(line["client"], line["model"], line["requests"]) for line in lines] == [
         ("ann", "red", 1),

@@ -12,7 +12,7 @@ _TASKS = Path("/proc/self/task")
 _PROGRAM = """
 import os, sys, time
 import torch
-from envkit.serving.torch_decoder import in_thread_that_ends
+from envkit.serving.decoding.torch_decoder import in_thread_that_ends
 
 def threads():
     return len(os.listdir("/proc/self/task"))

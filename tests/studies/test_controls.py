@@ -1,4 +1,4 @@
-"""`envkit control`, from adapters to the page."""
+"""`envkit study controls`, from adapters to the page."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import envkit
 from envkit.cli.main import app
 from envkit.errors import ModelError, StoreError, UsageError
 from envkit.models.adapter_folder import BASE, MANIFEST
-from envkit.store import RunFolder
-from envkit.studies.controls import KL_FILE, control_of
+from envkit.runtime.store import RunFolder
+from envkit.studies.controls.setup import KL_FILE, control_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_probe")]
 
@@ -78,7 +78,7 @@ def test_adapters_are_described_by_their_folders_and_runs(runs: dict[str, Path],
 
 def test_the_comparison_can_be_made_again(runs: dict[str, Path], tmp_path: Path) -> None:
     options = ["--limit", "2", "--samples", "1", "--kl-tasks", "2", "--root", str(tmp_path), "--json"]
-    said = CliRunner().invoke(app, ["control", str(runs["lora"]), str(runs["vectors"]), *options])
+    said = CliRunner().invoke(app, ["study", "controls", str(runs["lora"]), str(runs["vectors"]), *options])
     assert said.exit_code == 0, said.output
     found = json.loads(said.stdout)
     rows = {row["control"]["row"]: row for row in found["found"]["rows"]}
@@ -100,7 +100,7 @@ def test_bad_input_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:
         envkit.compare_controls([], display="quiet")
     with pytest.raises(StoreError, match=r"controls\.json cannot be read"):
         envkit.resume_controls(runs["lora"], display="quiet")
-    said = CliRunner().invoke(app, ["control", str(runs["lora"]), "--resume", str(tmp_path)])
+    said = CliRunner().invoke(app, ["study", "controls", str(runs["lora"]), "--resume", str(tmp_path)])
     assert said.exit_code != 0
 
 

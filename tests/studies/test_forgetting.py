@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 
 import envkit
 from envkit import UsageError
-from envkit.benchmark.stats import Interval
 from envkit.cli.main import app
-from envkit.display import Silent
+from envkit.env.registry import environment, sandbox_backend
 from envkit.environments.code_editor import starter_tasks
-from envkit.registry import environment, sandbox_backend
-from envkit.studies.forgetting import Forgetting, TextLoss, movement, text_loss
-from envkit.studies.passages import Passage, passages_of
+from envkit.measure.stats import Interval
+from envkit.runtime.display import Silent
+from envkit.studies.forgetting.measure import Forgetting, TextLoss, movement, text_loss
+from envkit.studies.forgetting.passages import Passage, passages_of
 from envkit.training.config import TrainConfig
 from envkit.training.policy import Policy
 from envkit.types import Task
@@ -127,7 +127,17 @@ def test_the_command_reads_the_run(policy: Policy, tmp_path: Path) -> None:
     file = tmp_path / "text.md"
     file.write_text("\n\n".join("".join(f"word{number * k} " for k in range(40)) for number in range(6)))
     model = str(policy.ref.path)
-    command = ["forgetting", str(tmp_path / "adapter"), "--text", str(file), "--model", model, "--limit", "3"]
+    command = [
+        "study",
+        "forgetting",
+        str(tmp_path / "adapter"),
+        "--text",
+        str(file),
+        "--model",
+        model,
+        "--limit",
+        "3",
+    ]
     found: Any = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
     assert found["text"]["passages"] == 3
     assert found["task"] is None

@@ -17,28 +17,20 @@ from sample_reports import CONDITIONS
 from typer.testing import CliRunner
 
 import envkit
-from envkit.api.study_arms import settings_of
-from envkit.benchmark.controls import Control
-from envkit.benchmark.number_text import NONE
-from envkit.benchmark.report_data import Machine, Origin, Row, TaskResult
-from envkit.benchmark.stats import Interval
 from envkit.cli.main import app
 from envkit.errors import ConfigError, ModelError, StoreError, UsageError
-from envkit.studies.founding.arms import ARMS, SPECIALISTS
-from envkit.studies.founding.budget import load_budget
-from envkit.studies.founding.catalogue import STUDIES
-from envkit.studies.founding.cells import CellFolder
-from envkit.studies.founding.finding import (
-    FAILED,
-    HELD,
-    UNDECIDED,
-    StudyFinding,
-    above,
-    all_above,
-    all_of,
-)
-from envkit.studies.founding.grid import Grid, differing_settings
-from envkit.studies.founding.measurements import (
+from envkit.measure.number_text import NONE
+from envkit.measure.report.data import Machine, Origin, Row, TaskResult
+from envkit.measure.stats import Interval
+from envkit.studies.controls.table import Control
+from envkit.studies.grid.arms import ARMS, SPECIALISTS
+from envkit.studies.grid.budget import load_budget
+from envkit.studies.grid.catalogue import STUDIES
+from envkit.studies.grid.cells import CellFolder
+from envkit.studies.grid.finding import FAILED, HELD, UNDECIDED, StudyFinding, above, all_above, all_of
+from envkit.studies.grid.grid import Grid, differing_settings
+from envkit.studies.grid.make_arms import settings_of
+from envkit.studies.grid.measurements import (
     FRONTIER,
     MANY,
     ON,
@@ -52,7 +44,7 @@ from envkit.studies.founding.measurements import (
     SystemPrompt,
     searched_message,
 )
-from envkit.studies.founding.page import judge
+from envkit.studies.grid.page import judge
 from envkit.training.config import TrainConfig
 
 MACHINE = Machine("a processor", 2, 2, "bfloat16")
@@ -213,11 +205,11 @@ def test_break_even_counts_the_upper_ends_of_our_dollars(tmp_path: Path) -> None
             assert (after == "no bound") == (float(price.split("$")[1]) <= high), name
 
 
-@pytest.mark.parametrize("study", ["layers", "rank", "forgetting", "rare"])
+@pytest.mark.parametrize("study", ["layers", "rank", "forgetting", "passk"])
 def test_what_does_not_clear_the_scripts_decides_nothing(tmp_path: Path, study: str) -> None:
     """The page says so, and by how much."""
-    samples = {"rare": 128}.get(study, 1)
-    part = MANY if study == "rare" else SOLVE
+    samples = {"passk": 128}.get(study, 1)
+    part = MANY if study == "passk" else SOLVE
     for arm in STUDIES[study].arms:
         rate = {"base": 0.01, "warm": 0.01, "r1": 0.01, "attention": 0.01}.get(arm, 0.08)
         write(
@@ -383,7 +375,7 @@ def test_scripts_stand_beside_what_is_trained(tmp_path: Path) -> None:
     assert found.tables[-1].rows[0][0] == "enumerate"
 
 
-def test_rare(tmp_path: Path) -> None:
+def test_passk(tmp_path: Path) -> None:
     samples, tasks = 128, 100
     # The base solves each of the first 80 tasks once in 128, which the trained model solves always.
     seen = [result(task, int(task < 80), samples) for task in range(tasks)]
@@ -391,7 +383,7 @@ def test_rare(tmp_path: Path) -> None:
     trained = [result(task, samples * (task < 80), samples) for task in range(tasks)]
     write(tmp_path, "r16", [trained, trained], MANY)
     write(tmp_path, "warm", [seen, seen], MANY)
-    found = found_by("rare", tmp_path)
+    found = found_by("passk", tmp_path)
     assert found.verdict == HELD
     assert found.sentences[3].startswith(
         "Learned, by seed: 80 tasks, 80 tasks. "
@@ -399,18 +391,18 @@ def test_rare(tmp_path: Path) -> None:
     )
     unseen = [result(task, 0, samples) for task in range(tasks)]
     write(tmp_path, "base", [unseen], MANY)
-    assert verdict("rare", tmp_path) == HELD, "the base is not what RL began with"
+    assert verdict("passk", tmp_path) == HELD, "the base is not what RL began with"
     write(tmp_path, "warm", [unseen, unseen], MANY)
-    assert verdict("rare", tmp_path) == FAILED
+    assert verdict("passk", tmp_path) == FAILED
     few = [result(task, 0, 32) for task in range(tasks)]
     write(tmp_path, "warm", [few, few], MANY)
-    assert verdict("rare", tmp_path) == UNDECIDED, "32 samples see too little"
+    assert verdict("passk", tmp_path) == UNDECIDED, "32 samples see too little"
     write(tmp_path, "warm", [unseen, unseen], MANY)
     write(tmp_path, "r16", [unseen, unseen], MANY)
-    assert verdict("rare", tmp_path) == UNDECIDED
+    assert verdict("passk", tmp_path) == UNDECIDED
     (tmp_path / "base" / "many.json").unlink()
     with pytest.raises(UsageError, match="arm base is not measured yet"):
-        verdict("rare", tmp_path)
+        verdict("passk", tmp_path)
 
 
 def test_what_rl_gains_is_paired_with_what_each_seed_began_with(tmp_path: Path) -> None:
@@ -746,7 +738,7 @@ max_completion_length = 8
 @pytest.mark.usefixtures("one_probe")
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_all_studies_of_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("envkit.registry.environment", {kind.id: kind for kind in KINDS}.__getitem__)
+    monkeypatch.setattr("envkit.env.registry.environment", {kind.id: kind for kind in KINDS}.__getitem__)
     # Without a certificate, an environment is rightly refused.
     monkeypatch.setattr("envkit.audit.certificate.require_certified", lambda *_, **__: None)
     budget = tmp_path / "own.toml"
@@ -765,15 +757,15 @@ def test_all_studies_of_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
         )
     )
     with pytest.raises(
-        ConfigError, match=r"study rare compares RL with its warm start, and training\.sft_examples is 0"
+        ConfigError, match=r"study passk compares RL with its warm start, and training\.sft_examples is 0"
     ):
-        envkit.study("rare", **{**options, "budget": str(without)})
+        envkit.study("passk", **{**options, "budget": str(without)})
     with monkeypatch.context() as stopping:
 
         def stop(*_: object) -> None:
             raise InterruptedError
 
-        stopping.setattr("envkit.studies.before_after.BeforeAfter.run", stop)
+        stopping.setattr("envkit.runs.before_after.run.BeforeAfter.run", stop)
         for seeds in (1, 2):
             with pytest.raises(InterruptedError):
                 envkit.study("rank", **options, seeds=seeds)  # the first training begins, then goes on
@@ -794,7 +786,7 @@ def test_all_studies_of_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise AssertionError("trained or played again")
 
     for function in ("training.train", "measuring.evaluate", "forgotten.forgetting"):
-        monkeypatch.setattr(f"envkit.api.{function}", trained)
+        monkeypatch.setattr(f"envkit.runs.{function}", trained)
     before = {path: path.read_bytes() for path in (tmp_path / "grid" / "own").glob("*.*")}
     for name in STUDIES:
         envkit.study(name, **options)
@@ -821,9 +813,7 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="name their file, for example with --benchmark"):
         envkit.study("frontier", root=tmp_path, display="quiet")
     assert not [*tmp_path.iterdir()], "a later command would be compared with these"
-    said = CliRunner().invoke(app, ["study", "--seeds", "2"])
-    assert said.exit_code != 0
-    said = CliRunner().invoke(app, ["study", "--root", str(tmp_path), "--json"])
+    said = CliRunner().invoke(app, ["study", "list", "--root", str(tmp_path), "--json"])
     assert said.exit_code == 0, said.output
     assert [each["name"] for each in json.loads(said.stdout)] == [*STUDIES]
     assert all(each["missing"] == each["parts"] > 0 for each in json.loads(said.stdout))
@@ -843,7 +833,7 @@ def test_the_command_on_a_page_repeats_the_study(tmp_path: Path) -> None:
     for model, shown in ((None, ""), ("a-model", ""), ("other", " --model other")):
         page = envkit.study("rank", **options, model=model).page
         assert page is not None
-        assert f"Command: `envkit study rank --budget '{budget}'{shown} --seeds 1`." in page.read_text()
+        assert f"Command: `envkit study claim rank --budget '{budget}'{shown} --seeds 1`." in page.read_text()
 
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "studies"

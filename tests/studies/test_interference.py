@@ -1,4 +1,4 @@
-"""`envkit interference`, from training runs to the matrix."""
+"""`envkit study interference`, from training runs to the matrix."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 import envkit
 from envkit.cli.main import app
 from envkit.errors import StoreError, UsageError
-from envkit.store import RunFolder
-from envkit.studies.interference import arms_of
+from envkit.runtime.store import RunFolder
+from envkit.studies.interference.setup import arms_of
 from envkit.training.config import Mix
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_probe")]
@@ -107,7 +107,7 @@ def test_adapters_are_named_and_counted_by_their_runs(runs: list[Path]) -> None:
 
 def test_the_matrix_of_real_runs_can_be_made_again(runs: list[Path], tmp_path: Path) -> None:
     options = ["--limit", "2", "--samples", "1", "--merge", "cat", "--root", str(tmp_path), "--json"]
-    said = CliRunner().invoke(app, ["interference", *map(str, runs), *options])
+    said = CliRunner().invoke(app, ["study", "interference", *map(str, runs), *options])
     assert said.exit_code == 0, said.output
     found = json.loads(said.stdout)
     assert [arm["row"] for arm in found["matrix"]["arms"]] == [
@@ -121,7 +121,7 @@ def test_the_matrix_of_real_runs_can_be_made_again(runs: list[Path], tmp_path: P
     again = envkit.resume_interference(found["run"], display="quiet")
     assert again.page is not None
     assert again.page.read_text() == before
-    shown = CliRunner().invoke(app, ["interference", "--resume", found["run"]])
+    shown = CliRunner().invoke(app, ["study", "interference", "--resume", found["run"]])
     assert "merged cat, within 5.0 points of every specialist" in shown.stdout
 
 
@@ -148,5 +148,5 @@ def test_what_cannot_be_compared_is_refused_before_any_work(runs: list[Path], tm
             envkit.interference([desk, shell], **wrong, root=tmp_path / "merged", display="quiet")
     assert not (tmp_path / "merged").exists()
     run = RunFolder.create(tmp_path, "bench", {})
-    with pytest.raises(StoreError, match="expected a run of `envkit interference`"):
+    with pytest.raises(StoreError, match="expected a run of `envkit study interference`"):
         envkit.resume_interference(run.path, display="quiet")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from envkit.studies.multiplexing import ManyAdapters
+from envkit.studies.multiplexing.measure import ManyAdapters
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 

@@ -1,4 +1,4 @@
-"""`envkit router`, from the episodes of training runs to a file that decides."""
+"""`envkit study specialists`, from the episodes of training runs to a file that decides."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 import envkit
 from envkit.cli.main import app
+from envkit.env.taskfile import write_tasks
 from envkit.errors import EnvkitError, UsageError
 from envkit.models import ModelRef
-from envkit.serving.router import AUTO, read_router
-from envkit.store import RunFolder, folder_name, trajectory_to_json
-from envkit.studies.routing import first_prompts
-from envkit.taskfile import write_tasks
+from envkit.runtime.store import RunFolder, folder_name, trajectory_to_json
+from envkit.serving.decoding.router import AUTO, read_router
+from envkit.studies.specialists.router import first_prompts
 from envkit.training.config import TrainConfig, to_mapping
 from envkit.types import Task, Tokens
 
@@ -102,7 +102,9 @@ def test_a_router_is_trained_measured_and_written(
 ) -> None:
     file = tmp_path / "router"
     named = [f"{name}={run}" for name, run in runs.items()]
-    said = CliRunner().invoke(app, ["router", *named, "-o", str(file), "--tokens", "9", "--json"])
+    said = CliRunner().invoke(
+        app, ["study", "specialists", *named, "-o", str(file), "--tokens", "9", "--json"]
+    )
     assert said.exit_code == 0, said.output
     found = json.loads(said.stdout)
     assert found["router"] == str(file)
@@ -121,7 +123,7 @@ def test_a_router_is_trained_measured_and_written(
 
 
 def test_the_command_says_what_the_router_does_and_costs(runs: dict[str, Path], tmp_path: Path) -> None:
-    words = ["router", f"red={runs['red']}", "-o", str(tmp_path / "router"), "--layers", "2"]
+    words = ["study", "specialists", f"red={runs['red']}", "-o", str(tmp_path / "router"), "--layers", "2"]
     said = CliRunner().invoke(app, words)
     assert said.exit_code == 0, said.output
     text = " ".join(said.stdout.split())

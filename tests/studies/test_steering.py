@@ -1,4 +1,4 @@
-"""`envkit steer`, from episodes of the base to an adapter that shifts one layer."""
+"""`envkit study steering`, from episodes of the base to an adapter that shifts one layer."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 import envkit
 from envkit.cli.main import app
-from envkit.engine.updates import read_adapter
+from envkit.engine.adapters.updates import read_adapter
 from envkit.errors import UsageError
 from envkit.models import ModelRef
 from envkit.models.adapter_folder import recorded_control
-from envkit.store import RunFolder, trajectory_to_json
-from envkit.studies.support import KIND
+from envkit.runs.tools.support import KIND
+from envkit.runtime.store import RunFolder, trajectory_to_json
 from envkit.training.config import TrainConfig, to_mapping
 from envkit.types import Outcome, Tokens
 
@@ -67,7 +67,7 @@ def outputs(model: ModelRef, prompt: tuple[int, ...], answer: tuple[int, ...]) -
 
 def test_the_vector_is_the_mean_difference_within_tasks(model: ModelRef, tmp_path: Path) -> None:
     run = make_run(tmp_path, model)
-    words = ["steer", str(run), "-o", str(tmp_path / "made"), "--strength", "2", "--json"]
+    words = ["study", "steering", str(run), "-o", str(tmp_path / "made"), "--strength", "2", "--json"]
     said = CliRunner().invoke(app, words)
     assert said.exit_code == 0, said.output
     found = json.loads(said.stdout)["steering"]
@@ -114,7 +114,7 @@ def test_bad_input_is_refused_before_a_model_is_loaded(model: ModelRef, tmp_path
         envkit.steer(run, tmp_path / "made", strength=0, display="quiet")
     with pytest.raises(UsageError, match="layer is 4, and model has layers 1 to 3"):
         envkit.steer(run, tmp_path / "made", layer=4, display="quiet")
-    with pytest.raises(UsageError, match="expected one of `envkit support`"):
+    with pytest.raises(UsageError, match="expected one of `envkit study support`"):
         envkit.steer(make_run(tmp_path, model, "bench"), tmp_path / "made", display="quiet")
     other = replace(model, digest="other weights")
     with pytest.raises(UsageError, match="was played by other weights than model has now"):

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from envkit.api.study_queue import measure_missing
-from envkit.display import Silent
-from envkit.store import lock_if_free, locked_folder
-from envkit.studies.founding.arms import ARMS
-from envkit.studies.founding.cells import CellFolder
-from envkit.studies.founding.grid import Grid
-from envkit.studies.founding.measurements import SOLVE
+from envkit.runtime.display import Silent
+from envkit.runtime.store import lock_if_free, locked_folder
+from envkit.studies.grid.arms import ARMS
+from envkit.studies.grid.cells import CellFolder
+from envkit.studies.grid.grid import Grid
+from envkit.studies.grid.measurements import SOLVE
+from envkit.studies.grid.queue import measure_missing
 
 
 class Recording(Silent):
@@ -59,7 +59,7 @@ def test_cells_of_another_process_come_last_and_what_is_made_of_them_too(
             slept.append(seconds)
             lock.close()  # the other process was stopped before it had finished
 
-        monkeypatch.setattr("envkit.api.study_queue.time.sleep", sleep)
+        monkeypatch.setattr("envkit.studies.grid.queue.time.sleep", sleep)
         assert measure_missing(grid, missing, measure, display) is None
     assert order == ["base", "r1", "r16", "warm"]
     assert len(slept) == 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from envkit.trackers import TrackedRun, open_trackers, resolve
+from envkit.training.trackers import TrackedRun, open_trackers, resolve
 
 CONFIG = {"learning_rate": 1e-4, "stop_strings": ["\n"], "shaping": {"tries": 0.2}, "max_kl": None}
 #: Steps of a run that is stopped after its second RL step and resumed from its first.

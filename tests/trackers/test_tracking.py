@@ -10,7 +10,7 @@ import pytest
 from recorder import Recorder
 
 from envkit.errors import MissingExtraError, UsageError
-from envkit.trackers import NAMES, TrackedRun, open_trackers, resolve
+from envkit.training.trackers import NAMES, TrackedRun, open_trackers, resolve
 
 RUN = TrackedRun("run-7", "", Path("runs/run-7"), {"learning_rate": 1e-4})
 

@@ -14,20 +14,20 @@ from safetensors.torch import load_file, save_file
 from sampling import assert_matches_reference, requests
 
 import envkit
-from envkit.engine.adapter_pool import AdapterPool
+from envkit.engine.adapters.pool import AdapterPool
+from envkit.engine.adapters.updates import Update, read_adapter, updates_of
 from envkit.engine.protocol import Request, Sampling
 from envkit.engine.running import Drawn, RowRequest, RunningBatch
 from envkit.engine.torch_engine import TorchEngine
-from envkit.engine.updates import Update, read_adapter, updates_of
-from envkit.engine.vllm_engine import require_rank
+from envkit.engine.vllm.engine import require_rank
 from envkit.errors import ConfigError, ModelError, UsageError
 from envkit.models import ModelRef
 from envkit.models.adapter_folder import WITHOUT_RANK, recorded_control, require_scale
-from envkit.training.base_model import add_adapter
 from envkit.training.checkpoint import load_adapter
 from envkit.training.config import CONTROLS, TrainConfig
+from envkit.training.learner.base_model import add_adapter
+from envkit.training.learner.packing import PackedBatch, TrainingRow, pack
 from envkit.training.merging import merge_adapters
-from envkit.training.packing import PackedBatch, TrainingRow, pack
 from envkit.training.policy import Policy
 
 #: PEFT uses what transformers warns of, and takes a bias for a damaged matrix.

@@ -14,7 +14,7 @@ import pytest
 from scipy.special import expit
 
 from envkit.errors import TrainingError
-from envkit.store import Journal
+from envkit.runtime.store import Journal
 from envkit.training.config import TrainConfig
 from envkit.training.curriculum import Curriculum
 from envkit.training.rollouts import RolloutCollector

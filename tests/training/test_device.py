@@ -18,24 +18,25 @@ import torch
 
 import envkit
 from envkit.engine import sampling, torch_engine
+from envkit.engine.adapters.updates import Update, updates_of
 from envkit.engine.head import Head
 from envkit.engine.protocol import Completion, Request, Sampling
 from envkit.engine.torch_engine import TorchEngine
-from envkit.engine.updates import Update, updates_of
 from envkit.errors import ConfigError, ModelError
 from envkit.models import ModelRef
 from envkit.rollout import Rollouts
-from envkit.store import Journal
-from envkit.studies.machine import machine, resolve_dtype
-from envkit.studies.probe import measure
-from envkit.training import loss, sft
+from envkit.runs.before_after.probe import measure
+from envkit.runs.folder.machine import machine, resolve_dtype
+from envkit.runtime.store import Journal
+from envkit.training import sft
 from envkit.training.checkpoint import CheckpointStore
 from envkit.training.config import TrainConfig
 from envkit.training.demonstration import Demonstration
 from envkit.training.grpo import GRPOTrainer, Trainer
-from envkit.training.loss import StepSize, policy_loss
+from envkit.training.learner import loss
+from envkit.training.learner.loss import StepSize, policy_loss
+from envkit.training.learner.packing import TrainingRow, pack
 from envkit.training.metrics import StepMetrics
-from envkit.training.packing import TrainingRow, pack
 from envkit.training.policy import Policy
 from envkit.training.rollouts import RolloutCollector
 from envkit.training.trl_backend import TRLTrainer

@@ -16,12 +16,12 @@ import tiny
 import torch
 from stops import stop_after
 
-from envkit.authored import ActionResult
-from envkit.checks import check
+from envkit.env.authored import ActionResult
+from envkit.env.checks import check
 from envkit.errors import ContractError, SandboxError, Stopped, TrainingError
 from envkit.models import ModelRef
 from envkit.rollout import Rollouts
-from envkit.store import Journal, read_lines, trajectory_from_json, trajectory_to_json
+from envkit.runtime.store import Journal, read_lines, trajectory_from_json, trajectory_to_json
 from envkit.training.checkpoint import CheckpointStore
 from envkit.training.config import TrainConfig
 from envkit.training.groups import training_groups

@@ -23,7 +23,7 @@ def train(folder: Path, model: Path) -> None:
 
     from envkit.models import ModelRef, weights_digest
     from envkit.rollout import Rollouts
-    from envkit.store import Journal
+    from envkit.runtime.store import Journal
     from envkit.training.checkpoint import CheckpointStore
     from envkit.training.grpo import GRPOTrainer
     from envkit.training.rollouts import RolloutCollector
@@ -59,7 +59,7 @@ def begin(folder: Path, model: Path) -> tuple[subprocess.Popen[str], int]:
 
 def finish(folder: Path, model: Path) -> dict[str, bytes]:
     """Train to the end; return the last checkpoint's files and the metrics without wall times."""
-    from envkit.store import read_lines
+    from envkit.runtime.store import read_lines
     from envkit.training.checkpoint import CheckpointStore
 
     child, _ = begin(folder, model)
@@ -102,5 +102,5 @@ def test_a_run_resumed_after_sigkill_ends_with_the_same_bits(tmp_path: Path, kil
 
 
 if __name__ == "__main__":
-    sys.path.append(str(Path(__file__).parents[1]))  # for tiny.py
+    sys.path.append(str(Path(__file__).parents[1] / "helpers"))  # for tiny.py
     train(Path(sys.argv[1]), Path(sys.argv[2]))

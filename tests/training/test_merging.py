@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from envkit.engine.updates import updates_of
+from envkit.engine.adapters.updates import updates_of
 from envkit.errors import StoreError, UsageError
 from envkit.models import ModelRef
 from envkit.training.checkpoint import save_adapter

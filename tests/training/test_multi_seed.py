@@ -18,7 +18,7 @@ from envkit.engine.protocol import Request, Sampling
 from envkit.errors import Stopped, StoreError, TrainingError
 from envkit.models import ModelRef
 from envkit.rollout import Rollouts
-from envkit.store import Journal, read_lines
+from envkit.runtime.store import Journal, read_lines
 from envkit.training.checkpoint import CheckpointStore
 from envkit.training.grpo import Gradient, GRPOTrainer
 from envkit.training.metrics import StepMetrics

@@ -17,7 +17,7 @@ from envkit.engine.protocol import Request, Sampling
 from envkit.errors import ConfigError, ModelError
 from envkit.models import ModelRef
 from envkit.training.checkpoint import load_adapter
-from envkit.training.packing import TrainingRow, pack
+from envkit.training.learner.packing import TrainingRow, pack
 from envkit.training.policy import BASE, Policy
 
 PROMPT = tiny.prompt(9, seed=2)

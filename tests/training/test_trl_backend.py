@@ -15,14 +15,14 @@ import torch
 from envkit.errors import SandboxError, TrainingError
 from envkit.models import ModelRef
 from envkit.rollout import Rollouts
-from envkit.store import Journal
+from envkit.runtime.store import Journal
 from envkit.training import trl_backend
 from envkit.training.checkpoint import CheckpointStore
 from envkit.training.config import TrainConfig
 from envkit.training.groups import TrainingGroup
 from envkit.training.grpo import GRPOTrainer
+from envkit.training.learner.packing import TrainingRow
 from envkit.training.metrics import StepMetrics
-from envkit.training.packing import TrainingRow
 from envkit.training.policy import Policy
 from envkit.training.rollouts import RolloutCollector, StepRollouts
 from envkit.training.trl_backend import TRLTrainer, _padded

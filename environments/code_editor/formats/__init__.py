@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from envkit.authored import ImportedTasks
+from envkit.env.authored import ImportedTasks
 from envkit.environments.code_editor.formats import (
     canitedit,
     debugbench,

@@ -16,9 +16,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast, final
 
+from envkit.env.compare import NumericPolicy, opaque
 from envkit.environments.code_editor.formats.problems import PYTHON, LeftOut, statements
-from envkit.grading import NumericPolicy, opaque
-from envkit.grading.worker import Unencodable, encode
+from envkit.sandbox.programs.worker import Unencodable, encode
 from envkit.types import JSON
 
 #: The `Grade.weakness` of grades with weak probes.
@@ -38,7 +38,7 @@ class Probe:
 
     Args:
         source: the expression.
-        value: its expected value, encoded as by `envkit.grading.worker.encode`.
+        value: its expected value, encoded as by `envkit.sandbox.programs.worker.encode`.
         numbers: decides if two numbers are equal.
         weak: True if the value only says that a condition was true inside the sandbox.
     """

@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from envkit.authored import ImportedTasks
+from envkit.env.authored import ImportedTasks
+from envkit.env.compare import Leniency
+from envkit.env.hidden import to_json
 from envkit.environments.code_editor.formats.asserts import WEAKNESS, probe_tests
 from envkit.environments.code_editor.formats.problems import PYTHON, LeftOut, collect, statements
 from envkit.environments.code_editor.formats.records import Record, read_records
 from envkit.environments.code_editor.hidden import ExpectedValue, ProgramHidden
-from envkit.grading import Leniency
-from envkit.hidden import to_json
-from envkit.inputs.call import Call
-from envkit.mining.build import SOLUTION
+from envkit.environments.code_editor.inputs.call import Call
+from envkit.environments.code_editor.mining.build import SOLUTION
 from envkit.types import JSON, Task
 
 _ASK = "Edit the program as told above. A python block takes the place of the whole program"

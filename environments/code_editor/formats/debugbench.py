@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from envkit.authored import ImportedTasks
+from envkit.env.authored import ImportedTasks
+from envkit.env.compare import NumericPolicy
 from envkit.environments.code_editor.formats.problems import (
     CallProblem,
     KnownCall,
@@ -21,8 +22,7 @@ from envkit.environments.code_editor.formats.problems import (
     parameters_of,
 )
 from envkit.environments.code_editor.formats.records import Record, read_records
-from envkit.grading import NumericPolicy
-from envkit.inputs.call import Call, literal
+from envkit.environments.code_editor.inputs.call import Call, literal
 from envkit.types import JSON
 
 #: Class that holds a solution as a method.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from envkit.authored import ImportedTasks
+from envkit.env.authored import ImportedTasks
 from envkit.environments.code_editor.formats.problems import (
     CallProblem,
     LeftOut,

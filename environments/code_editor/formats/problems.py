@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from envkit import syntax
-from envkit.authored import ImportedTasks
+from envkit.env.authored import ImportedTasks
+from envkit.env.compare import Leniency, NumericPolicy
+from envkit.env.hidden import to_json
 from envkit.environments.code_editor.actions import Replace, parse, replace_text_message
+from envkit.environments.code_editor.graders.contract import promises_any_order
 from envkit.environments.code_editor.hidden import ProblemHidden
-from envkit.grading import Leniency, NumericPolicy
-from envkit.grading.contract import promises_any_order
-from envkit.hidden import to_json
-from envkit.inputs.call import Call
-from envkit.inputs.doctests import calls_in, docstring_calls, modules_of, name_called
-from envkit.mining.build import SOLUTION
+from envkit.environments.code_editor.inputs.call import Call
+from envkit.environments.code_editor.inputs.doctests import calls_in, docstring_calls, modules_of, name_called
+from envkit.environments.code_editor.mining.build import SOLUTION
+from envkit.runtime import syntax
 from envkit.types import JSON, Task
 
 Item = TypeVar("Item")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from envkit.authored import ImportedTasks
+from envkit.env.authored import ImportedTasks
 from envkit.environments.code_editor.formats.problems import CallProblem, KnownCall, collect
 from envkit.environments.code_editor.formats.records import (
     Record,
@@ -19,8 +19,8 @@ from envkit.environments.code_editor.formats.records import (
     read_records,
     read_text,
 )
+from envkit.environments.code_editor.inputs.call import Call, literal
 from envkit.errors import TaskFileError
-from envkit.inputs.call import Call, literal
 from envkit.types import JSON
 
 _BUGGY, _CORRECT, _TESTS = "python_programs", "correct_python_programs", "json_testcases"

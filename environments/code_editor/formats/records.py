@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast, final
 
+from envkit.env.taskfile import MAX_BYTES
 from envkit.errors import TaskFileError
-from envkit.files import read_regular_file
-from envkit.taskfile import MAX_BYTES
+from envkit.runtime.files import read_regular_file
 from envkit.types import JSON
 
 Value = TypeVar("Value")

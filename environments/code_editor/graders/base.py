@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Protocol
 
+from envkit.env.grade import Grade
 from envkit.environments.code_editor.editor import CodeEditor
+from envkit.environments.code_editor.graders.oracle import GRADING_LIMITS, Answer, Program, answers_and_end
+from envkit.environments.code_editor.inputs.call import Call
 from envkit.environments.code_editor.result_cache import ResultCache
 from envkit.errors import SandboxError
-from envkit.grading import GRADING_LIMITS, Answer, Grade, Program, answers_and_end
-from envkit.inputs.call import Call
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task
 

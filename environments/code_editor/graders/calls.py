@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from itertools import chain, compress
 from typing import final
 
-from envkit.environments.code_editor import docstrings
+from envkit.env.compare import EXACT, canonical
+from envkit.env.grade import Grade
+from envkit.env.taskfile import digest
 from envkit.environments.code_editor.actions import replace_text_message
 from envkit.environments.code_editor.editor import CodeEditor
 from envkit.environments.code_editor.examples import Holds, example_runner
@@ -18,33 +20,42 @@ from envkit.environments.code_editor.graders.base import (
     REFERENCE_LIMITS,
     original_answers,
 )
-from envkit.environments.code_editor.hidden import ProblemHidden, as_run, solution_of
-from envkit.environments.code_editor.result_cache import ResultCache
-from envkit.environments.code_editor.syntax import definitions
-from envkit.errors import BrokenTask
-from envkit.grading import (
-    EXACT,
+from envkit.environments.code_editor.graders.contract import (
+    Contract,
+    contract_of,
+    description_of,
+    is_below,
+    order_counts,
+)
+from envkit.environments.code_editor.graders.oracle import (
     Answer,
-    Grade,
     Program,
     Questions,
     answerable,
     answers,
-    canonical,
     grade,
     same,
 )
-from envkit.grading.contract import Contract, contract_of, description_of, is_below, order_counts
-from envkit.grading.reach import reached_edges
-from envkit.inputs.call import Call
-from envkit.inputs.edges import Examples, ReachedEdge, Signature, drawn_edges, signature_of
-from envkit.inputs.generate import StatedRules, generated_calls
-from envkit.inputs.perturb import perturbed_calls
-from envkit.mining.build import SOLUTION
-from envkit.mining.hidden import RepairHidden
-from envkit.mining.search import Example, examples_of
+from envkit.environments.code_editor.graders.reach import reached_edges
+from envkit.environments.code_editor.hidden import ProblemHidden, as_run, solution_of
+from envkit.environments.code_editor.inputs.call import Call
+from envkit.environments.code_editor.inputs.edges import (
+    Examples,
+    ReachedEdge,
+    Signature,
+    drawn_edges,
+    signature_of,
+)
+from envkit.environments.code_editor.inputs.generate import StatedRules, generated_calls
+from envkit.environments.code_editor.inputs.perturb import perturbed_calls
+from envkit.environments.code_editor.mining.build import SOLUTION
+from envkit.environments.code_editor.mining.hidden import RepairHidden
+from envkit.environments.code_editor.mining.mutations.search import Example, examples_of
+from envkit.environments.code_editor.result_cache import ResultCache
+from envkit.environments.code_editor.source import docstrings
+from envkit.environments.code_editor.source.syntax import definitions
+from envkit.errors import BrokenTask
 from envkit.sandbox import SandboxBackend
-from envkit.taskfile import digest
 from envkit.types import Task
 
 #: Calls at edges in one set, if the function has fewer kinds of edges than that, and enough values for them.

@@ -1,7 +1,7 @@
 """Run a test program in the sandbox and report the values that it sees. Standard library only.
 
-`envkit.grading.worker` calls it in a process that also runs untrusted code. So it holds no expected value
-that the host can compare; see `envkit.environments.code_editor.formats.asserts`.
+`envkit.sandbox.programs.worker` calls it in a process that also runs untrusted code. So it holds no expected
+value that the host can compare; see `envkit.environments.code_editor.formats.asserts`.
 """
 
 from __future__ import annotations

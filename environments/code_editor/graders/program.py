@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import cast, final
 
+from envkit.env.grade import Grade
+from envkit.env.taskfile import digest
 from envkit.environments.code_editor.actions import replace_text_message
 from envkit.environments.code_editor.editor import CodeEditor
 from envkit.environments.code_editor.graders import probe
 from envkit.environments.code_editor.graders.base import EXPECTED_ANSWERS, original_answers
+from envkit.environments.code_editor.graders.oracle import Answer, Program, Questions, grade
 from envkit.environments.code_editor.hidden import ProgramHidden, solution_of
-from envkit.grading import Answer, Grade, Program, Questions, grade
-from envkit.mining.build import SOLUTION
+from envkit.environments.code_editor.mining.build import SOLUTION
 from envkit.sandbox import SandboxBackend, guest_source
-from envkit.taskfile import digest
 from envkit.types import JSON, Task
 
 _PROBE = "probe.py"

@@ -1,17 +1,17 @@
-"""Grade by a checkout's own pytest suite; `envkit.mining.suite.miner` makes such tasks."""
+"""Grade by a checkout's own pytest suite. `envkit.environments.code_editor.mining.suite` makes such tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from typing import final
 
+from envkit.env.grade import Grade
+from envkit.env.hidden import text_file
+from envkit.env.taskfile import digest
 from envkit.environments.code_editor.editor import CodeEditor
-from envkit.grading import Grade, grade_suite, with_pytest
-from envkit.grading.suite import WEAKNESS
-from envkit.hidden import text_file
-from envkit.mining.hidden import SuiteHidden
+from envkit.environments.code_editor.graders.suite import WEAKNESS, grade_suite, with_pytest
+from envkit.environments.code_editor.mining.hidden import SuiteHidden
 from envkit.sandbox import SandboxBackend
-from envkit.taskfile import digest
 from envkit.types import Task
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final, final
 
+from envkit.audit.actions.source_constants import modules_of
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable, PlayedEpisode
 from envkit.audit.canonical_source import parse
 from envkit.audit.instrumented import FaultKind, InstrumentedBackend, SandboxFault
-from envkit.audit.source_constants import modules_of
 from envkit.env import Env
 from envkit.errors import SandboxError
 from envkit.types import Task

@@ -12,8 +12,8 @@ import gymnasium
 
 from envkit.audit.audited_env import AuditedEnv, AuditFailure
 from envkit.audit.fuzz import MAX_STEP_CPU_S, fuzz
+from envkit.env.tools import Tool, format_call
 from envkit.errors import ContractError, UsageError
-from envkit.tools import Tool, format_call
 
 #: Seeds of the two episodes that a vector environment plays in parallel.
 _SEEDS: Final = (3, 4)

@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from envkit.audit.actions.source_constants import source_constants, variable_names
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable, play_on, run_with_timeout
 from envkit.audit.instrumented import InstrumentedBackend
 from envkit.audit.replay import Condition, Replay, ReplayedEpisode, ReplayRequest, play_elsewhere
-from envkit.audit.source_constants import source_constants, variable_names
 from envkit.env import Env
+from envkit.env.grade import Grade
 from envkit.errors import SandboxError
-from envkit.grading import Grade
 from envkit.types import Task
 
 #: Episodes after which an instance must play the same, also in a quick audit; fewer if they take longer.

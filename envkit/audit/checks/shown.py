@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from envkit.audit.answers import answers_of, near_misses
+from envkit.audit.actions.answers import answers_of, near_misses
+from envkit.audit.actions.words import filled_call, minimal_call
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable
-from envkit.audit.spellings import LABEL, occurrences, spelled_in_each, spellings
-from envkit.audit.words import filled_call, minimal_call
-from envkit.grading import canonical
+from envkit.audit.leaks.spellings import LABEL, occurrences, spelled_in_each, spellings
+from envkit.env.compare import canonical
 from envkit.types import JSON, Task
 
 #: Longest hidden value that has no part which could be shown honestly, as JSON. A hidden program, for

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable
+from envkit.env.compare import canonical
 from envkit.errors import SETUP_ERRORS, EnvkitError, UsageError
-from envkit.grading import canonical
 from envkit.types import Task
 
 _BETWEEN_WORDS: Final = re.compile(r"[\W_]+")

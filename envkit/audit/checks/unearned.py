@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from envkit.audit.answers import answers_of, replaced
+from envkit.audit.actions.answers import answers_of, replaced
+from envkit.audit.actions.source_constants import Constant, source_constants
+from envkit.audit.actions.words import CLAIMS, ODD, PADDING, forged, minimal_call, spoken, together
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable, PlayedEpisode
-from envkit.audit.source_constants import Constant, source_constants
-from envkit.audit.words import CLAIMS, ODD, PADDING, forged, minimal_call, spoken, together
-from envkit.tools import ToolCall, parse_calls
+from envkit.env.tools import ToolCall, parse_calls
 from envkit.types import Task
 
 #: Largest mean share of the oracle's reward that noise may earn. Some answers are right by chance.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final
 
-from envkit.audit.answers import near_misses
+from envkit.audit.actions.answers import near_misses
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable
 
 #: Highest shares of nearly right variants that are accepted, and of right ones that are rejected.

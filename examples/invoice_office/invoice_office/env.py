@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal, final
 from urllib.parse import quote
 
 from envkit import Env, Exploit, Grade, SandboxBackend, Task, check, tool
-from envkit.display import Display
+from envkit.env.tools import format_call
+from envkit.env.wrappers.service import PRELOAD, Service
+from envkit.runtime.display import Display
 from envkit.sandbox import PYTHON_OPTIONS
-from envkit.service import PRELOAD, Service
-from envkit.tools import format_call
 from invoice_office.tasks import START, generate
 
 PORT = 8000

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from envkit import Exploit, Task, check, tool
-from envkit.mcp import McpEnv
-from envkit.tools import format_call
+from envkit.env.tools import format_call
+from envkit.env.wrappers.mcp import McpEnv
 from notes_mcp.tasks import START, make_task, notes_of, wanted
 
 

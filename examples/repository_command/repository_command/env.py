@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from envkit import CommandEnv, Exploit, Task, check
-from envkit.tools import format_call
+from envkit.env.tools import format_call
 from repository_command.tasks import START, make_task, wanted
 
 

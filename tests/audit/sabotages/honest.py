@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Literal
 from quiz import Quiz
 
 from envkit import ActionResult, Env, Exploit, Limits, Task, UsageError, check, tool
+from envkit.env.tools import format_call
 from envkit.sandbox import PYTHON_OPTIONS
-from envkit.tools import format_call
 
 
 class Errands(Env):

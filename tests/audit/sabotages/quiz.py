@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from envkit import Env, Task, check, tool
-from envkit.tools import format_call
+from envkit.env.tools import format_call
 
 FILE = "numbers.txt"
 

@@ -9,7 +9,7 @@ import random
 from quiz import FILE, Quiz
 
 from envkit import Task, tool
-from envkit.audit.spellings import in_words
+from envkit.audit.leaks.spellings import in_words
 
 
 class Reversed(Quiz):

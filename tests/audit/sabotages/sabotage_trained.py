@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from envkit import Env, Task, check, tool
-from envkit.tools import format_call
+from envkit.env.tools import format_call
 
 _WORDS = {
     "train": ("red", "blue", "green", "pink", "grey", "black", "white", "brown", "gold", "lime"),

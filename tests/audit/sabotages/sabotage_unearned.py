@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from quiz import Quiz
 
 from envkit import ActionResult, Exploit, Task, check, tool
-from envkit.tools import format_call
+from envkit.env.tools import format_call
 
 
 class LengthPays(Quiz):

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from envkit.environments.code_editor import CodeEditorEnv
-from envkit.grading import Answer, oracle
-from envkit.inputs.call import Call
+from envkit.environments.code_editor.graders import oracle
+from envkit.environments.code_editor.graders.oracle import Answer
+from envkit.environments.code_editor.inputs.call import Call
 from envkit.sandbox import Limits
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from envkit import Baseline
 from envkit.agents.scripted import baseline
-from envkit.benchmark.evaluation import episode_keys
 from envkit.environments.code_editor import CodeEditorEnv
 from envkit.environments.code_editor.starter import starter_tasks
+from envkit.measure.evaluation import episode_keys
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.types import Outcome, Task, Trajectory

@@ -9,8 +9,8 @@ import pytest
 from envkit import SandboxBackend
 from envkit.audit import certificate
 from envkit.audit.runner import AuditedEnv, run_audit
-from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
+from envkit.runtime.display import Silent
 
 
 def test_the_shipped_certificate_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from envkit import ContractError, Sandbox, SandboxBackend, UsageError
 from envkit.audit.fuzz import MAX_STEP_CPU_S, sparing_old_objects
-from envkit.environments.code_editor import syntax
 from envkit.environments.code_editor.editor import CodeEditor
 from envkit.environments.code_editor.examples import ExampleResults, RunExamples
-from envkit.environments.code_editor.syntax import syntax_problem
-from envkit.syntax import compiled
+from envkit.environments.code_editor.source import syntax
+from envkit.environments.code_editor.source.syntax import syntax_problem
+from envkit.runtime.syntax import compiled
 
 SOURCE = '''\
 def helper(x):

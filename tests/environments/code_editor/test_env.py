@@ -12,29 +12,20 @@ import gymnasium
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from envkit import (
-    EpisodeKey,
-    Outcome,
-    Rollouts,
-    Sandbox,
-    SandboxBackend,
-    SandboxError,
-    Task,
-    TaskFileError,
-    registry,
-)
+from envkit import EpisodeKey, Outcome, Rollouts, Sandbox, SandboxBackend, SandboxError, Task, TaskFileError
 from envkit.agents.scripted import ScriptedAgent, noop, oracle
+from envkit.env import registry
+from envkit.env.taskfile import write_tasks
 from envkit.environments.code_editor import CodeEditorEnv, oracle_action, starter_tasks
 from envkit.environments.code_editor.actions import replace_text_message
 from envkit.environments.code_editor.env import FRESH_CALLS, grader_for
 from envkit.environments.code_editor.examples import RUN_LIMITS
 from envkit.environments.code_editor.graders.base import REFERENCE_LIMITS
 from envkit.environments.code_editor.graders.calls import CallGrader
-from envkit.grading import GRADING_LIMITS, grade
-from envkit.inputs.call import Call
+from envkit.environments.code_editor.graders.oracle import GRADING_LIMITS, grade
+from envkit.environments.code_editor.inputs.call import Call
+from envkit.runtime.store import trajectory_to_json
 from envkit.sandbox import Limits
-from envkit.store import trajectory_to_json
-from envkit.taskfile import write_tasks
 from envkit.types import Verdict
 
 Tasks = Mapping[str, Task]

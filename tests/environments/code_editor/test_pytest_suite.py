@@ -9,12 +9,12 @@ import pytest
 from shop_checkout import lay_out
 
 from envkit.audit.runner import AuditedEnv, run_audit
-from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv
 from envkit.environments.code_editor.env import oracle_action
-from envkit.mining.suite.miner import mine_checkout
+from envkit.environments.code_editor.mining.suite.miner import mine_checkout
+from envkit.runs.benchmark.validate_tasks import validate_tasks
+from envkit.runtime.display import Silent
 from envkit.sandbox import SandboxBackend
-from envkit.studies.validate_tasks import validate_tasks
 from envkit.types import Task
 
 

@@ -21,16 +21,16 @@ from typing import Any
 
 import pytest
 
-import envkit.service
+import envkit.env.wrappers.service
 from envkit import EpisodeKey, Outcome, Rollouts, SandboxBackend, SandboxError
 from envkit.agents.scripted import ScriptedAgent, oracle
 from envkit.audit import certificate
-from envkit.audit.scanner import SandboxScanner
+from envkit.audit.leaks.scanner import SandboxScanner
 from envkit.audit.suite import EnvSuite
+from envkit.env.registry import make, sandbox_backend
 from envkit.environments.service_desk import ServiceDeskEnv, service
 from envkit.environments.service_desk.tasks import STORE, generate, tickets_of
-from envkit.registry import make, sandbox_backend
-from envkit.store import RunFolder, trajectory_to_json
+from envkit.runtime.store import RunFolder, trajectory_to_json
 
 STARTERS = generate("starter")
 BY_KIND = {str(task.metadata["source"]).partition(" ")[2]: task for task in STARTERS}
@@ -299,7 +299,7 @@ def test_a_dead_service_makes_the_episode_void_but_not_the_next(backend: Sandbox
 def other_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The path of a file that replaces the real service."""
     source = Path(str(service.__file__))
-    launcher = Path(str(envkit.service.__file__)).with_name("guest_launcher.py")
+    launcher = Path(str(envkit.env.wrappers.service.__file__)).with_name("guest_launcher.py")
     (tmp_path / launcher.name).write_text(launcher.read_text())
     (tmp_path / "service.py").write_text(source.read_text())
     monkeypatch.setattr(importlib.resources, "files", lambda _: tmp_path)
@@ -335,7 +335,7 @@ with socket.create_server(("127.0.0.1", int(sys.argv[2]))) as server:
 def test_a_token_in_the_services_output_is_removed(
     backend: SandboxBackend, other_service: Path, monkeypatch: pytest.MonkeyPatch, does: str
 ) -> None:
-    monkeypatch.setattr(envkit.service, "secrets", SimpleNamespace(token_hex=lambda _: CANARY))
+    monkeypatch.setattr(envkit.env.wrappers.service, "secrets", SimpleNamespace(token_hex=lambda _: CANARY))
     other_service.write_text(f"import sys; token = sys.stdin.readline().strip(); {does.lstrip()}")
     # Only what answers needs the time to start, which may be long on a busy machine.
     ready_s = 5.0 if does == SAYS_AS_AN_ANSWER else 1.0
@@ -350,9 +350,9 @@ def test_each_episode_has_a_token_of_its_own(
     backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
-    genuine = envkit.service.secrets.token_hex
+    genuine = envkit.env.wrappers.service.secrets.token_hex
     noting = SimpleNamespace(token_hex=lambda size: made.append(genuine(size)) or made[-1])
-    monkeypatch.setattr(envkit.service, "secrets", noting)
+    monkeypatch.setattr(envkit.env.wrappers.service, "secrets", noting)
     env = ServiceDeskEnv(tasks=STARTERS, sandbox=backend, warm_up_s=0.0)
     for _ in range(2):
         env.reset(seed=1)
@@ -369,7 +369,7 @@ def test_the_token_is_visible_to_no_other_program(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A known token is searched for in all outputs, files and processes of an episode."""
-    monkeypatch.setattr(envkit.service, "secrets", SimpleNamespace(token_hex=lambda _: CANARY))
+    monkeypatch.setattr(envkit.env.wrappers.service, "secrets", SimpleNamespace(token_hex=lambda _: CANARY))
     caplog.set_level(logging.DEBUG)
     tools = ["list_tickets()", "search('token')", "show(1)", "assign([1], 'Eve')", "show(2 / 0)", "done()"]
     agent = ScriptedAgent("asks all", lambda key, turn, observation: tools[turn])
@@ -405,14 +405,14 @@ def test_the_token_reaches_launcher_and_service(
     backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A control: the search finds the token in the service's memory, and in no command line or file."""
-    monkeypatch.setattr(envkit.service, "secrets", SimpleNamespace(token_hex=lambda _: CANARY))
+    monkeypatch.setattr(envkit.env.wrappers.service, "secrets", SimpleNamespace(token_hex=lambda _: CANARY))
     with backend.create() as sandbox:
         sandbox.write(STORE, STARTERS[0].files[STORE].encode())
         scanner = SandboxScanner(sandbox)
         sandbox.open = scanner.open  # pyright: ignore[reportAttributeAccessIssue]
         program = Path(str(service.__file__)).read_text()
         argv = [sandbox.python, "-c", program, STORE, "8000", "0.0"]
-        envkit.service.Service(sandbox, argv, ready_path="/health", with_token=True)
+        envkit.env.wrappers.service.Service(sandbox, argv, ready_path="/health", with_token=True)
         assert {way for way, data in scanner.inputs if CANARY.encode() in data} == {"a request to a program"}
         scanner.inputs.clear()
         [(_, place)] = scanner.find([CANARY.encode()]).items()

@@ -25,7 +25,6 @@ from envkit.audit.audited_env import AuditedEnv, Coverage
 from envkit.audit.fuzz import MAX_STEP_CPU_S, fuzz
 from envkit.audit.runner import AUDIT_CHECKS, Finding
 from envkit.audit.suite import EnvSuite
-from envkit.benchmark.report import load_report
 from envkit.cli.main import main
 from envkit.environments.sql_desk import SqlDeskEnv, SqlDeskPostgresEnv
 from envkit.environments.sql_desk.database import COMPARED_ROWS, Result
@@ -37,7 +36,8 @@ from envkit.environments.sql_desk.postgres.hardening import STATEMENT_S
 from envkit.environments.sql_desk.postgres.server import PostgresServer, server_of
 from envkit.environments.sql_desk.tasks import BY_NAME, SCRIPT, generate
 from envkit.errors import BrokenTask, MissingExtraError, SandboxError, UsageError
-from envkit.registry import sandbox_backend
+from envkit.measure.report.page import load_report
+from envkit.sandbox.choice import sandbox_backend
 from envkit.types import Task
 
 STARTERS = {str(task.metadata["source"]).split()[1]: task for task in generate("starter")}
@@ -922,7 +922,7 @@ def test_certificate_and_report_show_external_isolation(
     (tmp_path / "old.json").write_text(json.dumps(unsaid))
     assert certificate.read(tmp_path / "old.json").isolation == "sandbox"
 
-    words = ["eval", "--env", "sql-desk-postgres", "--agent", "oracle", "--samples", "1", "--limit", "2"]
+    words = ["bench", "--env", "sql-desk-postgres", "--agent", "oracle", "--samples", "1", "--limit", "2"]
     monkeypatch.setattr(sys, "argv", ["envkit", *words, "--root", str(tmp_path / "runs"), "--json"])
     with pytest.raises(SystemExit) as end:
         main()

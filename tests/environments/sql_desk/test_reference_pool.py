@@ -17,7 +17,7 @@ from envkit.environments.sql_desk.reference_pool import ReferencePool
 from envkit.environments.sql_desk.sqlite import SqliteDatabase
 from envkit.environments.sql_desk.tasks import SCRIPT, generate
 from envkit.errors import SandboxError
-from envkit.registry import sandbox_backend
+from envkit.sandbox.choice import sandbox_backend
 from envkit.types import Task
 
 STARTERS = {str(task.metadata["source"]).split()[1]: task for task in generate("starter")}
@@ -211,7 +211,7 @@ def test_a_process_without_close_exits_without_output() -> None:
     program = (
         "from envkit.environments.sql_desk import SqlDeskEnv\n"
         "from envkit.environments.sql_desk.tasks import generate\n"
-        "from envkit.registry import sandbox_backend\n"
+        "from envkit.sandbox.choice import sandbox_backend\n"
         "env = SqlDeskEnv(tasks=generate('starter'), sandbox=sandbox_backend())\n"
         "_, info = env.reset(seed=1)\n"
         "print(env.step(env.oracle(env.task)[0])[1])\n"

@@ -22,7 +22,7 @@ from envkit.environments.sql_desk.database import COMPARED_ROWS, Result
 from envkit.environments.sql_desk.sqlite import SqliteDatabase
 from envkit.environments.sql_desk.tasks import BY_NAME, MOST_NUMBERS, SCRIPT, Asked, Domain, generate
 from envkit.errors import BrokenTask
-from envkit.registry import sandbox_backend
+from envkit.sandbox.choice import sandbox_backend
 
 STARTERS = {str(task.metadata["source"]).split()[1]: task for task in generate("starter")}
 

@@ -1,0 +1,1 @@
+"""Actions that an audit makes up: hostile ones, other answers, claims, and words of the source."""

@@ -1,0 +1,1 @@
+"""The search for hidden values in what an agent can read."""

@@ -1,0 +1,1 @@
+"""Let a person play an episode in the terminal."""

@@ -1,0 +1,1 @@
+"""Attention of packed, shared and ragged rows, and their keys and values."""

@@ -1,0 +1,1 @@
+"""Ready environments around what exists: Gymnasium, programs, MCP servers, web services, other machines."""

@@ -1,0 +1,1 @@
+"""The leaderboard: ranked rows of several runs, as one page, Markdown and CSV."""

@@ -1,0 +1,1 @@
+"""A run's report: its data, numbers, sentences, charts and pages."""

@@ -1,0 +1,1 @@
+"""The run folder: its records, code, machine, tasks, claim and report."""

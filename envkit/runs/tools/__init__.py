@@ -1,0 +1,1 @@
+"""Before training: is there something to learn from, and would a better message do?"""

@@ -1,0 +1,1 @@
+"""What all rooms stand on: files, run folders, leases, progress, plugins, prices."""

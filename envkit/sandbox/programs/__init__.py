@@ -1,0 +1,1 @@
+"""Programs that graders run inside sandboxes. Standard library only; a zygote compiles them ahead."""

@@ -1,0 +1,1 @@
+"""Does RL forget less than supervised training?"""

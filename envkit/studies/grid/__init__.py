@@ -1,0 +1,1 @@
+"""The grid that studies share: arms, cells, budgets, findings and pages."""

@@ -1,0 +1,1 @@
+"""Do many specialists behind a router on one base beat any single adapter?"""

@@ -1,0 +1,1 @@
+"""Are edits of weights and of activations different kinds of control?"""

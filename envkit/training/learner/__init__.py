@@ -1,0 +1,1 @@
+"""The learner: from packed tokens to a gradient of the adapter."""
