@@ -785,8 +785,8 @@ def test_all_studies_of_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def trained(*_: Any, **__: Any) -> None:
         raise AssertionError("trained or played again")
 
-    for function in ("training.train", "measuring.evaluate", "forgotten.forgetting"):
-        monkeypatch.setattr(f"envkit.runs.{function}", trained)
+    for function in ("runs.training.train", "runs.measuring.evaluate", "studies.forgetting.call.forgetting"):
+        monkeypatch.setattr(f"envkit.{function}", trained)
     before = {path: path.read_bytes() for path in (tmp_path / "grid" / "own").glob("*.*")}
     for name in STUDIES:
         envkit.study(name, **options)

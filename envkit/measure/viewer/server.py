@@ -45,15 +45,15 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
-#: Files of the page by request path. ``chart.css`` has the colours.
+#: Files of the page by request path, with those that reports have, too: ``chart.css`` has the colours.
 _FILES = {
-    "/": ("viewer.html", "text/html"),
-    "/chart.css": ("chart.css", "text/css"),
-    "/report.css": ("report.css", "text/css"),
-    "/viewer.css": ("viewer.css", "text/css"),
-    "/viewer.js": ("viewer.js", "text/javascript"),
-    "/viewer_episode.js": ("viewer_episode.js", "text/javascript"),
-    "/viewer_diff.js": ("viewer_diff.js", "text/javascript"),
+    "/": ("viewer/viewer.html", "text/html"),
+    "/chart.css": ("report/chart.css", "text/css"),
+    "/report.css": ("report/report.css", "text/css"),
+    "/viewer.css": ("viewer/viewer.css", "text/css"),
+    "/viewer.js": ("viewer/viewer.js", "text/javascript"),
+    "/viewer_episode.js": ("viewer/viewer_episode.js", "text/javascript"),
+    "/viewer_diff.js": ("viewer/viewer_diff.js", "text/javascript"),
 }
 
 #: Fields of the manifest that the page shows.
@@ -154,7 +154,7 @@ def make_app(run: RunFolder, token: str) -> Starlette:
             raise StoreError(f"{entry.journal}.jsonl:{entry.line}: cannot be shown ({error})") from error
 
     def page(name: str, kind: str, request: Request) -> Response:
-        return Response(resources.files("envkit.measure.viewer").joinpath(name).read_bytes(), media_type=kind)
+        return Response(resources.files("envkit.measure").joinpath(name).read_bytes(), media_type=kind)
 
     async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
         first = request.scope["path"].split("/")[1]
