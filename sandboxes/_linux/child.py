@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import subprocess
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import IO, TypeAlias, cast, final
+from typing import IO, Final, TypeAlias, cast, final
 
+#: Open files of a process that has several hundred sandboxes.
+_OPEN_FILES: Final = 65_536
 #: The host's ends of a command's stdin, stdout and stderr.
 Pipes: TypeAlias = tuple[IO[bytes], IO[bytes], IO[bytes]]
 
@@ -122,4 +125,16 @@ def launch(argv: Sequence[str], env: Mapping[str, str], cwd: Path, *inherit: int
 @cache
 def _launcher(pid: int) -> ThreadPoolExecutor:
     """This process's launching thread. Keyed by pid, because a fork does not have it."""
+    allow_open_files()
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"launcher-{pid}")
+
+
+def allow_open_files() -> None:
+    """Raise this process's own limit on open files, up to what the system allows it.
+
+    A hundred sandboxes at once have about a thousand files open, and 1,024 is an ordinary user's usual limit.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

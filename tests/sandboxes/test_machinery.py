@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import selectors
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -105,3 +107,24 @@ def test_a_python_without_needed_calls_is_named_with_the_cure(
         assert f"was built without os.{call}" in problem
     with pytest.raises(SandboxUnavailable, match=r"make setup PYTHON=/usr/bin/python3"):
         sandbox_backend()
+
+
+#: Many sandboxes of a process that may have few files open, as an ordinary user's may have 1,024.
+MANY_SANDBOXES = """
+import contextlib, resource, sys
+from envkit.sandbox.choice import sandbox_backend
+
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+with contextlib.ExitStack() as stack:
+    backend = sandbox_backend(sys.argv[1])
+    sandboxes = [stack.enter_context(backend.create()) for _ in range(40)]
+    print({sandbox.run(["/bin/sh", "-c", "echo here"]).stdout for sandbox in sandboxes})
+"""
+
+
+@pytest.mark.parametrize("name", ["zygote", "bubblewrap"])
+def test_many_sandboxes_of_a_user_who_may_have_few_files_open(name: str) -> None:
+    argv = [sys.executable, "-c", MANY_SANDBOXES, name]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "{b'here\\n'}\n", done.stderr
